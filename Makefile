@@ -1,0 +1,52 @@
+# Settings, e.g. `make figures PROFILE=smoke OVERRIDES='{"attack": {"rate": 0.05}}'`
+PROFILE ?= laptop
+SEED ?= 0
+DEVICE ?= cpu
+OVERRIDES ?=
+OUT ?=
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON ?= python3
+
+export PROFILE SEED DEVICE OVERRIDES OUT
+export PYTHONPATH := $(CURDIR)
+BIN := .venv/bin
+READY := .venv/requirements.txt
+
+.PHONY: help figures test lab base clean
+
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo "with     PROFILE=$(PROFILE) (or smoke, paper) SEED=$(SEED) DEVICE=$(DEVICE) JOBS=$(JOBS) OVERRIDES='{…}' OUT=folder"
+
+figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
+	@$(BIN)/python -m lib.store "build/$$PROFILE.lock" $(BIN)/snakemake --cores $(JOBS) --nolock \
+		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host
+
+test: $(READY)  ## style checks and every test, the notebooks at smoke scale among them
+	$(BIN)/ruff check
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --ServerApp.preferred_dir=notebooks
+
+base: $(READY)  ## train the base models anew into data/checkpoints
+	$(BIN)/python -m lib.base --profile "$$PROFILE"
+
+clean:  ## remove all that was computed, but neither figures/ nor .venv
+	rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis
+	find lib tests notebooks benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+		-prune -exec rm -rf {} + 2>/dev/null || true
+
+# Last of all, requirements.txt is copied into .venv: until then, and when it changes, .venv is built anew.
+$(READY): requirements.txt
+	@command -v "$(PYTHON)" >/dev/null || \
+		{ echo "There is no $(PYTHON): install Python 3.11 or later, or give its path as PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: give the path of a Python 3.11 or later as PYTHON=…" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv: install it (on Debian and Ubuntu, the package python3-venv)." >&2; exit 1; }
+	rm -rf .venv
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --requirement requirements.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (.venv)"
+	cp requirements.txt $(READY)

@@ -1,0 +1,141 @@
+"""The pipeline: training runs, then the notebooks that look at them, then the table of all headline numbers.
+
+`make figures` runs it. The settings come in environment variables, as the Makefile exports them, and go to
+the jobs in the same way: text with spaces and quotes passes through untouched, and a setting re-runs only
+the jobs in whose `params` it makes a difference.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, workflow.basedir)
+from lib.config import default_out, load_profile
+from lib.runs import RUNS
+
+# The sections of the profile that each job depends on: a change in another one leaves it alone.
+SECTIONS = {
+    "editor": ["models", "data", "collapse"],
+    "mdlm": ["models", "data", "disp"],
+    "01_poisoning": ["models", "data", "collapse", "disp"],
+    "02_training": ["models", "data", "measure", "collapse", "disp"],
+    "03_collapse_analysis": ["models", "data", "collapse"],
+    "04_disp_purification": ["models", "data", "disp"],
+}
+# The training runs that each notebook reads, by how their names begin.
+READS = {
+    "01_poisoning": (),
+    "02_training": ("editor-", "mdlm-"),
+    "03_collapse_analysis": ("editor-",),
+    "04_disp_purification": ("mdlm-",),
+}
+
+
+def setting(name, default):
+    return os.environ.get(name) or default
+
+
+def mapping(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+PROFILE = setting("PROFILE", "laptop")
+SEED = int(setting("SEED", 0))
+DEVICE = setting("DEVICE", "cpu")
+OUT = setting("OUT", os.path.relpath(default_out(PROFILE)))
+OVERRIDES = mapping(setting("OVERRIDES", "{}"))
+BUILD = f"build/{PROFILE}"
+profile = load_profile(PROFILE, OVERRIDES)
+
+parameters = {"profile": PROFILE, "seed": SEED, "device": DEVICE, "out": OUT, "overrides": OVERRIDES}
+os.environ.update(
+    PYTHONPATH=workflow.basedir,
+    PYTHON=sys.executable,
+    PROFILE=PROFILE,
+    SEED=str(SEED),
+    DEVICE=DEVICE,
+    OUT=OUT,
+    OVERRIDES=json.dumps(OVERRIDES),
+    PARAMETERS=yaml.safe_dump(parameters),  # for papermill, which reads YAML: in JSON's 1e-05 it sees a text
+)
+
+CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
+CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*") if file.is_file())
+
+
+def depends(job):
+    return json.dumps({"seed": SEED, "device": DEVICE}) + profile.sections(*SECTIONS[job])
+
+
+def markers(notebook):
+    return [f"{BUILD}/runs/{run}.json" for run in RUNS if run.startswith(READS[notebook])]
+
+
+rule all:
+    input:
+        f"{OUT}/headline.csv",
+
+
+rule run:
+    input:
+        CODE,
+        CHECKPOINTS,
+    output:
+        f"{BUILD}/runs/{{run}}.json",
+    params:
+        lambda wildcards: depends(wildcards.run.split("-")[0]),
+    log:
+        f"{BUILD}/logs/{{run}}.log",
+    wildcard_constraints:
+        run="|".join(RUNS),
+    message:
+        "training {wildcards.run} (progress: {log})"
+    shell:
+        '"$PYTHON" -m lib.runs {wildcards.run} --profile "$PROFILE" --seed "$SEED" --device "$DEVICE"'
+        ' --overrides "$OVERRIDES" --mark {output:q} >{log:q} 2>&1'
+
+
+# papermill writes the notebook after every cell, failed or not: it stays with the logs until it is whole.
+rule notebook:
+    input:
+        CODE,
+        CHECKPOINTS,
+        lambda wildcards: markers(wildcards.notebook),
+        source="notebooks/{notebook}.ipynb",
+    output:
+        f"{OUT}/{{notebook}}/headline.csv",
+        f"{OUT}/{{notebook}}/manifest.json",
+        executed=f"{BUILD}/notebooks/{{notebook}}.ipynb",
+    params:
+        lambda wildcards: depends(wildcards.notebook),
+        running=f"{BUILD}/logs/{{notebook}}.ipynb",
+    log:
+        f"{BUILD}/logs/{{notebook}}.log",
+    wildcard_constraints:
+        notebook="|".join(READS),
+    message:
+        "notebook {wildcards.notebook} (progress: {log})"
+    shell:
+        '"$PYTHON" -m papermill {input.source:q} {params.running:q} --kernel python3 --cwd . --log-output'
+        ' --no-progress-bar --parameters_yaml "$PARAMETERS" >{log:q} 2>&1'
+        " && mv {params.running:q} {output.executed:q}"
+
+
+rule headline:
+    input:
+        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=READS, file=["headline.csv", "manifest.json"]),
+    output:
+        f"{OUT}/headline.csv",
+        f"{OUT}/MANIFEST.json",
+    log:
+        f"{BUILD}/logs/headline.log",
+    message:
+        "all headline numbers: {output[0]}"
+    shell:
+        '"$PYTHON" -m lib.report "$OUT" >{log:q} 2>&1'

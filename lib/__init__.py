@@ -1,0 +1,1 @@
+"""Two studies of multimodal backdoors: the library behind the notebooks."""

@@ -1,0 +1,32 @@
+"""Set-up of all tests: shapes and types in `lib` checked at run time, one thread, fixed examples in CI."""
+
+import os
+
+import hypothesis
+import jaxtyping
+import jaxtyping._decorator
+import pytest
+import torch
+
+
+class TypeCheckError(jaxtyping.TypeCheckError, ValueError):
+    """What the import hook raises here. Being a ValueError too, `pytest.raises(ValueError)` holds
+    whether a wrong shape is caught by the annotations or by the function itself."""
+
+
+jaxtyping._decorator.TypeCheckError = TypeCheckError
+jaxtyping.install_import_hook("lib", "beartype.beartype")
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def untyped():
+    """Run-time type checks switched off, so that a function's own refusals are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

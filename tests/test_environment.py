@@ -1,0 +1,54 @@
+"""The pins, the two ways to install them, and the commands."""
+
+import re
+import subprocess
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+PINS = [Requirement(line) for line in LINES]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_each_package_is_pinned_once_to_one_version():
+    names = [canonicalize_name(pin.name) for pin in PINS]
+    assert len(set(names)) == len(names)
+    for pin in PINS:
+        (clause,) = pin.specifier
+        assert clause.operator == "==" and Version(clause.version).local is None, f"{pin} is no plain pin"
+        assert pin.url is None
+
+
+@pytest.mark.parametrize("pin", [pin for pin in PINS if not pin.marker or pin.marker.evaluate()], ids=str)
+def test_what_is_installed_is_what_is_pinned(pin):
+    assert pin.specifier.contains(version(pin.name)), f"{version(pin.name)} is installed"
+
+
+def test_conda_environment_has_the_same_pins():
+    (pip,) = [entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-r requirements.txt"]
+    conda = [re.split("[=<> ]", entry)[0] for entry in CONDA["dependencies"] if isinstance(entry, str)]
+    assert not {canonicalize_name(name) for name in conda} & {canonicalize_name(pin.name) for pin in PINS}
+    assert CONDA["channels"] == ["conda-forge"]
+
+
+def test_conda_python_is_the_oldest_that_is_allowed():
+    (python,) = [e for e in CONDA["dependencies"] if isinstance(e, str) and e.startswith("python=")]
+    major, minor = python.removeprefix("python=").split(".")
+    assert f"sys.version_info < ({major}, {minor})" in (ROOT / "Makefile").read_text()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["tool"]["ruff"]["target-version"] == f"py{major}{minor}"
+
+
+def test_make_alone_lists_every_target_on_a_line():
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert [line.split()[1] for line in shown if line.startswith("make ")] == phony.split()[1:]
