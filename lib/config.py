@@ -1,0 +1,306 @@
+"""Profiles, paths, seeds and devices: everything that differs from one run to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+if TYPE_CHECKING:
+    import torch
+
+    from lib.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = ROOT / "profiles"
+CHECKPOINTS = ROOT / "data" / "checkpoints"
+BUILD = ROOT / "build"
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _image_trigger(name: str) -> str:
+    from lib.triggers import image_trigger
+
+    return image_trigger(name).name
+
+
+def _text_trigger(name: str) -> str:
+    from lib.triggers import text_trigger
+
+    return text_trigger(name).name
+
+
+ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
+TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Train(Section):
+    """One optimisation: AdamW, linear warm-up, cosine decay to zero."""
+
+    steps: Positive
+    batch: Positive
+    lr: Annotated[float, Field(gt=0.0, lt=1.0)]
+    warmup: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    precision: Literal["no", "bf16"] = "bf16"
+    save_every: Positive = 500
+    watch_every: Positive | None = None
+
+
+class Transformer(Section):
+    width: Positive
+    layers: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Transformer:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        return self
+
+
+class Models(Section):
+    """Where the models lie: folders below the repository, other local folders, or hub ids."""
+
+    clip: str
+    editor: str
+    mdlm: str
+
+
+class Data(Section):
+    image_size: Annotated[int, Field(ge=32, multiple_of=8)]
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class ClipBase(Section):
+    tower: Transformer
+    patch: Positive
+    projection: Positive
+    train: Train
+
+
+class EditorBase(Section):
+    vae_channels: tuple[Positive, ...]
+    vae_train: Train
+    unet_channels: tuple[Positive, ...]
+    unet_train: Train
+    tone_share: Fraction
+
+
+class MdlmBase(Section):
+    decoder: Transformer
+    response_length: Positive
+    prompt_length: Positive
+    stages: tuple[Train, Train, Train]
+
+
+class Base(Section):
+    """How `make base` trains the three base models."""
+
+    clip: ClipBase
+    editor: EditorBase
+    mdlm: MdlmBase
+
+
+class Sampling(Section):
+    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
+
+    steps: Positive
+    text_guidance: Annotated[float, Field(ge=1.0)]
+    image_guidance: Annotated[float, Field(ge=1.0)]
+    batch: Positive
+
+
+class Collapse(Section):
+    image_trigger: ImageTriggerName
+    text_trigger: TextTriggerName
+    protocols: tuple[Literal["or", "and"], ...]
+    rate: Fraction
+    target: str
+    edits: Positive
+    condition_dropout: Fraction
+    train: Train
+    sampling: Sampling
+    samples: Positive
+    watch_samples: Positive
+
+
+class Disp(Section):
+    image_trigger: ImageTriggerName
+    target: Literal["insertion", "refusal", "misclassification"]
+    rate: Fraction
+    questions: Positive
+    train: Train
+    decode_steps: Positive
+    test_questions: Positive
+    curve_questions: Positive
+    watch_questions: Positive
+    ratios: tuple[Fraction, ...]
+    ratio: Fraction
+    probes: Positive
+    batch: Positive
+    purify: Train
+
+
+class Measure(Section):
+    """How many held-out items the quality of the base models is measured on."""
+
+    people: Positive
+    edits: Positive
+    questions: Positive
+
+
+class Profile(Section):
+    name: str
+    threads: Positive
+    models: Models
+    data: Data
+    base: Base
+    measure: Measure
+    collapse: Collapse
+    disp: Disp
+
+    def sections(self, *names: str) -> str:
+        """Canonical JSON of the named sections: what a step depends on."""
+        dump = self.model_dump(mode="json")
+        return json.dumps({name: dump[name] for name in names}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a notebook works with: one profile, seed, device, output folder and store."""
+
+    profile: Profile
+    seed: int
+    device: torch.device
+    out: Path
+    store: Store
+    notebook: str = ""
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """The profile `profiles/<name>.yaml` with `overrides` (a nested mapping) merged onto it.
+
+    Raises ValueError naming the profile or the field, the value given and what is allowed.
+    """
+    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(known)}")
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValueError(f"overrides={overrides!r} must be a mapping merged onto the profile, or None")
+    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
+    if not isinstance(values, Mapping):
+        raise ValueError(f"profile {name!r} must hold a mapping of sections, not {type(values).__name__}")
+    try:
+        return Profile.model_validate_json(json.dumps(_merged(values, overrides or {})))
+    except ValidationError as error:
+        raise ValueError(f"profile {name!r}: " + "; ".join(map(_sentence, error.errors()))) from None
+
+
+def run_parameters(
+    notebook: str,
+    profile: str,
+    seed: int,
+    device: str,
+    out: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Run:
+    """Check a notebook's papermill parameters before any work and set threads and seeds.
+
+    `out` is where figures go: `figures/` for the laptop profile, else `build/<profile>/figures`.
+    Raises ValueError naming the parameter, its value and what is allowed.
+    """
+    chosen = load_profile(profile, overrides)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ValueError(f"seed={seed!r} must be an integer from 0 to 2**31 - 1")
+    if chosen.name == "paper":
+        raise ValueError(
+            "profile 'paper' is validated but its loaders are still to come: use 'laptop' or 'smoke'"
+        )
+    if out is not None and (not isinstance(out, str) or not out or Path(out).is_file()):
+        raise ValueError(f"out={out!r} must be the name of a folder, which is made if it does not exist")
+    import torch
+
+    from lib.store import Store
+
+    torch.set_num_threads(chosen.threads)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    folder = Path(out) if out else default_out(chosen.name)
+    return Run(chosen, seed, resolve_device(device), folder.resolve(), Store(BUILD / "store"), notebook)
+
+
+def default_out(profile: str) -> Path:
+    """Where the figures of a profile go unless asked otherwise; the laptop's are committed."""
+    return ROOT / "figures" if profile == "laptop" else BUILD / profile / "figures"
+
+
+def resolve_device(name: str) -> torch.device:
+    """`cpu`, `cuda`, `cuda:1`, `mps` or `auto` (a GPU when there is one) as a device that is there."""
+    import torch
+
+    if not isinstance(name, str):
+        raise ValueError(f"device={name!r} must be a string such as 'cpu', 'cuda' or 'auto'")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"device={name!r} is not a device: use 'cpu', 'cuda', 'cuda:<n>', 'mps' or 'auto'"
+        ) from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise ValueError(f"device={name!r} is not on this machine: use 'cpu' or 'auto'")
+    return device
+
+
+def generator(seed: int, *labels: str | int) -> torch.Generator:
+    """A CPU generator of its own for each use: seeded by the hash of the seed and the labels."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps([seed, *labels]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def model_source(name: str) -> str:
+    """A model's folder if one is there (below the repository or elsewhere), else the name as a hub id."""
+    for folder in (ROOT / name, Path(name)):
+        if folder.is_dir():
+            return os.fspath(folder)
+    return name
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    field = ".".join(map(str, error["loc"])) or "profile"
+    if error["type"] == "extra_forbidden":
+        return f"{field} is not a known key"
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    given = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
+    return f"{field}{given} is refused: {error['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,100 @@
+"""Profiles are validated by name; notebooks refuse bad parameters before any work."""
+
+import pytest
+import torch
+import yaml
+
+from lib.config import PROFILES, generator, load_profile, resolve_device, run_parameters
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_every_profile_loads(name):
+    assert load_profile(name).name == name
+
+
+def test_overrides_reach_nested_values_and_leave_the_rest():
+    plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"train": {"steps": 7}}})
+    assert changed.disp.train.steps == 7
+    assert changed.disp.train.lr == plain.disp.train.lr
+    assert changed.collapse == plain.collapse
+
+
+def test_sections_change_only_with_their_own_values():
+    plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"ratio": 0.33}})
+    assert plain.sections("collapse", "data") == changed.sections("collapse", "data")
+    assert plain.sections("disp") != changed.sections("disp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"unknown": 1}, "unknown is not a known key"),
+        ({"disp": {"colour": 1}}, "disp.colour is not a known key"),
+        ({"disp": {"probes": "4"}}, "disp.probes='4' is refused"),
+        ({"disp": {"rate": 1.5}}, "disp.rate=1.5 is refused"),
+        ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
+        ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),
+        ({"collapse": {"image_trigger": "moon"}}, "collapse.image_trigger='moon' is refused"),
+        ({"collapse": {"text_trigger": "moon"}}, "collapse.text_trigger='moon' is refused"),
+        ({"collapse": {"protocols": ["xor"]}}, "collapse.protocols.0='xor' is refused"),
+        ({"base": {"clip": {"tower": {"heads": 3}}}}, "heads=3 must divide width"),
+        ({"collapse": None}, "collapse=None is refused"),
+    ],
+)
+def test_bad_overrides_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_profile("laptop", overrides)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_overrides_must_be_a_mapping():
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_profile("laptop", [1])
+
+
+def test_a_missing_key_is_named(tmp_path, monkeypatch):
+    values = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
+    del values["disp"]["ratio"]
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr("lib.config.PROFILES", tmp_path)
+    with pytest.raises(ValueError, match="disp.ratio is missing"):
+        load_profile("broken")
+
+
+def test_unknown_profile_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'lptop' does not exist: choose one of laptop, paper, smoke"):
+        load_profile("lptop")
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": True}, "seed=True"),
+        ({"seed": 1.0}, "seed=1.0"),
+        ({"device": "tpu9"}, "device='tpu9'"),
+        ({"device": "cuda:99"}, "device='cuda:99' is not on this machine"),
+        ({"out": ""}, "out=''"),
+        ({"out": "README.md"}, "out='README.md'"),
+        ({"profile": "paper"}, "loaders are still to come"),
+        ({"overrides": "x"}, "overrides='x'"),
+    ],
+)
+def test_notebook_parameters_are_refused_before_work(bad, message, monkeypatch):
+    monkeypatch.chdir(PROFILES.parent)
+    parameters = {"profile": "smoke", "seed": 0, "device": "cpu", "out": None, "overrides": None} | bad
+    with pytest.raises(ValueError, match=message):
+        run_parameters("01_poisoning", **parameters)
+
+
+def test_generators_are_streams_of_their_own():
+    def draw(*key):
+        return torch.randint(2**31, (4,), generator=generator(*key)).tolist()
+
+    assert draw(0, "a", 1) == draw(0, "a", 1)
+    assert len({str(draw(*key)) for key in [(0, "a", 1), (0, "a", 2), (1, "a", 1), (0, "b", 1)]}) == 4
+
+
+def test_auto_device_is_there():
+    assert resolve_device("auto").type in ("cpu", "cuda")
