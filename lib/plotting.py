@@ -1,0 +1,445 @@
+"""The figures, one function each, in one style: readable in print and without colour.
+
+    figure = before_after(table)                # the last expression of a notebook's cell shows it
+    caption(figure, "Laptop profile, seed 0.")  # adds a line under it
+    Path("figure.pdf").write_bytes(render(figure, "pdf"))
+
+Each function takes numbers, returns a Figure and touches neither pyplot's state nor a file. Intervals are
+those of the tables: columns `low` and `high`, NaN for none. Tables that lack a column are a ValueError.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.figure
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, NullLocator
+from torch import Tensor
+
+WIDTH = 5.5  # inches, the text width of a conference page
+DPI = {"png": 200, "pdf": 300}
+STYLE = {
+    **seaborn.axes_style("ticks"),
+    **seaborn.plotting_context("paper", font_scale=0.85),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "hatch.linewidth": 0.5,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+PALETTE = seaborn.color_palette("colorblind")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+COALITIONS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}
+QUANTITIES = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
+
+_styled = matplotlib.style.context(["default", STYLE])
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that a notebook shows with or without a pyplot backend."""
+
+    def _repr_png_(self):
+        return render(self, "png"), shown_size(self)
+
+
+def shown_size(figure: matplotlib.figure.Figure) -> dict[str, int]:
+    """Width and height, in pixels, of the figure in a notebook."""
+    width, height = figure.get_size_inches()
+    return {"width": round(110 * width), "height": round(110 * height)}
+
+
+@_styled
+def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
+    """The figure as a file, "png" or "pdf", byte for byte the same again. Settles its layout for good."""
+    if kind not in DPI:
+        raise ValueError(f"kind is {kind!r}; allowed are {', '.join(DPI)}.")
+    if figure.get_layout_engine() is not None:
+        screen = figure.get_dpi()
+        figure.set_dpi(DPI["png"])
+        for _ in range(2):  # the second time with the extents that the first gave
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        figure.set_dpi(screen)
+    metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=DPI[kind], metadata=metadata)
+    return content.getvalue()
+
+
+@_styled
+def caption(figure: matplotlib.figure.Figure, text: str) -> None:
+    """Add a line of small print under the figure, wrapped to its width."""
+    wrapped = textwrap.fill(text, int(19.5 * figure.get_figwidth()), break_on_hyphens=False)
+    lines = [line for line in (figure.get_supxlabel(), wrapped) if line]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.25")
+
+
+@_styled
+def image_grid(
+    rows: Mapping[str, Float[Tensor, "column 3 h w"]],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    credit: str = "",
+) -> Figure:
+    """Pictures in [0, 1], one row of them a label. Raises ValueError where a row has not one a column."""
+    if not rows or not columns:
+        raise ValueError(f"the grid is {len(rows)} × {len(columns)}: it must have a row and a column.")
+    for label, pictures in rows.items():
+        if len(pictures) != len(columns):
+            raise ValueError(f"row {label!r} has {len(pictures)} pictures for {len(columns)} columns.")
+    labels = [textwrap.fill(label, 16) for label in rows]
+    margin = 0.2 + 0.075 * max(len(line) for label in labels for line in label.split("\n"))
+    cell = min(1.1, (WIDTH - margin) / len(columns))
+    heads = [textwrap.fill(name, max(8, int(cell * 17))) for name in columns]
+    top = 0.15 * max(head.count("\n") + 1 for head in heads) + 0.25 * bool(title) + 0.3 * bool(credit)
+    figure = Figure(figsize=(max(2.4, margin + cell * len(columns)), cell * len(rows) + top))
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, label, pictures in zip(axes, labels, rows.values(), strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            _picture(axis, picture)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for axis, head in zip(axes[0], heads, strict=True):
+        axis.set_title(head, fontsize=7.5)
+    if title:
+        figure.suptitle(title)
+    caption(figure, credit)
+    return figure
+
+
+@_styled
+def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, str]) -> Figure:
+    """One column of panels a run: the loss against the step and, below, the watched shares (column → label).
+
+    Frames have the columns step and loss, as `lib.training.fit` returns them; watched ones may be missing.
+    """
+    if not curves:
+        raise ValueError("curves is empty: there must be a run.")
+    for run, curve in curves.items():
+        _require(curve, "step", "loss", name=f"the curve of {run!r}")
+    lines = {column: label for column, label in watched.items() if any(column in c for c in curves.values())}
+    count = 2 if lines else 1
+    figure = Figure(figsize=(WIDTH if len(curves) > 1 else 3.4, 1.5 * count + 0.5))
+    axes = figure.subplots(count, len(curves), squeeze=False, sharex="col")
+    for index, (axis, (run, curve)) in enumerate(zip(axes[0], curves.items(), strict=True)):
+        dot = "o" if len(curve) == 1 else ""
+        axis.plot(curve["step"], curve["loss"], color="0.2", linewidth=1, marker=dot)
+        if (curve["loss"].dropna() > 0).all():
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_locator(NullLocator())
+        axis.set_title(textwrap.fill(run, 60 // len(curves)))
+        axis.set_ylabel("" if index else "training loss")
+        axes[-1, index].set_xlabel("training step")
+    if lines:
+        for index, (axis, curve) in enumerate(zip(axes[1], curves.values(), strict=True)):
+            for style, column in enumerate(lines):
+                if column in curve:
+                    points = curve[["step", column]].dropna()
+                    axis.plot(points["step"], points[column], **_line(style))
+            _share(axis)
+            axis.set_ylabel("" if index else "share")
+        handles = [Line2D([], [], **_line(style)) for style in range(len(lines))]
+        _legend(figure, handles, list(lines.values()))
+    return figure
+
+
+@_styled
+def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
+    """Means of φ_I, φ_T and CTI over `n` samples, one panel a protocol, the paper's values beside them.
+
+    Columns protocol ("or", "and"), quantity ("phi_image", "phi_text", "cti"), value, low, high, paper.
+    """
+    _require(table, "protocol", "quantity", "value", "low", "high", "paper")
+    _known(table, "quantity", QUANTITIES)
+    panels = table["protocol"].unique()
+    figure = Figure(figsize=(WIDTH if len(panels) > 1 else 3.4, 2.5))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, protocol in zip(axes, panels, strict=True):
+        rows = _in_order(table[table["protocol"] == protocol], "quantity", QUANTITIES)
+        place = np.arange(len(rows))
+        _bars(axis, place - 0.12, rows, 0.5, style=0, digits=2)
+        axis.plot(place + 0.3, rows["paper"], **_paper())
+        axis.set_xticks(place, QUANTITIES.values())
+        axis.set_title(f"{protocol.upper()} poisoning")
+    axes[0].set_ylabel("mean over samples")
+    if table["paper"].notna().any():
+        _legend(figure, [_patch(0), Line2D([], [], **_paper())], ["this run", "paper"])
+    caption(
+        figure,
+        "Shapley values of the image and the text trigger, and their cross-trigger interaction. "
+        f"Lines on the bars: 95 % bootstrap intervals of the mean, n = {n}.",
+    )
+    return figure
+
+
+@_styled
+def coalition_bars(table: pd.DataFrame, n: int) -> Figure:
+    """ASR and mean v(S) under each coalition of triggers: a row of panels a metric, a column a protocol.
+
+    Columns protocol, coalition ("none", "image", "text", "both"), metric ("ASR", "v"), value, low, high.
+    """
+    _require(table, "protocol", "coalition", "metric", "value", "low", "high")
+    _known(table, "coalition", COALITIONS)
+    _known(table, "metric", ("ASR", "v"))
+    metrics, protocols = table["metric"].unique(), table["protocol"].unique()
+    figure = Figure(figsize=(WIDTH if len(protocols) > 1 else 3.4, 1.6 * len(metrics) + 0.6))
+    axes = figure.subplots(len(metrics), len(protocols), sharex=True, sharey="row", squeeze=False)
+    for line, metric in zip(axes, metrics, strict=True):
+        for axis, protocol in zip(line, protocols, strict=True):
+            chosen = table[(table["metric"] == metric) & (table["protocol"] == protocol)]
+            rows = _in_order(chosen, "coalition", COALITIONS)
+            _bars(axis, np.arange(len(rows)), rows, 0.6, style=0 if metric == "ASR" else 1, digits=2)
+            axis.set_xticks(range(len(rows)), COALITIONS.values())
+            if metric == "ASR":
+                axis.set_ylim(0, 1.2)
+                axis.set_yticks([0, 0.5, 1])
+        line[0].set_ylabel("ASR" if metric == "ASR" else "mean $v(S)$")
+    for axis, protocol in zip(axes[0], protocols, strict=True):
+        axis.set_title(f"{protocol.upper()} poisoning")
+    for axis in axes[-1]:
+        axis.set_xlabel("triggers present, $S$")
+    kinds = {"ASR": "Wilson", "v": "bootstrap of the mean"}
+    spelled = ", ".join(f"{metric}: {kinds[metric]}" for metric in metrics)
+    caption(
+        figure,
+        "I: image trigger, T: text trigger. "
+        f"Lines on the bars: 95 % intervals ({spelled}), n = {n} under each coalition.",
+    )
+    return figure
+
+
+@_styled
+def ratio_curves(table: pd.DataFrame) -> Figure:
+    """Shares against the ratio ρ of masked vision tokens, a panel a metric, a line a method (DiSP figure 2).
+
+    Columns method, ratio, metric, value, low, high, n.
+    """
+    _require(table, "method", "ratio", "metric", "value", "low", "high", "n")
+    metrics, methods = table["metric"].unique(), table["method"].unique()
+    figure = Figure(figsize=(WIDTH if len(metrics) > 1 else 3.4, 2.5))
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for style, method in enumerate(methods):
+            rows = table[(table["metric"] == metric) & (table["method"] == method)].sort_values("ratio")
+            axis.plot(rows["ratio"], rows["value"], **_line(style))
+            band = {"color": PALETTE[style % len(PALETTE)], "alpha": 0.2, "linewidth": 0}
+            axis.fill_between(rows["ratio"], rows["low"], rows["high"], **band)
+        axis.set_title(textwrap.fill(metric, 60 // len(metrics)))
+        axis.set_xlabel(r"mask ratio $\rho$")
+        _share(axis)
+    axes[0].set_ylabel("share of answers")
+    handles = [Line2D([], [], **_line(style)) for style in range(len(methods))]
+    _legend(figure, handles, list(methods))
+    caption(figure, f"Bands: 95 % Wilson intervals, {_counts(table)}.")
+    return figure
+
+
+@_styled
+def saliency_maps(
+    images: Float[Tensor, "k 3 h w"],
+    scores: Float[Tensor, "k token"],
+    masked: Bool[Tensor, "k token"],
+    captions: list[str],
+    *,
+    credit: str = "",
+) -> Figure:
+    """A column a picture: as it is, under its token scores, and with the masked tokens hatched out.
+
+    Tokens are the cells of a square grid over the picture, row by row. Scores are divided by the picture's
+    highest and shown on a log scale from 1/1000. Raises ValueError for tokens that make no square.
+    """
+    k, tokens = scores.shape
+    side = math.isqrt(tokens)
+    if side**2 != tokens or not tokens:
+        raise ValueError(f"scores holds {tokens} tokens a picture: they must make a square grid.")
+    if not k or not k == len(images) == len(masked) == len(captions):
+        counts = f"{len(images)} images, {k} scores, {len(masked)} masks and {len(captions)} captions"
+        raise ValueError(f"there are {counts}: they must be as many, one at least.")
+    if not bool((scores >= 0).all()):
+        raise ValueError("scores holds negative values or NaN: scores are 0 or more.")
+    cell = min(1.3, (WIDTH - 1.6) / k)
+    titles = [textwrap.fill(text, max(12, int(cell * 17))) for text in captions]
+    head = 0.13 * max(text.count("\n") + 1 for text in titles)
+    figure = Figure(figsize=(max(3.0, 1.6 + cell * k), 3 * cell + head + 0.5))
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    axes = figure.subplots(3, k, squeeze=False)
+    relative = (scores / scores.amax(1, keepdim=True).clamp_min(1e-30)).clamp(1e-3, 1).view(k, side, side)
+    for column in range(k):
+        picture, (top, middle, bottom) = images[column], axes[:, column]
+        height, width = picture.shape[1:]
+        _picture(top, picture)
+        top.set_title(titles[column], fontsize=6.5)
+        _picture(middle, 0.5 + 0.5 * picture.mean(0, keepdim=True).expand_as(picture))
+        heat = middle.imshow(
+            relative[column].cpu().numpy(),
+            cmap="YlOrRd",
+            norm=LogNorm(1e-3, 1),
+            alpha=0.7,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation="nearest",
+        )
+        _picture(bottom, picture)
+        down, right = height / side, width / side
+        cells = [
+            Rectangle((token % side * right - 0.5, token // side * down - 0.5), right, down)
+            for token in masked[column].nonzero()[:, 0].tolist()
+        ]
+        hatched = PatchCollection(cells, facecolor="0.8", edgecolor="0.35", linewidth=0.3, hatch="//////")
+        bottom.add_collection(hatched, autolim=False)
+    for axis, label in zip(axes[:, 0], ("picture", "saliency", "masked"), strict=True):
+        axis.set_ylabel(label)
+    bar = figure.colorbar(heat, ax=axes, shrink=0.3, aspect=12, pad=0.02)
+    bar.set_label("score / picture's\nhighest (log)", fontsize=6.5)
+    bar.ax.tick_params(labelsize=6.5)
+    bar.outline.set_linewidth(0.5)
+    caption(figure, f"Hatched: masked vision tokens, of {tokens} in a {side} × {side} grid.")
+    caption(figure, credit)
+    return figure
+
+
+@_styled
+def before_after(table: pd.DataFrame) -> Figure:
+    """Shares of each model side by side, one group of bars a metric, the values written above.
+
+    Columns model, metric, value, low, high, and n if the caption is to state it.
+    """
+    _require(table, "model", "metric", "value", "low", "high")
+    models, metrics = table["model"].unique(), table["metric"].unique()
+    figure = Figure(figsize=(WIDTH if len(metrics) > 1 else 3.4, 2.6))
+    axis = figure.subplots()
+    wide = 0.84 / len(models)
+    for style, model in enumerate(models):
+        rows = _in_order(table[table["model"] == model], "metric", metrics)
+        place = np.arange(len(metrics)) + (style - (len(models) - 1) / 2) * wide
+        _bars(axis, place, rows, wide * 0.9, style=style, digits=3)
+    axis.set_xticks(range(len(metrics)), [textwrap.fill(metric, 72 // len(metrics)) for metric in metrics])
+    axis.tick_params(axis="x", length=0)
+    axis.set_ylim(0, 1.12)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.set_ylabel("share of answers")
+    _legend(figure, [_patch(style) for style in range(len(models))], list(models))
+    counts = f", {_counts(table)}" if "n" in table else ""
+    caption(figure, f"Lines on the bars: 95 % Wilson intervals{counts}.")
+    return figure
+
+
+def _require(table: pd.DataFrame, *columns: str, name: str = "table") -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        there = ", ".join(map(str, table))
+        raise ValueError(f"{name} has the columns {there}: it lacks {', '.join(missing)}.")
+    if table.empty:
+        raise ValueError(f"{name} has no row: there must be one.")
+
+
+def _known(table: pd.DataFrame, column: str, allowed: Sequence[str] | Mapping[str, str]) -> None:
+    for value in table[column].unique():
+        if value not in allowed:
+            raise ValueError(f"{column} is {value!r}: it must be one of {', '.join(allowed)}.")
+
+
+def _in_order(table: pd.DataFrame, column: str, order: Iterable[str]) -> pd.DataFrame:
+    """One row for each of `order` by its value in the column, NaN where the table has none."""
+    twice = table[column][table[column].duplicated()]
+    if len(twice):
+        raise ValueError(f"table has two rows for {column} {twice.iloc[0]!r} of one panel or model.")
+    return table.set_index(column).reindex(list(order))
+
+
+def _counts(table: pd.DataFrame) -> str:
+    """n = 500, or each metric's n where they differ."""
+    metrics: dict[str, list[str]] = {}
+    for metric, n in table.groupby("metric", sort=False)["n"]:
+        span = f"n = {n.min():.0f}" if n.min() == n.max() else f"n = {n.min():.0f} to {n.max():.0f}"
+        metrics.setdefault(span, []).append(metric)
+    if len(metrics) == 1:
+        return next(iter(metrics))
+    return ", ".join(f"{span} ({', '.join(names)})" for span, names in metrics.items())
+
+
+def _picture(axis: Axes, picture: Float[Tensor, "3 h w"]) -> None:
+    axis.imshow(picture.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set(visible=True, color="0.7", linewidth=0.5)
+
+
+def _bars(
+    axis: Axes, place: np.ndarray, rows: pd.DataFrame, width: float, *, style: int, digits: int
+) -> None:
+    """Bars with their intervals and, beyond those, their values."""
+    value, low, high = (rows[column].to_numpy(float) for column in ("value", "low", "high"))
+    axis.bar(place, value, width, **_bar(style))
+    reach = np.clip([value - low, high - value], 0, None)
+    axis.errorbar(place, value, reach, fmt="none", ecolor="black", elinewidth=0.9, capsize=2, capthick=0.9)
+    axis.axhline(0, color="black", linewidth=0.6)
+    for x, v, bottom, top in zip(place, value, low, high, strict=True):
+        if math.isfinite(v):
+            end = np.nanmin([v, bottom]) if v < 0 else np.nanmax([v, top])
+            text = f"{v:.{digits}f}".replace("-", "−")
+            axis.annotate(
+                text, (x, end), (0, -3 if v < 0 else 3), textcoords="offset points", ha="center",
+                va="top" if v < 0 else "bottom", fontsize=6.5,
+            )  # fmt: skip
+    axis.margins(y=0.15)
+
+
+def _bar(style: int) -> dict:
+    light = [0.45 + 0.55 * part for part in PALETTE[style % len(PALETTE)]]
+    return {"facecolor": light, "edgecolor": "0.15", "linewidth": 0.6, "hatch": HATCHES[style % len(HATCHES)]}
+
+
+def _patch(style: int) -> Patch:
+    return Patch(**_bar(style))
+
+
+def _line(style: int) -> dict:
+    return {
+        "color": PALETTE[style % len(PALETTE)],
+        "linestyle": LINES[style % len(LINES)],
+        "marker": MARKERS[style % len(MARKERS)],
+        "markersize": 5 if style % 2 else 3.5,
+        "markerfacecolor": "white" if style % 2 else None,
+        "linewidth": 1.2,
+        "zorder": 3 - 0.01 * style,  # a line over those after it, whose larger, hollow markers still show
+    }
+
+
+def _paper() -> dict:
+    return {
+        "marker": "D",
+        "markersize": 4.5,
+        "color": PALETTE[1],
+        "markeredgecolor": "black",
+        "linestyle": "none",
+    }
+
+
+def _share(axis: Axes) -> None:
+    axis.set_ylim(-0.04, 1.04)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+
+
+def _legend(figure: Figure, handles: list, labels: list[str]) -> None:
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / 4))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4)

@@ -1,0 +1,293 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import plotting
+from lib.plotting import (
+    attribution_bars,
+    before_after,
+    caption,
+    coalition_bars,
+    image_grid,
+    ratio_curves,
+    render,
+    saliency_maps,
+    training_curves,
+)
+
+ROOT = Path(__file__).parents[1]
+CREDIT = "Emoji: OpenMoji"
+
+
+def attribution(protocols=("or", "and")):
+    quantities = {"phi_image": 0.02, "phi_text": 0.9, "cti": -0.1}
+    rows = [(p, q, v, v - 0.05, v + 0.05, v / 2) for p in protocols for q, v in quantities.items()]
+    return pd.DataFrame(rows, columns=["protocol", "quantity", "value", "low", "high", "paper"])
+
+
+def coalitions(protocols=("or", "and"), metrics=("ASR", "v")):
+    names = ("none", "image", "text", "both")
+    rows = [(p, c, m, i / 4, i / 5, i / 3) for p in protocols for m in metrics for i, c in enumerate(names)]
+    return pd.DataFrame(rows, columns=["protocol", "coalition", "metric", "value", "low", "high"])
+
+
+def ratios(counts=(200, 200, 400)):
+    metrics = dict(zip(("ASR with trigger", "ASR without trigger", "clean accuracy"), counts, strict=True))
+    rows = [
+        (method, ratio, metric, 0.5, 0.4, 0.6, n)
+        for method in ("Fisher–Jacobian", "random")
+        for metric, n in metrics.items()
+        for ratio in (0.4, 0.0, 0.2)
+    ]
+    return pd.DataFrame(rows, columns=["method", "ratio", "metric", "value", "low", "high", "n"])
+
+
+def shares():
+    models, metrics = ("base", "poisoned", "purified"), ("ASR with trigger", "clean accuracy")
+    rows = [(model, metric, 0.9, 0.85, 0.95, 500) for model in models for metric in metrics]
+    return pd.DataFrame(rows, columns=["model", "metric", "value", "low", "high", "n"])
+
+
+def maps(k=2, tokens=16, credit=""):
+    scores = torch.arange(k * tokens).float().view(k, tokens)
+    return saliency_maps(torch.rand(k, 3, 8, 8), scores, scores > tokens, ["a question"] * k, credit=credit)
+
+
+def curve(**watched):
+    steps = {"step": [10, 20, 30], "loss": [1.0, 0.3, 0.1], "lr": [1e-3] * 3}
+    return pd.DataFrame(steps | {name: [np.nan, 0.5, 1.0] for name in watched})
+
+
+def bars(axis):
+    return [patch.get_height() for patch in axis.patches]
+
+
+def ticks(axis):
+    return [label.get_text() for label in axis.get_xticklabels()]
+
+
+def legend(figure):
+    (box,) = figure.legends
+    return [text.get_text() for text in box.get_texts()]
+
+
+# What each figure shows
+
+
+def test_image_grid_has_a_labelled_row_and_column_for_each():
+    rows = {"before": torch.zeros(3, 3, 8, 8), "after": torch.full((3, 3, 8, 8), 2.0)}
+    figure = image_grid(rows, ["a", "b", "c"], title="Edits", credit=CREDIT)
+    assert len(figure.axes) == 6
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c", "", "", ""]
+    assert [figure.axes[i].get_ylabel() for i in (0, 3)] == ["before", "after"]
+    assert figure.get_suptitle() == "Edits" and figure.get_supxlabel() == CREDIT
+    assert figure.axes[3].images[0].get_array().max() == 1  # clamped
+
+
+def test_training_curves_show_the_watched_values_where_there_are_some():
+    figure = training_curves(
+        {"editor": curve(asr=1), "language model": curve()}, {"asr": "ASR", "accuracy": "clean accuracy"}
+    )
+    assert len(figure.axes) == 4 and legend(figure) == ["ASR"]
+    assert figure.axes[0].get_yscale() == "log" and figure.axes[0].get_title() == "editor"
+    (line,) = figure.axes[2].lines
+    assert line.get_xdata().tolist() == [20, 30] and line.get_ydata().tolist() == [0.5, 1.0]
+    assert not figure.axes[3].lines
+
+
+def test_training_curves_of_one_unwatched_run_are_one_panel():
+    figure = training_curves({"editor": curve().iloc[:1]}, {})
+    assert len(figure.axes) == 1 and figure.axes[0].lines[0].get_marker() == "o"
+
+
+def test_training_curves_of_a_loss_of_zero_are_linear():
+    assert training_curves({"editor": curve().assign(loss=0.0)}, {}).axes[0].get_yscale() == "linear"
+
+
+def test_attribution_bars_are_the_values_with_the_papers_beside_them():
+    figure = attribution_bars(attribution().sample(frac=1, random_state=0).sort_values("protocol"), n=200)
+    both = dict(zip(("AND", "OR"), figure.axes, strict=True))
+    for protocol, axis in both.items():
+        assert axis.get_title() == f"{protocol} poisoning"
+        assert bars(axis) == [0.02, 0.9, -0.1]
+        assert ticks(axis) == [r"$\phi_I$", r"$\phi_T$", "CTI"]
+        (paper,) = (line for line in axis.lines if line.get_marker() == "D")
+        assert paper.get_ydata().tolist() == [0.01, 0.45, -0.05]
+    assert legend(figure) == ["this run", "paper"]
+    assert not attribution_bars(attribution().assign(paper=np.nan), n=1).legends
+    assert "95 % bootstrap" in figure.get_supxlabel() and "n = 200" in figure.get_supxlabel()
+
+
+def test_coalition_bars_are_a_row_a_metric_and_a_column_a_protocol():
+    figure = coalition_bars(coalitions(), n=50)
+    assert len(figure.axes) == 4
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
+    assert [figure.axes[i].get_ylabel() for i in (0, 2)] == ["ASR", "mean $v(S)$"]
+    assert bars(figure.axes[3]) == [0, 0.25, 0.5, 0.75]
+    assert ticks(figure.axes[3]) == ["∅", "{I}", "{T}", "{I, T}"]
+    assert len(coalition_bars(coalitions(["or"], ["v"]), n=1).axes) == 1
+
+
+def test_ratio_curves_are_a_panel_a_metric_and_a_line_a_method():
+    figure = ratio_curves(ratios())
+    assert [axis.get_title() for axis in figure.axes] == [
+        "ASR with trigger",
+        "ASR without trigger",
+        "clean accuracy",
+    ]
+    assert legend(figure) == ["Fisher–Jacobian", "random"]
+    for axis in figure.axes:
+        assert [line.get_xdata().tolist() for line in axis.lines] == [[0.0, 0.2, 0.4]] * 2
+        assert len({(line.get_linestyle(), line.get_marker()) for line in axis.lines}) == 2
+    assert (
+        "n = 200 (ASR with trigger, ASR without trigger), n = 400 (clean accuracy)" in figure.get_supxlabel()
+    )
+    assert "n = 7." in ratio_curves(ratios((7, 7, 7))).get_supxlabel()
+
+
+def test_saliency_maps_hatch_the_masked_tokens_where_they_are():
+    figure = maps(k=2, credit=CREDIT)
+    assert len(figure.axes) == 7  # three a picture and the colour bar
+    assert CREDIT in figure.get_supxlabel()
+    masked = torch.zeros(1, 16, dtype=torch.bool)
+    masked[0, 6] = True  # second row, third column
+    cells = saliency_maps(torch.rand(1, 3, 8, 8), torch.rand(1, 16), masked, ["?"]).axes[2].collections[0]
+    (cell,) = cells.get_paths()
+    assert cell.get_extents().extents.tolist() == [3.5, 1.5, 5.5, 3.5] and cells.get_hatch()
+
+
+def test_saliency_maps_show_scores_relative_to_the_pictures_highest():
+    scores = torch.tensor([[0.0, 1.0, 2.0, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    figure = saliency_maps(torch.rand(2, 3, 4, 4), scores, scores > 9, ["a", "b"])
+    first, second = (figure.axes[i].images[1].get_array() for i in (2, 3))
+    assert np.allclose(first, [[0.001, 0.25], [0.5, 1]]) and np.allclose(second, 0.001)
+
+
+def test_before_after_groups_the_models_by_metric():
+    figure = before_after(shares().iloc[::-1].assign(value=np.arange(6) / 10))
+    (axis,) = figure.axes
+    assert ticks(axis) == ["clean accuracy", "ASR with trigger"] and legend(figure) == [
+        "purified",
+        "poisoned",
+        "base",
+    ]
+    assert bars(axis) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert [text.get_text() for text in axis.texts] == ["0.000", "0.100", "0.200", "0.300", "0.400", "0.500"]
+    assert len({(patch.get_hatch(), patch.get_facecolor()) for patch in axis.patches}) == 3
+    assert "n = 500" in figure.get_supxlabel()
+    assert "n =" not in before_after(shares().drop(columns="n")).get_supxlabel()
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_row_and_missing_intervals_and_bars_are_drawn():
+    missing = {"low": np.nan, "high": np.nan}
+    figures = [
+        image_grid({"a": torch.rand(1, 3, 8, 8)}, ["b"]),
+        attribution_bars(attribution(["or"]).assign(paper=np.nan, **missing).iloc[:2], n=1),
+        coalition_bars(coalitions().assign(**missing).iloc[[0, 1, 5]], n=1),
+        ratio_curves(ratios().assign(**missing).iloc[:1]),
+        maps(k=1, tokens=1),
+        before_after(shares().assign(**missing).iloc[:4]),
+    ]
+    for figure in figures:
+        assert render(figure, "png").startswith(b"\x89PNG")
+
+
+# One style
+
+
+def test_caption_adds_a_wrapped_line():
+    figure = before_after(shares())
+    first = figure.get_supxlabel()
+    caption(figure, "word " * 50)
+    lines = figure.get_supxlabel().splitlines()
+    assert lines[0] == first and len(lines) == 4
+
+
+def test_nothing_of_it_stays_in_matplotlibs_settings_or_pyplot():
+    import matplotlib.pyplot
+
+    settings = {name: value for name, value in matplotlib.rcParams.items() if name != "backend"}
+    render(before_after(shares()), "pdf")
+    assert {name: matplotlib.rcParams[name] for name in settings} == settings
+    assert not matplotlib.pyplot.get_fignums()
+
+
+def test_a_file_is_the_same_each_time_and_whatever_the_users_settings():
+    import matplotlib
+
+    figure = ratio_curves(ratios())
+    first = {kind: render(figure, kind) for kind in ("pdf", "png")}
+    with matplotlib.rc_context({"font.size": 30, "savefig.dpi": 10, "pdf.fonttype": 3, "axes.grid": True}):
+        again = ratio_curves(ratios())
+        assert {kind: render(again, kind) for kind in ("png", "pdf")} == first
+    assert {kind: render(figure, kind) for kind in ("pdf", "png")} == first
+    assert b"CreationDate" not in first["pdf"] and b"/CIDFontType2" in first["pdf"]  # TrueType
+    assert b"Software" not in first["png"]
+
+
+def test_a_file_is_the_same_in_another_process():
+    code = "from tests.test_plotting import *; print(digest())"
+    environment = os.environ | {"PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == digest(), ran.stderr
+
+
+def digest():
+    import hashlib
+
+    return hashlib.sha256(render(coalition_bars(coalitions(), n=9), "pdf")).hexdigest()
+
+
+def test_a_figure_shows_itself_in_a_notebook():
+    png, size = before_after(shares())._repr_png_()
+    assert png.startswith(b"\x89PNG") and size == {"width": 605, "height": 286}
+
+
+# Refusals
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: attribution_bars(attribution().drop(columns="paper"), n=1), "lacks paper"),
+        (lambda: attribution_bars(attribution().assign(quantity="phi"), n=1), "quantity is 'phi'"),
+        (lambda: coalition_bars(coalitions().assign(coalition="text+image"), n=1), "coalition is 'text"),
+        (lambda: coalition_bars(coalitions().assign(metric="asr"), n=1), "metric is 'asr'"),
+        (lambda: ratio_curves(ratios().drop(columns=["n", "low"])), "lacks low, n"),
+        (lambda: before_after(shares().iloc[:0]), "no row"),
+        (lambda: before_after(shares().assign(model="base")), "two rows for metric 'ASR with trigger'"),
+        (lambda: training_curves({}, {}), "curves is empty"),
+        (
+            lambda: training_curves({"a": curve().drop(columns="loss")}, {}),
+            "'a' has the columns step, lr: it lacks loss",
+        ),
+        (lambda: image_grid({}, ["a"]), "0 × 1"),
+        (lambda: image_grid({"r": torch.rand(2, 3, 4, 4)}, ["a"]), "'r' has 2 pictures for 1 columns"),
+        (lambda: maps(tokens=15), "15 tokens"),
+        (lambda: maps(k=0), "0 images, 0 scores"),
+        (
+            lambda: saliency_maps(torch.rand(1, 3, 4, 4), -torch.ones(1, 4), torch.ones(1, 4).bool(), ["a"]),
+            "negative",
+        ),
+        (lambda: render(before_after(shares()), "svg"), "kind is 'svg'"),
+    ],
+)
+def test_refusals_say_what_is_wrong(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_styles_do_not_run_out():
+    many = pd.concat([shares().iloc[:2].assign(model=f"model {i}") for i in range(12)])
+    render(before_after(many), "png")
+    assert plotting._line(30)["marker"] in plotting.MARKERS
