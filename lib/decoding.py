@@ -35,7 +35,8 @@ def generate(
     Generable positions start as `mask_id`, whatever they hold. Blocks take them in order, `block_length` at a
     time, the last one what is left. At each step every masked position of the block proposes a token, and the
     surest ones are filled: with s steps per block, a block of n positions fills ⌊n/s⌋ a step and one more in
-    the first n mod s; steps that would fill none are skipped. At temperature 0 the tokens are LLaDA's low-confidence decoding's.
+    the first n mod s; steps that would fill none are skipped. At temperature 0 the tokens are LLaDA's
+    low-confidence decoding's.
 
     logits_fn    [batch, length] tokens → [batch, length, vocab] logits of any floating dtype.
     tokens       int64 or int32. Left unmodified; the result is a new tensor.
