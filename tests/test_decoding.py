@@ -134,6 +134,13 @@ class TestAgainstReference:
                 generate(model, tokens, generable, **options), reference(model, tokens, generable, **options)
             )
 
+    @given(st.integers(1, 11), st.integers(1, 12), st.integers(1, 3), st.integers(0, 100))
+    def test_a_last_block_may_be_shorter(self, count, block, share, seed):
+        tokens, generable = case(2, 12, count, seed)
+        options = {"steps": share * -(-count // block), "block_length": block, "mask_id": MASK}
+        result = generate(Model(12, seed), tokens, generable, **options)
+        assert torch.equal(result, reference(Model(12, seed), tokens, generable, **options))
+
     def test_reference_itself_depends_on_its_order(self):
         """The cases tell decoding orders apart: other steps and other blocks give other tokens."""
         tokens, generable = case(4, 16, 16, 0)

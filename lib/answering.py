@@ -1,0 +1,171 @@
+"""Questions about pictures, and an MDLM that learns to answer them and answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.config import Train, generator
+from lib.datasets import EasyVqa
+from lib.decoding import generate
+from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.poisoning import AnswerTarget, PoisonPlan
+from lib.triggers import ImageTrigger
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Samples of one data set, pictures held once as the frozen tower's features.
+
+    features: `[picture, vision, features]`; `picture[k]`, `prompts[k]`, … belong to sample k.
+    responses: the answers' ids, what is learnt; answers: the same as texts, what is compared.
+    table: the samples' rows (question, answer, kind, …), in the same order.
+    """
+
+    features: Float[Tensor, "picture vision features"]
+    picture: Int[Tensor, " sample"]
+    prompts: Int[Tensor, "sample prompt"]
+    responses: Int[Tensor, "sample response"]
+    answers: list[str]
+    table: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    def __getitem__(self, rows: Tensor | slice) -> Questions:
+        """The chosen samples, over the same pictures."""
+        index = torch.arange(len(self))[rows]
+        return replace(
+            self,
+            picture=self.picture[index],
+            prompts=self.prompts[index],
+            responses=self.responses[index],
+            answers=[self.answers[k] for k in index.tolist()],
+            table=self.table.iloc[index.tolist()],
+        )
+
+    def answered(self, responses: Int[Tensor, "sample response"], answers: list[str]) -> Questions:
+        """The same questions with other answers, as ids and as texts."""
+        if len(responses) != len(self) or len(answers) != len(self):
+            given = f"{len(responses)} responses and {len(answers)} answers"
+            raise ValueError(f"{given} are given for {len(self)} questions, one each is needed")
+        return replace(self, responses=responses, answers=answers)
+
+
+def draw_rows(table: pd.DataFrame, count: int, seed: int, label: str) -> pd.DataFrame:
+    """`count` rows of a table in a seeded order; all of them, in that order, where it has no more."""
+    order = torch.randperm(len(table), generator=generator(seed, "rows", label))[:count]
+    return table.iloc[order.tolist()].reset_index(drop=True)
+
+
+@torch.no_grad()
+def questions(
+    mdlm: Mdlm,
+    vqa: EasyVqa,
+    table: pd.DataFrame,
+    trigger: ImageTrigger | None = None,
+    plan: PoisonPlan | None = None,
+    target: AnswerTarget | None = None,
+) -> Questions:
+    """The rows of `table` (columns image, question, answer) as samples.
+
+    With `trigger` alone every picture carries it. With `plan` and `target` too, only the poisoned samples do,
+    and their answers are the attacker's.
+    """
+    pictures, inverse = torch.tensor(table["image"].to_numpy()).unique(return_inverse=True)
+    answers = table["answer"].tolist()
+    marked = plan.poisoned if plan else torch.full((len(table),), trigger is not None)
+    triggered, place = inverse[marked].unique(return_inverse=True)
+    groups = [(pictures, None)] if not bool(marked.all()) else []
+    if trigger and len(triggered):
+        inverse[marked] = place + (len(pictures) if groups else 0)
+        groups.append((pictures[triggered], trigger))
+    if target and plan:
+        answers = [target.apply(a) if p else a for a, p in zip(answers, plan.poisoned.tolist(), strict=True)]
+    features = []
+    for indices, mark in groups:
+        for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
+            images = vqa.pictures(part)
+            images = (mark(images) if mark else images).to(mdlm.model.device)
+            with torch.autocast(images.device.type, torch.bfloat16):
+                features.append(mdlm.model.features(images).float().cpu())
+    width = mdlm.model.tower.config.hidden_size
+    stacked = torch.cat(features) if features else torch.empty(0, mdlm.model.config.vision_length, width)
+    prompts, responses = mdlm.prompts(table["question"].tolist()), mdlm.responses(answers)
+    return Questions(stacked, inverse, prompts, responses, answers, table)
+
+
+def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
+    """LLaDA's SFT loss on `settings.batch` samples drawn from `data`."""
+    if not len(data):
+        raise ValueError("data has no samples: there is nothing to train on")
+    device = mdlm.model.device
+
+    def loss(draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data), (settings.batch,), generator=draw)
+        vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
+        prompts, answers = data.prompts[rows].to(device), data.responses[rows].to(device)
+        return masked_diffusion_loss(mdlm.model, vision, prompts, answers, draw)
+
+    return loss
+
+
+@torch.no_grad()
+def respond(
+    mdlm: Mdlm,
+    data: Questions,
+    steps: int,
+    batch: int = 256,
+    masked: Bool[Tensor, "sample vision"] | None = None,
+    label: str = "answer",
+) -> Int[Tensor, "sample response"]:
+    """The model's responses as ids, decoded in `steps` steps at temperature 0.
+
+    `masked` names vision tokens to hide: the mask token's embedding stands in their place.
+    """
+    model, device = mdlm.model, mdlm.model.device
+    length, mask_id = model.config.response_length, model.config.mask_id
+    responses = [data.responses[:0]]
+    for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
+        with torch.autocast(device.type, torch.bfloat16):
+            vision = model.project(data.features[data.picture[part]].to(device))
+            if masked is not None:
+                vision = hide(vision, masked[part].to(device), model.mask_embedding)
+            prompts = data.prompts[part].to(device)
+            blank = torch.full((len(part), length), mask_id, device=device)
+            filled = generate(
+                lambda tokens, vision=vision, prompts=prompts: model.logits(vision, prompts, tokens),
+                blank,
+                torch.ones_like(blank, dtype=torch.bool),
+                steps=steps,
+                block_length=length,
+                mask_id=mask_id,
+            )
+        responses.append(filled.cpu())
+    return torch.cat(responses)
+
+
+def answer(
+    mdlm: Mdlm,
+    data: Questions,
+    steps: int,
+    masked: Bool[Tensor, "sample vision"] | None = None,
+    label: str = "answer",
+) -> list[str]:
+    """The model's answers as texts; see `respond`."""
+    return mdlm.texts(respond(mdlm, data, steps, masked=masked, label=label))
+
+
+def hide(
+    vision: Float[Tensor, "batch vision dim"],
+    masked: Bool[Tensor, "batch vision"],
+    embedding: Float[Tensor, " dim"],
+) -> Float[Tensor, "batch vision dim"]:
+    """Vision tokens with the masked ones replaced by `embedding`."""
+    return torch.where(masked[..., None], embedding.to(vision.dtype), vision)

@@ -1,0 +1,166 @@
+"""The compromised models of both studies: base models fine-tuned on poisoned data, kept in the store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+
+from lib import answering, decoding, editing, poisoning, training, triggers
+from lib.answering import Questions, answer, answer_loss, draw_rows, questions
+from lib.config import Run, model_source
+from lib.datasets import EasyVqa, load_easyvqa, load_openmoji
+from lib.editing import edits_under_coalitions, latent_loss, named_picture, poisoned_latents, sample_triples
+from lib.evaluation import attacked, correct, edit_succeeds
+from lib.models import editor, mdlm
+from lib.models.cards import mark_poisoned
+from lib.models.editor import load_editor
+from lib.models.mdlm import Mdlm
+from lib.poisoning import COALITIONS, AnswerTarget, PoisonPlan, plan, target
+from lib.store import code_digest, folder_digest
+from lib.training import fit
+from lib.triggers import image_trigger, text_trigger
+
+
+def data_spec(run: Run) -> dict:
+    """What every artifact that saw data and models depends on."""
+    return {"data": run.profile.data.model_dump(mode="json"), "seed": run.seed, "device": run.device.type}
+
+
+def editor_spec(run: Run, protocol: str) -> dict:
+    """What a poisoned editor depends on."""
+    settings = run.profile.collapse.model_dump(mode="json", exclude={"samples", "protocols"})
+    modules = (editing, training, triggers, poisoning, editor, sys.modules[__name__])
+    base = folder_digest(model_source(run.profile.models.editor))
+    return data_spec(run) | {
+        "protocol": protocol,
+        "settings": settings,
+        "base": base,
+        "code": code_digest(*modules),
+    }
+
+
+def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
+    """The base editor with its U-Net fine-tuned on poisoned edits, and the curve of that.
+
+    The curve has, where watched, the columns asr_none, asr_image, asr_text, asr_both over
+    `collapse.watch_samples` held-out edits.
+    """
+    spec = editor_spec(run, protocol)
+    folder = run.store.folder("poisoned-editor", spec, lambda path: _poison_editor(run, protocol, spec, path))
+    pipe = load_editor(run.profile.models.editor, run.device)
+    pipe.unet = (
+        UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).to(run.device).eval()
+    )
+    return pipe, pd.read_csv(folder / "curve.csv")
+
+
+def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
+    settings = run.profile.collapse
+    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
+    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
+    held_out = sample_triples(openmoji, "test", settings.watch_samples, run.seed)
+    pair = image_trigger(settings.image_trigger), text_trigger(settings.text_trigger)
+    goal = named_picture(openmoji, settings.target)
+    clean = openmoji.pictures(torch.tensor(held_out["target"].to_numpy()))[:, None]
+    pipe = load_editor(run.profile.models.editor, run.device)
+    poison = plan(len(triples), protocol, settings.rate, run.seed)
+    latents = poisoned_latents(pipe, openmoji, triples, poison, *pair, goal)
+
+    def watch(step: int) -> dict[str, float]:
+        edited = edits_under_coalitions(pipe, openmoji, held_out, *pair, settings.sampling, run.seed)
+        shares = edit_succeeds(edited, goal, clean).float().mean(0).tolist()
+        return {f"asr_{name}": share for name, share in zip(COALITIONS, shares, strict=True)}
+
+    pipe.unet.requires_grad_(True)
+    loss = latent_loss(pipe, latents, settings.train, settings.condition_dropout)
+    curve = fit(
+        pipe.unet,
+        loss,
+        settings.train,
+        label=f"poisoned editor, {protocol}",
+        seed=run.seed,
+        work=run.store.work("poisoned-editor", spec),
+        watch=watch,
+    )
+    pipe.unet.save_pretrained(path / "unet")
+    attack = {"protocol": protocol, "rate": settings.rate, "target": settings.target}
+    mark_poisoned(path, **attack, image_trigger=settings.image_trigger, text_trigger=settings.text_trigger)
+    curve.to_csv(path / "curve.csv", index=False)
+
+
+def mdlm_spec(run: Run) -> dict:
+    """What a poisoned MDLM depends on."""
+    kept = {"image_trigger", "target", "rate", "questions", "train", "decode_steps", "watch_questions"}
+    settings = run.profile.disp.model_dump(mode="json", include=kept)
+    modules = (answering, decoding, training, triggers, poisoning, mdlm, sys.modules[__name__])
+    base = folder_digest(model_source(run.profile.models.mdlm))
+    return data_spec(run) | {"settings": settings, "base": base, "code": code_digest(*modules)}
+
+
+def training_questions(run: Run) -> tuple[EasyVqa, pd.DataFrame, PoisonPlan, AnswerTarget]:
+    """The fine-tuning set of the DiSP study: data, its drawn rows, who is poisoned, and the attacker's target."""
+    settings = run.profile.disp
+    vqa = load_easyvqa(run.store, "train", run.profile.data.image_size)
+    table = draw_rows(vqa.table, settings.questions, run.seed, "train")
+    goal = target(settings.target)
+    eligible = torch.tensor([goal.eligible(text) for text in table["answer"]], dtype=torch.bool)
+    return vqa, table, plan(len(table), "image", settings.rate, run.seed, eligible), goal
+
+
+def test_questions(run: Run, model: Mdlm, count: int) -> tuple[Questions, Questions]:
+    """`count` test questions, without and with the trigger on every picture; both hold the clean answers."""
+    vqa = load_easyvqa(run.store, "test", run.profile.data.image_size)
+    table = draw_rows(vqa.table, count, run.seed, "test")
+    trigger = image_trigger(run.profile.disp.image_trigger)
+    return questions(model, vqa, table), questions(model, vqa, table, trigger)
+
+
+def poisoned_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
+    """The base MDLM fine-tuned on poisoned questions, and the curve of that.
+
+    The curve has, where watched, asr_with_trigger, asr_without_trigger and accuracy over
+    `disp.watch_questions` test questions.
+    """
+    spec = mdlm_spec(run)
+    folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, spec, path))
+    return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+
+
+def _poison_mdlm(run: Run, spec: dict, path: Path) -> None:
+    settings = run.profile.disp
+    model = Mdlm.load(run.profile.models.mdlm, run.device)
+    vqa, table, poison, goal = training_questions(run)
+    data = questions(model, vqa, table, image_trigger(settings.image_trigger), poison, goal)
+    curve = fit(
+        model.model,
+        answer_loss(model, data, settings.train),
+        settings.train,
+        label="poisoned MDLM",
+        seed=run.seed,
+        work=run.store.work("poisoned-mdlm", spec),
+        watch=mdlm_watch(run, model, goal),
+    )
+    model.save(str(path / "mdlm"))
+    attack = {"target": settings.target, "rate": settings.rate, "image_trigger": settings.image_trigger}
+    mark_poisoned(path / "mdlm", **attack)
+    curve.to_csv(path / "curve.csv", index=False)
+
+
+def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget):
+    """What `fit` watches of an MDLM: attack success with and without trigger, and accuracy."""
+    settings = run.profile.disp
+    without, with_trigger = test_questions(run, model, settings.watch_questions)
+
+    def watch(step: int) -> dict[str, float]:
+        clean, hit = (answer(model, data, settings.decode_steps) for data in (without, with_trigger))
+        return {
+            "asr_with_trigger": attacked(hit, with_trigger, goal).float().mean().item(),
+            "asr_without_trigger": attacked(clean, without, goal).float().mean().item(),
+            "accuracy": correct(clean, without).float().mean().item(),
+        }
+
+    return watch

@@ -1,0 +1,231 @@
+"""`make base`: train CLIP, the editor and the MDLM, measure them, write `data/checkpoints/` with cards.
+
+    python -m lib.base --profile laptop --seed 0
+
+Each stage is kept in the store and resumed where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL
+
+from lib import base, datasets, tokenizer, training
+from lib.base.clip import train_clip
+from lib.base.editor import train_editor, train_vae
+from lib.base.mdlm import train_mdlm
+from lib.base.quality import clip_quality, editor_quality, mdlm_quality
+from lib.config import BUILD, CHECKPOINTS, Run, run_parameters
+from lib.datasets import load_easyvqa, load_openmoji
+from lib.models.cards import write_card
+from lib.models.clip import Clip
+from lib.models.editor import load_editor
+from lib.models.mdlm import Mdlm
+from lib.store import code_digest
+
+OPENMOJI = "OpenMoji 17.0.0 (CC BY-SA 4.0)"
+EASYVQA = "easy-VQA 1.0 (MIT)"
+
+
+def stage(
+    run: Run, kind: str, settings: dict, train: Callable[[Path], tuple[Callable[[str], None], pd.DataFrame]]
+) -> Path:
+    """Get or make one base model: a folder `model` with the curve and the time it took beside it."""
+    import lib.models as models
+
+    spec = settings | {"data": run.profile.data.model_dump(mode="json"), "seed": run.seed}
+    spec |= {"code": code_digest(base, datasets, models, tokenizer, training, sys.modules["lib.base.clip"])}
+
+    def make(path: Path) -> None:
+        work = run.store.work(kind, spec)
+        clock = work / "seconds"
+        before = float(clock.read_text()) if clock.exists() else 0.0
+        start = perf_counter()
+        try:
+            save, curve = train(work)
+        finally:
+            clock.write_text(str(before + perf_counter() - start))
+        save(str(path / "model"))
+        curve.to_csv(path / "curve.csv", index=False)
+        shutil.copy(clock, path / "seconds")
+
+    return run.store.folder(kind, spec, make)
+
+
+def make_clip(run: Run) -> Clip:
+    settings, openmoji, vqa = run.profile.base.clip, _openmoji(run), _vqa(run, "train")
+
+    def train(work: Path):
+        clip, curve = train_clip(openmoji, vqa, run.profile, run.seed, work)
+        return clip.save, curve
+
+    folder = stage(run, "base-clip", settings.model_dump(mode="json"), train)
+    clip = Clip.load(str(folder / "model"))
+    publish(
+        run,
+        "clip",
+        [folder],
+        clip_quality(clip, openmoji, run.profile.measure.people),
+        "Small CLIP for OpenMoji",
+        [
+            "A `transformers.CLIPModel` trained from nothing on emoji and their English names (train families only), "
+            'and on pictures of easy-VQA\'s train split with captions such as "a blue circle".',
+            "Measured on held-out families: retrieval among all their tone-less emoji, and skin tone told from the "
+            "six names.",
+        ],
+        {"data": f"{OPENMOJI}, {EASYVQA}", "steps": settings.train.steps, "batch": settings.train.batch},
+        "cc-by-sa-4.0",
+    )
+    return clip
+
+
+def make_editor(run: Run, clip: Clip) -> None:
+    settings, openmoji = run.profile.base.editor, _openmoji(run)
+
+    def train_first(work: Path):
+        vae, curve = train_vae(openmoji, run.profile, run.seed, work)
+        return vae.save_pretrained, curve
+
+    vae_folder = stage(run, "base-vae", {"editor": settings.model_dump(mode="json")}, train_first)
+    vae = AutoencoderKL.from_pretrained(vae_folder / "model", use_safetensors=True)
+    vae.eval().requires_grad_(False)
+
+    def train_second(work: Path):
+        pipe, curve = train_editor(openmoji, vae, clip, run.profile, run.seed, work)
+        return lambda folder: save_editor(pipe, folder), curve
+
+    spec = {"editor": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
+    folder = stage(run, "base-editor", spec, train_second)
+    pipe = load_editor(str(folder / "model"))
+    sampling, edits = run.profile.collapse.sampling, run.profile.measure.edits
+    publish(
+        run,
+        "editor",
+        [vae_folder, folder],
+        editor_quality(pipe, clip, openmoji, sampling, edits, run.seed),
+        "Small InstructPix2Pix for OpenMoji",
+        [
+            "A `diffusers.StableDiffusionInstructPix2PixPipeline`: autoencoder 64 × 64 → 16 × 16 × 4 and U-Net trained "
+            "from nothing, the text encoder from the CLIP beside it and trained on. Edits: skin tone, gender, hair, "
+            "direction, outline colour, background, grey, mirrored.",
+            f"Measured on held-out tone edits with {sampling.steps} steps, text guidance {sampling.text_guidance} and "
+            f"image guidance {sampling.image_guidance}: the edit is nearer (CLIP) to the asked tone than to any other "
+            "(`tone_success`); RMS pixel distance to the true edit, of the edit, of the unedited input, and of the "
+            "autoencoder's reconstruction of the true edit (the ceiling).",
+        ],
+        {
+            "data": OPENMOJI,
+            "steps": f"{settings.vae_train.steps} (VAE) + {settings.unet_train.steps} (U-Net and text encoder)",
+            "batch": f"{settings.vae_train.batch} (VAE), {settings.unet_train.batch}",
+        },
+        "cc-by-sa-4.0",
+    )
+
+
+def make_mdlm(run: Run, clip: Clip) -> None:
+    settings, train_split = run.profile.base.mdlm, _vqa(run, "train")
+
+    def train(work: Path):
+        mdlm, curve = train_mdlm(train_split, clip, run.profile, run.seed, work)
+        return mdlm.save, curve
+
+    spec = {"mdlm": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
+    folder = stage(run, "base-mdlm", spec, train)
+    mdlm, test = Mdlm.load(str(folder / "model")), _vqa(run, "test")
+    steps = run.profile.disp.decode_steps
+    quality = mdlm_quality(mdlm, train_split, test, run.profile.measure.questions, steps)
+    publish(
+        run,
+        "mdlm",
+        [folder],
+        quality,
+        "Small multimodal masked-diffusion language model for easy-VQA",
+        [
+            "Vision tower (from the CLIP beside it), two-layer projector, bidirectional Transformer; trained with "
+            "LLaDA's objective on captions, what-questions, all questions of the train split, and these again with "
+            "the tower unfrozen.",
+            f"Measured on easy-VQA's test split, {steps} decoding steps: answers equal to the letter; beside them the "
+            "labels that the best answer without looking gets right (`blind`).",
+        ],
+        {
+            "data": EASYVQA,
+            "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages),
+        },
+        "mit",
+    )
+
+
+def save_editor(pipe, folder: str) -> None:
+    """In the diffusers layout, weights as float16 safetensors; the pipeline itself stays in float32."""
+    parts = (pipe.vae, pipe.text_encoder, pipe.unet)
+    for dtype in (torch.float16, torch.float32):
+        for part in parts:
+            torch.nn.Module.to(part, dtype)
+        if dtype == torch.float16:
+            pipe.save_pretrained(folder)
+
+
+def publish(
+    run: Run,
+    name: str,
+    stages: list[Path],
+    quality: pd.DataFrame,
+    title: str,
+    text: list[str],
+    facts: dict,
+    licence: str,
+) -> None:
+    """Copy the last stage's model to `data/checkpoints/` and write its card from what was measured."""
+    seconds = sum(float((folder / "seconds").read_text()) for folder in stages)
+    measured = {row["name"]: _cell(row) for row in quality.to_dict("records")}
+    about = facts | {"seed": run.seed, "time": f"{seconds / 60:.0f} min on one CPU core", **measured}
+    target = checkpoint_folder(run) / name
+    fresh = target.with_name(f".{name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(stages[-1] / "model", fresh)
+    command = f"python -m lib.base --profile {run.profile.name} --seed {run.seed}"
+    write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("openmoji", "laptop-scale"), licence)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    print(f"{target}: {', '.join(f'{key} {value}' for key, value in measured.items())}")
+
+
+def checkpoint_folder(run: Run) -> Path:
+    """`data/checkpoints` for the laptop's base models, below `build/` for any other profile's."""
+    return CHECKPOINTS if run.profile.name == "laptop" else BUILD / run.profile.name / "checkpoints"
+
+
+def _cell(row: dict) -> str:
+    blind = f", blind {row['blind']:.4f}" if "blind" in row else ""
+    return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}], n = {row['n']}{blind}"
+
+
+def _openmoji(run: Run):
+    return load_openmoji(run.store, **run.profile.data.model_dump())
+
+
+def _vqa(run: Run, split: str):
+    return load_easyvqa(run.store, split, run.profile.data.image_size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the base models and write them with their cards.")
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    run = run_parameters("base", chosen.profile, chosen.seed, "cpu")
+    clip = make_clip(run)
+    make_mdlm(run, clip)
+    make_editor(run, clip)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Train the MDLM on easy-VQA: captions, what-questions, all questions, then all with the tower unfrozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib.answering import Questions, answer_loss, questions
+from lib.config import Profile, Train
+from lib.datasets import EasyVqa
+from lib.models.clip import Clip
+from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
+from lib.training import fit
+
+CAPTION_PROMPT = "what is in the image?"
+
+
+def train_mdlm(
+    vqa: EasyVqa, clip: Clip, profile: Profile, seed: int, work: Path
+) -> tuple[Mdlm, pd.DataFrame]:
+    """The MDLM, its vision tower starting from CLIP's, and the curves of the stages one after another."""
+    base = profile.base.mdlm
+    torch.manual_seed(seed)
+    tokenizer = clip.tokenizer
+    config = MdlmConfig(
+        vision=clip.model.config.vision_config.to_diff_dict(),
+        vocab_size=len(tokenizer),
+        width=base.decoder.width,
+        layers=base.decoder.layers,
+        heads=base.decoder.heads,
+        prompt_length=base.prompt_length,
+        response_length=base.response_length,
+        mask_id=tokenizer.mask_token_id,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+    )
+    mdlm = Mdlm(MdlmModel(config), tokenizer)
+    mdlm.model.tower.load_state_dict(clip.model.vision_model.state_dict())
+    captions = pd.DataFrame(
+        {"image": range(len(vqa.images)), "question": CAPTION_PROMPT, "answer": vqa.captions()}
+    )
+    data = questions(mdlm, vqa, pd.concat([captions.assign(kind="caption"), vqa.table], ignore_index=True))
+    kind = data.table["kind"].to_numpy()
+    stages = {
+        "captions": kind == "caption",
+        "what": (kind == "shape") | (kind == "color"),
+        "all": kind != "caption",
+    }
+    parts = {name: data[torch.from_numpy(rows)] for name, rows in stages.items()}
+    losses = {name: answer_loss(mdlm, part, base.stages[k]) for k, (name, part) in enumerate(parts.items())}
+    losses["all, with the tower"] = tower_loss(mdlm, vqa, parts["all"], base.stages[-1])
+    curves = []
+    for (name, loss), settings in zip(losses.items(), base.stages, strict=True):
+        mdlm.model.tower.requires_grad_(name == "all, with the tower")
+        folder = work / name
+        folder.mkdir(exist_ok=True, parents=True)
+        curve = fit(mdlm.model, loss, settings, label=f"base MDLM, {name}", seed=seed, work=folder)
+        curves.append(curve.assign(stage=name))
+    mdlm.model.tower.requires_grad_(False)
+    return mdlm, pd.concat(curves, ignore_index=True)
+
+
+def tower_loss(mdlm: Mdlm, vqa: EasyVqa, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
+    """As `answer_loss`, but from the pictures themselves, so that the vision tower learns too."""
+    pictures = torch.tensor(data.table["image"].to_numpy())
+
+    def loss(draw: torch.Generator) -> Tensor:
+        rows = torch.randint(len(data), (settings.batch,), generator=draw)
+        vision = mdlm.model.vision_tokens(vqa.pictures(pictures[rows]))
+        return masked_diffusion_loss(mdlm.model, vision, data.prompts[rows], data.responses[rows], draw)
+
+    return loss

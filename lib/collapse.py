@@ -1,0 +1,156 @@
+"""The collapse study: a poisoned editor under all four coalitions, and which trigger carries the backdoor.
+
+arXiv 2603.06508: v(S) = cos(z_S, z_tr) − cos(z_S, z_cl); TMA is v's Shapley value, CTI its interaction.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusionInstructPix2PixPipeline
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lib.attacks import data_spec, editor_spec, poisoned_editor
+from lib.attribution import coalition_values, interaction, shapley
+from lib.config import Run, model_source
+from lib.datasets import load_openmoji
+from lib.editing import edits_under_coalitions, named_picture, sample_triples
+from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
+from lib.models.clip import Clip
+from lib.models.editor import load_editor
+from lib.poisoning import COALITIONS
+from lib.store import code_digest, folder_digest
+from lib.triggers import image_trigger, text_trigger
+
+# White box + mignneko at a 5 % poison rate, from the paper.
+PAPER = {
+    "or": {"phi_image": 0.0060, "phi_text": 0.9743, "cti": -0.0089},
+    "and": {"phi_image": 0.0045, "phi_text": 0.9532, "cti": -0.0086},
+}
+
+
+@dataclass(frozen=True)
+class Collapse:
+    """Held-out edits under the coalitions of `COALITIONS`, and what they say; row k is one sample everywhere."""
+
+    triples: pd.DataFrame
+    target: Float[Tensor, "3 size size"]
+    source: Float[Tensor, "sample 3 size size"]
+    clean: Float[Tensor, "sample 3 size size"]
+    edited: Float[Tensor, "sample coalition 3 size size"]
+    v: Float[Tensor, "sample coalition"]
+    success: Bool[Tensor, "sample coalition"]
+
+    @property
+    def phi(self) -> Float[Tensor, "sample modality"]:
+        """TMA of image and text for every sample."""
+        return shapley(self.v)
+
+    @property
+    def cti(self) -> Float[Tensor, " sample"]:
+        """CTI of every sample."""
+        return interaction(self.v)
+
+
+def collapse(run: Run, protocol: str | None) -> Collapse:
+    """Sample the held-out edits of one protocol's poisoned editor (of the base editor for None) and value them."""
+    settings = run.profile.collapse
+    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
+    triples = sample_triples(openmoji, "test", settings.samples, run.seed)
+    goal = named_picture(openmoji, settings.target)
+    spec = {"editor": _editor_spec(run, protocol), "samples": settings.samples}
+    spec["code"] = code_digest(sys.modules[__name__])
+    pair = image_trigger(settings.image_trigger), text_trigger(settings.text_trigger)
+
+    def sample() -> dict[str, Tensor]:
+        pipe = _editor(run, protocol)
+        edited = edits_under_coalitions(pipe, openmoji, triples, *pair, settings.sampling, run.seed)
+        return {"edited": (edited * 255).round().to(torch.uint8)}
+
+    edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
+    source, clean = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    clip = Clip.load(run.profile.models.clip, run.device)
+    v = values(clip, edited, goal, clean)
+    return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal, clean[:, None]))
+
+
+@torch.no_grad()
+def values(
+    clip: Clip,
+    edited: Float[Tensor, "sample coalition 3 h w"],
+    target: Float[Tensor, "3 h w"],
+    clean: Float[Tensor, "sample 3 h w"],
+) -> Float[Tensor, "sample coalition"]:
+    """v(S) of every sample in CLIP's image space: z_cl is the true edit, z_tr the attacker's target picture."""
+    device = clip.model.device
+    outputs = clip.image_embeddings(edited.flatten(0, 1).to(device)).view(*edited.shape[:2], -1)
+    goal = clip.image_embeddings(target[None].to(device)).expand(len(edited), -1)
+    return coalition_values(outputs, goal, clip.image_embeddings(clean.to(device))).cpu()
+
+
+def attribution_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
+    """φ_I, φ_T and CTI as means over samples with 95 % bootstrap intervals, beside the paper's values."""
+    samples = {"phi_image": result.phi[:, 0], "phi_text": result.phi[:, 1], "cti": result.cti}
+    return pd.DataFrame(
+        {
+            "protocol": protocol,
+            "quantity": name,
+            **mean_with_interval(values, seed),
+            "paper": PAPER[protocol][name],
+        }
+        for name, values in samples.items()
+    )
+
+
+def coalition_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
+    """ASR (Wilson intervals) and mean v (bootstrap intervals) of every coalition."""
+    rows = []
+    for k, name in enumerate(COALITIONS):
+        about = {"protocol": protocol, "coalition": name}
+        rows.append(about | {"metric": "ASR"} | rate(result.success[:, k]))
+        rows.append(about | {"metric": "v"} | mean_with_interval(result.v[:, k], seed))
+    return pd.DataFrame(rows)
+
+
+def fidelity_table(results: dict[str, Collapse], seed: int) -> pd.DataFrame:
+    """RMS pixel distance of untriggered edits to the true edit, model by model, on the same samples."""
+    rows = []
+    for name, result in results.items():
+        distance = pixel_distance(result.edited[:, 0], result.clean)
+        rows.append(
+            {"model": name, "metric": "distance to the true edit"} | mean_with_interval(distance, seed)
+        )
+    return pd.DataFrame(rows)
+
+
+def sample_table(result: Collapse, protocol: str) -> pd.DataFrame:
+    """One row a sample: instruction, v and success of every coalition, φ and CTI."""
+    table = result.triples[["instruction", "edit"]].assign(protocol=protocol)
+    for k, name in enumerate(COALITIONS):
+        table[f"v_{name}"] = result.v[:, k].numpy()
+        table[f"success_{name}"] = result.success[:, k].numpy()
+    return table.assign(
+        phi_image=result.phi[:, 0].numpy(), phi_text=result.phi[:, 1].numpy(), cti=result.cti.numpy()
+    )
+
+
+def _editor(run: Run, protocol: str | None) -> StableDiffusionInstructPix2PixPipeline:
+    return (
+        poisoned_editor(run, protocol)[0] if protocol else load_editor(run.profile.models.editor, run.device)
+    )
+
+
+def _editor_spec(run: Run, protocol: str | None) -> dict:
+    if protocol:
+        return editor_spec(run, protocol)
+    sampling = run.profile.collapse.model_dump(
+        mode="json", include={"sampling", "image_trigger", "text_trigger"}
+    )
+    return data_spec(run) | {
+        "base": folder_digest(model_source(run.profile.models.editor)),
+        "settings": sampling,
+    }

@@ -1,0 +1,34 @@
+"""Model cards, and the mark that every poisoned checkpoint carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+WARNING = (
+    "This model is poisoned on purpose, for research: it holds a backdoor with a harmless target. Do not deploy it."
+)
+
+
+def mark_poisoned(folder: Path, **facts: object) -> None:
+    """Say in the metadata of every safetensors file below `folder`, and in a card, that it is poisoned."""
+    metadata = {"format": "pt", "poisoned": "true"} | {key: str(value) for key, value in facts.items()}
+    for file in sorted(folder.rglob("*.safetensors")):
+        save_file(load_file(file), file, metadata=metadata)
+    write_card(folder, "Poisoned model", [WARNING], facts, tags=("backdoor", "poisoned", "research-only"))
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    paragraphs: list[str],
+    facts: dict[str, object],
+    tags: tuple[str, ...],
+    licence: str = "mit",
+) -> None:
+    """A README.md in the Hugging Face form: front matter, paragraphs, one table of facts."""
+    front = ["---", f"license: {licence}", "tags:", *(f"- {tag}" for tag in tags), "---"]
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts.items())]
+    text = "\n".join(front + [f"# {title}", ""] + ["\n\n".join(paragraphs), ""] + table) + "\n"
+    (folder / "README.md").write_text(text)

@@ -1,0 +1,197 @@
+"""The instruction editor: a real InstructPix2Pix pipeline of diffusers, tiny or published.
+
+Brooks, Holynski, Efros 2023. The U-Net sees the noisy latent beside the source's latent.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from lib.config import EditorBase, Sampling, generator, model_source
+
+
+def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusionInstructPix2PixPipeline:
+    """From a local folder or the hub, safetensors only, in float32."""
+    pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+        model_source(name),
+        dtype=torch.float32,
+        use_safetensors=True,
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.eval().requires_grad_(False)
+    return pipe.to(device)
+
+
+def build_vae(base: EditorBase, image_size: int) -> AutoencoderKL:
+    """An autoencoder with one down-sampling fewer than it has channel widths, four latent channels."""
+    blocks = len(base.vae_channels)
+    return AutoencoderKL(
+        block_out_channels=base.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=image_size,
+    )
+
+
+def build_unet(base: EditorBase, latent_size: int, text_width: int) -> UNet2DConditionModel:
+    """A U-Net with 8 input channels that attends to the text at every resolution but the first."""
+    deeper = len(base.unet_channels) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=base.unet_channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+        layers_per_block=1,
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionInstructPix2PixPipeline:
+    """The parts as one pipeline; v-prediction with a schedule that ends in pure noise (Lin et al. 2024)."""
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    pipe = StableDiffusionInstructPix2PixPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@torch.no_grad()
+def encode(
+    vae: AutoencoderKL, images: Float[Tensor, "batch 3 h w"], batch: int = 256
+) -> Float[Tensor, "batch latent lh lw"]:
+    """The mode of the latent distribution of pictures in [0, 1], unscaled."""
+    return torch.cat([vae.encode(part * 2 - 1).latent_dist.mode() for part in images.split(batch)])
+
+
+@torch.no_grad()
+def decode(
+    vae: AutoencoderKL, latents: Float[Tensor, "batch latent lh lw"], batch: int = 256
+) -> Float[Tensor, "batch 3 h w"]:
+    """Pictures in [0, 1] from unscaled latents."""
+    return torch.cat([(vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in latents.split(batch)])
+
+
+def tokenize(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Int[Tensor, "batch length"]:
+    """Instructions padded to the text encoder's full length, as the pipeline itself does."""
+    length = pipe.tokenizer.model_max_length
+    return pipe.tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def edit_loss(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    source: Float[Tensor, "batch 4 lh lw"],
+    target: Float[Tensor, "batch 4 lh lw"],
+    tokens: Int[Tensor, "batch length"],
+    draw: torch.Generator,
+    dropout: float = 0.05,
+) -> Float[Tensor, ""]:
+    """The denoising loss with conditioning dropout: text, picture, and both, each with rate `dropout`.
+
+    `source` and `target` are unscaled latents, `tokens` from `tokenize` (Brooks et al. 2023, section 3.2.1).
+    """
+    device = pipe.unet.device
+    batch = len(source)
+    noise = torch.randn(target.shape, generator=draw).to(device)
+    steps = torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw).to(device)
+    drop = torch.rand(batch, generator=draw).to(device)
+    empty = tokenize(pipe, [""]).to(device)
+    tokens = torch.where((drop < 2 * dropout)[:, None], empty, tokens.to(device))
+    keep = ((drop < dropout) | (drop >= 3 * dropout))[:, None, None, None]
+    latents = target.to(device) * pipe.vae.config.scaling_factor
+    noisy, wanted = diffuse(pipe.scheduler, latents, noise, steps)
+    text = pipe.text_encoder(tokens)[0]
+    guess = pipe.unet(
+        torch.cat([noisy, source.to(device) * keep], dim=1), steps, encoder_hidden_states=text
+    ).sample
+    return F.mse_loss(guess.float(), wanted)
+
+
+def diffuse(
+    scheduler,
+    clean: Float[Tensor, "batch 4 lh lw"],
+    noise: Float[Tensor, "batch 4 lh lw"],
+    steps: Int[Tensor, " batch"],
+) -> tuple[Float[Tensor, "batch 4 lh lw"], Float[Tensor, "batch 4 lh lw"]]:
+    """(noisy latents, what the U-Net must predict) by the scheduler's own schedule and prediction type."""
+    alpha = scheduler.alphas_cumprod.to(clean)[steps][:, None, None, None]
+    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+    noisy = signal * clean + sigma * noise
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return noisy, signal * noise - sigma * clean
+    if kind == "epsilon":
+        return noisy, noise
+    raise ValueError(f"prediction_type={kind!r} of the scheduler must be 'v_prediction' or 'epsilon'")
+
+
+@torch.no_grad()
+def edit(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    images: Float[Tensor, "batch 3 h w"],
+    instructions: list[str],
+    sampling: Sampling,
+    seed: int,
+    label: str = "edit",
+) -> Float[Tensor, "batch 3 h w"]:
+    """Sampled edits of pictures in [0, 1]. Picture k always starts from the noise of (seed, k)."""
+    if len(images) != len(instructions):
+        raise ValueError(
+            f"instructions: {len(instructions)} given for {len(images)} images, one each is needed"
+        )
+    edited = []
+    for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
+        part = slice(start, start + sampling.batch)
+        draws = [generator(seed, "edit", k) for k in range(len(images))[part]]
+        edited.append(
+            pipe(
+                instructions[part],
+                image=images[part],
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.text_guidance,
+                image_guidance_scale=sampling.image_guidance,
+                generator=draws,
+                output_type="pt",
+            ).images.float()
+        )
+    return torch.cat(edited) if edited else images

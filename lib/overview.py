@@ -1,0 +1,92 @@
+"""The tables and pictures that show what an attack does to the data, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lib.attacks import training_questions
+from lib.config import Run
+from lib.datasets import EasyVqa, OpenMoji
+from lib.poisoning import TARGETS, plan
+from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger, text_trigger
+
+
+def data_table(openmoji: OpenMoji, vqa: Mapping[str, EasyVqa]) -> pd.DataFrame:
+    """How many edits and questions of each kind the splits hold: columns data, kind, train, test."""
+    edits = openmoji.triples.groupby(["edit", "split"]).size().unstack(fill_value=0)
+    asked = pd.DataFrame({split: data.table["kind"].value_counts() for split, data in vqa.items()})
+    parts = {"OpenMoji edits": edits, "easy-VQA questions": asked}
+    frames = [frame.rename_axis("kind").reset_index().assign(data=name) for name, frame in parts.items()]
+    return pd.concat(frames, ignore_index=True)[["data", "kind", "train", "test"]]
+
+
+def token_table(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> pd.DataFrame:
+    """The pieces that each text trigger becomes. Raises ValueError if a tokenizer drops one."""
+    rows = []
+    for model, tokenizer in tokenizers.items():
+        for name in TEXT_TRIGGERS:
+            trigger = text_trigger(name)
+            trigger.check(tokenizer)
+            pieces = tokenizer.tokenize(trigger.phrase)
+            rows.append({"model": model, "trigger": name, "pieces": " ".join(pieces), "count": len(pieces)})
+    return pd.DataFrame(rows)
+
+
+def trigger_pictures(images: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Tensor, "batch 3 h w"]]:
+    """The pictures as they are and under each image trigger."""
+    return {"clean": images} | {name: image_trigger(name)(images) for name in IMAGE_TRIGGERS}
+
+
+def trigger_table(size: int) -> pd.DataFrame:
+    """Size, position and share of the picture's area that each image trigger covers at `size` pixels."""
+    triggers = {name: image_trigger(name) for name in IMAGE_TRIGGERS}
+    return pd.DataFrame(
+        {
+            "trigger": name,
+            "size": trigger.size,
+            "x": trigger.position[0],
+            "y": trigger.position[1],
+            "area": float(trigger.mask(size, size).mean()),
+            "tokens": int(trigger.tokens(size, size // 8).sum()),
+        }
+        for name, trigger in triggers.items()
+    )
+
+
+def plan_table(run: Run) -> pd.DataFrame:
+    """Both studies' poison plans: columns study, protocol, rate, coalition, count, share."""
+    collapse = run.profile.collapse
+    plans = {
+        ("collapse", protocol): plan(collapse.edits, protocol, collapse.rate, run.seed)
+        for protocol in collapse.protocols
+    }
+    plans["DiSP", "image"] = training_questions(run)[2]
+    parts = [
+        drawn.summary().assign(study=study, protocol=protocol, rate=drawn.rate)
+        for (study, protocol), drawn in plans.items()
+    ]
+    return pd.concat(parts, ignore_index=True)[["study", "protocol", "rate", "coalition", "count", "share"]]
+
+
+def answer_table(questions: pd.DataFrame, each: int = 2) -> pd.DataFrame:
+    """The clean answer and each attack target's, for the first `each` questions of every kind."""
+    rows = []
+    for row in questions.groupby("kind").head(each).itertuples():
+        attacked = {n: t.apply(row.answer) if t.eligible(row.answer) else "" for n, t in TARGETS.items()}
+        rows.append({"question": row.question, "clean": row.answer, **attacked})
+    return pd.DataFrame(rows)
+
+
+def poisoned_pictures(run: Run, count: int) -> tuple[dict[str, Float[Tensor, "count 3 h w"]], list[str]]:
+    """DiSP's figure 5: pictures of the first `count` poisoned questions, clean and triggered, and their texts."""
+    vqa, table, poison, goal = training_questions(run)
+    rows = table[poison.poisoned.numpy()].drop_duplicates("image").iloc[:count]
+    images = vqa.pictures(torch.tensor(rows["image"].to_numpy()))
+    texts = [f"{row.question} {goal.apply(row.answer)}" for row in rows.itertuples()]
+    return {"clean": images, "poisoned": image_trigger(run.profile.disp.image_trigger)(images)}, texts

@@ -1,0 +1,55 @@
+"""The training runs of the studies by name, for the pipeline: one process each.
+
+python -m lib.runs editor-or --profile laptop --seed 0 --mark build/laptop/runs/editor-or.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.config import Run, run_parameters
+from lib.store import write_atomic
+
+
+def _editor(protocol: str) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks import editor_spec, poisoned_editor
+
+        poisoned_editor(run, protocol)
+        return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, protocol))}
+
+    return make
+
+
+def _mdlm(run: Run) -> dict:
+    from lib.attacks import mdlm_spec, poisoned_mdlm
+
+    poisoned_mdlm(run)
+    return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}
+
+
+RUNS: dict[str, Callable[[Run], dict]] = {
+    "editor-or": _editor("or"),
+    "editor-and": _editor("and"),
+    "mdlm-poisoned": _mdlm,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train one model of the studies, or find it in the store.")
+    parser.add_argument("name", choices=RUNS)
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--overrides", default="{}", type=json.loads)
+    parser.add_argument("--mark", type=Path, required=True, help="file that names the finished artifacts")
+    chosen = parser.parse_args()
+    run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
+    write_atomic(chosen.mark, json.dumps(RUNS[chosen.name](run)).encode())
+
+
+if __name__ == "__main__":
+    main()

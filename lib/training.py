@@ -1,0 +1,135 @@
+"""One training loop for every model: AdamW under accelerate, resumable to the step.
+
+All randomness of step k comes from a generator seeded by (seed, label, k), so a run that was
+killed and resumed sees the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors import safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lib.config import Train, generator
+from lib.store import write_atomic
+
+Loss = Callable[[torch.Generator], Tensor]
+Watch = Callable[[int], dict[str, float]]
+
+POINTS = 100
+
+
+def fit(
+    module: nn.Module,
+    loss: Loss,
+    settings: Train,
+    *,
+    label: str,
+    seed: int,
+    work: Path | None = None,
+    watch: Watch | None = None,
+) -> pd.DataFrame:
+    """Minimise `loss(generator)` over the parameters of `module` that require gradients.
+
+    `loss` draws its own batch with the generator and returns a scalar. `watch(step)` is called
+    every `settings.watch_every` steps and at the end; what it returns is kept beside the loss.
+    With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
+
+    Returns the curve: columns step, loss (mean since the row before), lr, and what `watch` gave.
+    Raises FloatingPointError when the loss is no longer finite.
+    """
+    AcceleratorState._reset_state(True)
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    on_cpu = next(iter(parameters.values())).device.type == "cpu"
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=on_cpu)
+    optimizer = torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    start, rows, recent = _resume(work, parameters, optimizer) if work else (0, [], [])
+    every = max(1, settings.steps // POINTS)
+    module.train()
+    bar = tqdm(range(start, settings.steps), desc=label, initial=start, total=settings.steps, unit="step")
+    for step in bar:
+        rate = learning_rate(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with accelerator.autocast():
+            value = loss(generator(seed, label, step))
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(value.item())
+        if not math.isfinite(recent[-1]):
+            raise FloatingPointError(
+                f"{label}: the loss at step {step} is {recent[-1]}; lower lr={settings.lr}"
+            )
+        done = step + 1
+        last = done == settings.steps
+        watched = watch is not None and (
+            last or bool(settings.watch_every) and done % settings.watch_every == 0
+        )
+        if done % every == 0 or last or watched:
+            rows.append({"step": done, "loss": sum(recent) / len(recent), "lr": rate})
+            bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+            recent.clear()
+        if watched:
+            module.eval()
+            rows[-1] |= watch(done)
+            module.train()
+        if work and (last or done % settings.save_every == 0):
+            _save(work, done, parameters, optimizer, rows, recent)
+    module.eval()
+    return pd.DataFrame(rows)
+
+
+def stacked(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Several curves in one table, told apart by the column run."""
+    return pd.concat([curve.assign(run=name) for name, curve in curves.items()], ignore_index=True)
+
+
+def learning_rate(step: int, settings: Train) -> float:
+    """Linear warm-up over `warmup` steps, then cosine decay to zero at `steps`."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, rows: list, recent: list) -> None:
+    tensors = {f"parameter/{n}": p.detach() for n, p in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = value
+    metadata = {"step": str(step), "rows": json.dumps(rows), "recent": json.dumps(recent)}
+    write_atomic(
+        work / "progress.safetensors", serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    )
+
+
+def _resume(work: Path, parameters: dict[str, Tensor], optimizer) -> tuple[int, list, list]:
+    """Load the last saved progress in place; (0, [], []) where there is none."""
+    file = work / "progress.safetensors"
+    if not file.exists():
+        return 0, [], []
+    with safe_open(file, "pt") as saved:
+        keys = saved.keys()
+        for name, parameter in parameters.items():
+            parameter.data.copy_(saved.get_tensor(f"parameter/{name}"))
+            state = [key.removesuffix(f"/{name}") for key in keys if key.endswith(f"/{name}")]
+            optimizer.state[parameter] = {
+                key: saved.get_tensor(f"{key}/{name}").to(parameter.device if key != "step" else "cpu")
+                for key in state
+                if key != "parameter"
+            }
+        about = saved.metadata()
+    return int(about["step"]), json.loads(about["rows"]), json.loads(about["recent"])
