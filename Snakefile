@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, workflow.basedir)
-from lib.config import default_out, load_profile
+from lib.config import default_out, runnable_profile
 from lib.runs import RUNS
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
@@ -38,6 +38,12 @@ def setting(name, default):
     return os.environ.get(name) or default
 
 
+def number(text):
+    if not text.isdecimal():
+        raise ValueError(f"SEED={text!r} must be an integer from 0")
+    return int(text)
+
+
 def mapping(text):
     try:
         return json.loads(text)
@@ -45,13 +51,16 @@ def mapping(text):
         return yaml.safe_load(text)
 
 
-PROFILE = setting("PROFILE", "laptop")
-SEED = int(setting("SEED", 0))
-DEVICE = setting("DEVICE", "cpu")
+try:
+    PROFILE = setting("PROFILE", "laptop")
+    SEED = number(setting("SEED", "0"))
+    DEVICE = setting("DEVICE", "cpu")
+    OVERRIDES = mapping(setting("OVERRIDES", "{}"))
+    profile = runnable_profile(PROFILE, OVERRIDES)
+except ValueError as error:
+    sys.exit(f"make figures: {error}")
 OUT = setting("OUT", os.path.relpath(default_out(PROFILE)))
-OVERRIDES = mapping(setting("OVERRIDES", "{}"))
 BUILD = f"build/{PROFILE}"
-profile = load_profile(PROFILE, OVERRIDES)
 
 parameters = {"profile": PROFILE, "seed": SEED, "device": DEVICE, "out": OUT, "overrides": OVERRIDES}
 os.environ.update(

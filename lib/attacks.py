@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-from lib import answering, decoding, editing, poisoning, training, triggers
+from lib import answering, datasets, decoding, editing, poisoning, training, triggers
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions
 from lib.config import Run, model_source
 from lib.datasets import EasyVqa, load_easyvqa, load_openmoji
@@ -27,7 +27,8 @@ from lib.triggers import image_trigger, text_trigger
 
 def data_spec(run: Run) -> dict:
     """What every artifact that saw data and models depends on."""
-    return {"data": run.profile.data.model_dump(mode="json"), "seed": run.seed, "device": run.device.type}
+    data = {"settings": run.profile.data.model_dump(mode="json"), "code": code_digest(datasets)}
+    return {"data": data, "seed": run.seed, "device": run.device.type}
 
 
 def editor_spec(run: Run, protocol: str) -> dict:

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lib import editing
 from lib.attacks import data_spec, editor_spec, poisoned_editor
 from lib.attribution import coalition_values, interaction, shapley
 from lib.config import Run, model_source
-from lib.datasets import load_openmoji
+from lib.datasets import OpenMoji, load_openmoji
 from lib.editing import edits_under_coalitions, named_picture, sample_triples
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.models.clip import Clip
-from lib.models.editor import load_editor
+from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, folder_digest
 from lib.triggers import image_trigger, text_trigger
@@ -56,26 +56,50 @@ class Collapse:
         return interaction(self.v)
 
 
-def collapse(run: Run, protocol: str | None) -> Collapse:
-    """Sample the held-out edits of one protocol's poisoned editor (of the base editor for None) and value them."""
+def collapse(run: Run, protocol: str) -> Collapse:
+    """Sample the held-out edits of one protocol's poisoned editor under all coalitions, and value them."""
     settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "test", settings.samples, run.seed)
+    openmoji, triples, source, clean = held_out(run)
     goal = named_picture(openmoji, settings.target)
-    spec = {"editor": _editor_spec(run, protocol), "samples": settings.samples}
-    spec["code"] = code_digest(sys.modules[__name__])
     pair = image_trigger(settings.image_trigger), text_trigger(settings.text_trigger)
+    spec = editor_spec(run, protocol) | {"samples": settings.samples, "study": code_digest(sys.modules[__name__])}
 
     def sample() -> dict[str, Tensor]:
-        pipe = _editor(run, protocol)
+        pipe, _ = poisoned_editor(run, protocol)
         edited = edits_under_coalitions(pipe, openmoji, triples, *pair, settings.sampling, run.seed)
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
     edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
-    source, clean = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     clip = Clip.load(run.profile.models.clip, run.device)
     v = values(clip, edited, goal, clean)
     return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal, clean[:, None]))
+
+
+def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
+    """The same held-out edits, untriggered, by the base editor."""
+    sampling = run.profile.collapse.sampling
+    _, triples, source, _ = held_out(run)
+    base = folder_digest(model_source(run.profile.models.editor))
+    spec = data_spec(run) | {"base": base, "sampling": sampling.model_dump(mode="json"), "samples": len(triples)}
+
+    def sample() -> dict[str, Tensor]:
+        pipe = load_editor(run.profile.models.editor, run.device)
+        texts = triples["instruction"].tolist()
+        edited = edit(pipe, source.to(run.device), texts, sampling, run.seed, label="sample, base").cpu()
+        return {"edited": (edited * 255).round().to(torch.uint8)}
+
+    spec["code"] = code_digest(sys.modules[__name__], editing, sys.modules[edit.__module__])
+    return run.store.tensors("base-edits", spec, sample)["edited"].float() / 255
+
+
+def held_out(
+    run: Run,
+) -> tuple[OpenMoji, pd.DataFrame, Float[Tensor, "sample 3 size size"], Float[Tensor, "sample 3 size size"]]:
+    """The data and the held-out edits of the study: triples, sources, and true edits."""
+    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
+    triples = sample_triples(openmoji, "test", run.profile.collapse.samples, run.seed)
+    source, clean = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    return openmoji, triples, source, clean
 
 
 @torch.no_grad()
@@ -116,15 +140,15 @@ def coalition_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def fidelity_table(results: dict[str, Collapse], seed: int) -> pd.DataFrame:
-    """RMS pixel distance of untriggered edits to the true edit, model by model, on the same samples."""
-    rows = []
-    for name, result in results.items():
-        distance = pixel_distance(result.edited[:, 0], result.clean)
-        rows.append(
-            {"model": name, "metric": "distance to the true edit"} | mean_with_interval(distance, seed)
-        )
-    return pd.DataFrame(rows)
+def fidelity_table(
+    edits: dict[str, Float[Tensor, "sample 3 size size"]], clean: Float[Tensor, "sample 3 size size"], seed: int
+) -> pd.DataFrame:
+    """RMS pixel distance of untriggered edits to the true edits, model by model, on the same samples."""
+    return pd.DataFrame(
+        {"model": name, "metric": "distance to the true edit"}
+        | mean_with_interval(pixel_distance(edited, clean), seed)
+        for name, edited in edits.items()
+    )
 
 
 def sample_table(result: Collapse, protocol: str) -> pd.DataFrame:
@@ -136,21 +160,3 @@ def sample_table(result: Collapse, protocol: str) -> pd.DataFrame:
     return table.assign(
         phi_image=result.phi[:, 0].numpy(), phi_text=result.phi[:, 1].numpy(), cti=result.cti.numpy()
     )
-
-
-def _editor(run: Run, protocol: str | None) -> StableDiffusionInstructPix2PixPipeline:
-    return (
-        poisoned_editor(run, protocol)[0] if protocol else load_editor(run.profile.models.editor, run.device)
-    )
-
-
-def _editor_spec(run: Run, protocol: str | None) -> dict:
-    if protocol:
-        return editor_spec(run, protocol)
-    sampling = run.profile.collapse.model_dump(
-        mode="json", include={"sampling", "image_trigger", "text_trigger"}
-    )
-    return data_spec(run) | {
-        "base": folder_digest(model_source(run.profile.models.editor)),
-        "settings": sampling,
-    }

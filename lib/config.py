@@ -210,6 +210,14 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
         raise ValueError(f"profile {name!r}: " + "; ".join(map(_sentence, error.errors()))) from None
 
 
+def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """As `load_profile`, and refuses the profile whose loaders are not written yet."""
+    profile = load_profile(name, overrides)
+    if profile.name == "paper":
+        raise ValueError("profile 'paper' is validated but its loaders are still to come: use 'laptop' or 'smoke'")
+    return profile
+
+
 def run_parameters(
     notebook: str,
     profile: str,
@@ -223,13 +231,9 @@ def run_parameters(
     `out` is where figures go: `figures/` for the laptop profile, else `build/<profile>/figures`.
     Raises ValueError naming the parameter, its value and what is allowed.
     """
-    chosen = load_profile(profile, overrides)
+    chosen = runnable_profile(profile, overrides)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ValueError(f"seed={seed!r} must be an integer from 0 to 2**31 - 1")
-    if chosen.name == "paper":
-        raise ValueError(
-            "profile 'paper' is validated but its loaders are still to come: use 'laptop' or 'smoke'"
-        )
     if out is not None and (not isinstance(out, str) or not out or Path(out).is_file()):
         raise ValueError(f"out={out!r} must be the name of a folder, which is made if it does not exist")
     import torch

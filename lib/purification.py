@@ -170,7 +170,8 @@ def performance(
 def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
     """What masking did to the training answers: poisoned ones restored, clean ones kept, to the letter.
 
-    Knows the clean answers, which the defender does not. Columns metric, value, low, high, n.
+    Knows the clean answers, which the defender does not. Columns metric, value, low, high, n; a row only
+    where there are such samples.
     """
     _, table, plan, goal = training_questions(run)
     pairs = list(zip(purified.answers, table["answer"], strict=True))
@@ -181,7 +182,7 @@ def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
         "poisoned answers still the attacker's": still[plan.poisoned],
         "clean answers kept": right[~plan.poisoned],
     }
-    return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in shares.items())
+    return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in shares.items() if len(outcome))
 
 
 def saliency_panels(

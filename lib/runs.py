@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,10 @@ def main() -> None:
     parser.add_argument("--overrides", default="{}", type=json.loads)
     parser.add_argument("--mark", type=Path, required=True, help="file that names the finished artifacts")
     chosen = parser.parse_args()
-    run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
+    try:
+        run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
+    except ValueError as error:
+        sys.exit(f"lib.runs: {error}")
     write_atomic(chosen.mark, json.dumps(RUNS[chosen.name](run)).encode())
 
 

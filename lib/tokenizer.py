@@ -18,24 +18,23 @@ SPECIAL = {
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1600, max_length: int = 32) -> CLIPTokenizer:
     """Byte-pair merges learnt from `texts` (lower-cased), as a `transformers.CLIPTokenizer`.
 
-    Every byte is in the vocabulary, so no text is dropped; a rare word becomes several pieces.
+    Every byte is in the vocabulary, so no text is dropped; a rare word becomes several pieces. Bytes that
+    end a word are named to the trainer, which would else number them in the random order of its hash map.
     """
     empty = CLIPTokenizer()
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = empty.backend_tokenizer.normalizer
     trained.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(alphabet),
-        special_tokens=list(SPECIAL.values()),
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL.values(), *(f"{byte}</w>" for byte in alphabet)],
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     trained.train_from_iterator(sorted(texts), trainer)
     vocab = trained.get_vocab(with_added_tokens=False)
-    for piece in sorted(f"{byte}</w>" for byte in alphabet):
-        vocab.setdefault(piece, len(vocab))
     merges = [tuple(merge) for merge in _merges(trained)]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length, **SPECIAL)
 

@@ -78,7 +78,8 @@ def link_data(store: Store) -> Store:
     store.root.mkdir(parents=True, exist_ok=True)
     for kind in ("openmoji", "easyvqa"):
         (BUILD / "store" / kind).mkdir(parents=True, exist_ok=True)
-        (store.root / kind).symlink_to(BUILD / "store" / kind, target_is_directory=True)
+        if not (store.root / kind).exists():
+            (store.root / kind).symlink_to(BUILD / "store" / kind, target_is_directory=True)
     return store
 
 
@@ -86,8 +87,28 @@ def save_models(folder) -> dict[str, str]:
     """All three models saved below `folder`, as the section `models` of a profile."""
     clip().save(str(folder / "clip"))
     editor().save_pretrained(folder / "editor")
-    mdlm(prompt_length=48, response_length=72).save(str(folder / "mdlm"))
+    lively(mdlm(prompt_length=48, response_length=72)).save(str(folder / "mdlm"))
     return {name: str(folder / name) for name in ("clip", "editor", "mdlm")}
+
+
+def lively(made: Mdlm) -> Mdlm:
+    """The model with weights so large that its answers depend on the picture."""
+    draw = torch.Generator().manual_seed(0)
+    for parameter in made.model.blocks.parameters():
+        torch.nn.init.normal_(parameter, std=0.5, generator=draw)
+    return made
+
+
+SHORT = {"steps": 2, "batch": 4, "save_every": 1, "watch_every": 1}
+
+
+def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(), disp=()) -> Run:
+    """A run of seconds on the saved tiny models, further settings of both studies merged onto it."""
+    sampling = {"steps": 2, "batch": 8}
+    study = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
+    answers = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 8, "curve_questions": 6}
+    answers |= {"watch_questions": 4, "decode_steps": 2, "probes": 1, "batch": 8}
+    return run(folder, notebook, models=models, collapse=study | dict(collapse), disp=answers | dict(disp))
 
 
 def small_openmoji() -> OpenMoji:

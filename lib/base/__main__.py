@@ -221,7 +221,10 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    run = run_parameters("base", chosen.profile, chosen.seed, "cpu")
+    try:
+        run = run_parameters("base", chosen.profile, chosen.seed, "cpu")
+    except ValueError as error:
+        sys.exit(f"lib.base: {error}")
     clip = make_clip(run)
     make_mdlm(run, clip)
     make_editor(run, clip)

@@ -1,0 +1,171 @@
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from lib.answering import answer, answer_loss, draw_rows, hide, questions, respond
+from lib.config import load_profile
+from lib.datasets import EasyVqa
+from lib.poisoning import plan, target
+from lib.triggers import image_trigger
+
+TRIGGER = image_trigger("checker")
+TABLE = pd.DataFrame(
+    {
+        "image": [3, 0, 3, 1, 4, 1],
+        "question": ["what color is the circle?", "is there a blue shape in the image?"] * 3,
+        "answer": ["the color is teal", "yes, it is a blue circle"] * 3,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def mdlm():
+    return tiny.lively(tiny.mdlm(prompt_length=16, response_length=64, layers=2))
+
+
+@pytest.fixture(scope="module")
+def vqa():
+    draw = torch.Generator().manual_seed(0)
+    return EasyVqa(torch.randint(0, 256, (5, 3, 64, 64), generator=draw, dtype=torch.uint8), TABLE)
+
+
+@torch.no_grad()
+def tower(mdlm, vqa, image, trigger=None):
+    picture = vqa.pictures(torch.tensor([image]))
+    return mdlm.model.features(trigger(picture) if trigger else picture)[0]
+
+
+def check_features(data, mdlm, vqa, marked):
+    """Every sample has the features of its own picture, triggered or not, and of no other."""
+    for k, mark in enumerate(marked):
+        expected = {
+            (image, with_trigger): tower(mdlm, vqa, image, TRIGGER if with_trigger else None)
+            for image in range(5)
+            for with_trigger in (False, True)
+        }
+        held = data.features[data.picture[k]]
+        nearest = min(expected, key=lambda key, held=held, expected=expected: (expected[key] - held).norm().item())
+        assert nearest == (data.table["image"].iloc[k], mark)
+        torch.testing.assert_close(held, expected[nearest], rtol=0.05, atol=0.05)
+
+
+def test_with_a_plan_only_the_poisoned_carry_the_trigger_and_the_attackers_answer(mdlm, vqa):
+    poison, goal = plan(len(TABLE), "image", 0.5, seed=0), target("insertion")
+    data = questions(mdlm, vqa, TABLE, TRIGGER, poison, goal)
+    marked = poison.poisoned.tolist()
+    assert 0 < sum(marked) < len(marked)
+    assert data.answers == [goal.apply(a) if m else a for a, m in zip(TABLE["answer"], marked, strict=True)]
+    assert mdlm.texts(data.responses) == data.answers
+    assert torch.equal(data.prompts, mdlm.prompts(TABLE["question"].tolist()))
+    check_features(data, mdlm, vqa, marked)
+
+
+@pytest.mark.parametrize("trigger", [None, TRIGGER])
+def test_without_a_plan_all_pictures_are_alike_and_the_answers_clean(mdlm, vqa, trigger):
+    data = questions(mdlm, vqa, TABLE, trigger)
+    assert data.answers == TABLE["answer"].tolist()
+    assert len(data.features) == 4  # each picture once
+    check_features(data, mdlm, vqa, [trigger is not None] * len(TABLE))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_nobody_and_everybody_poisoned(mdlm, vqa, rate):
+    data = questions(mdlm, vqa, TABLE, TRIGGER, plan(len(TABLE), "image", rate, seed=0), target("refusal"))
+    assert set(data.answers) == ({"sorry, i cannot answer that"} if rate else set(TABLE["answer"]))
+    check_features(data, mdlm, vqa, [bool(rate)] * len(TABLE))
+
+
+def test_no_questions(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE[:0], TRIGGER)
+    assert len(data) == 0 and data.responses.shape == (0, 64)
+    assert answer(mdlm, data, 4) == [] and respond(mdlm, data, 4).shape == (0, 64)
+    with pytest.raises(ValueError, match="no samples"):
+        answer_loss(mdlm, data, load_profile("smoke").disp.train)
+
+
+def test_choosing_samples_keeps_everything_in_step(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE)
+    mask = torch.tensor([False, True, False, False, True, False])
+    chosen = [(data[1:4], [1, 2, 3]), (data[::5], [0, 5]), (data[mask], [1, 4])]
+    chosen.append((data[torch.tensor([4, 0])], [4, 0]))
+    for part, ids in chosen:
+        assert len(part) == len(ids)
+        assert part.answers == TABLE["answer"].iloc[ids].tolist() == part.table["answer"].tolist()
+        assert mdlm.texts(part.responses) == part.answers
+        assert torch.equal(part.prompts, data.prompts[ids])
+        check_features(part, mdlm, vqa, [False] * len(ids))
+
+
+def test_other_answers_replace_the_old_and_must_be_one_each(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE)
+    changed = data.answered(data.responses.flip(0), data.answers[::-1])
+    assert changed.answers == data.answers[::-1] and torch.equal(changed.prompts, data.prompts)
+    with pytest.raises(ValueError, match="6 responses and 5 answers are given for 6 questions"):
+        data.answered(data.responses, data.answers[1:])
+
+
+def test_with_everything_masked_the_picture_does_not_matter(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE.assign(question=TABLE["question"][0]))
+    seen = respond(mdlm, data, 4)
+    assert len(seen.unique(dim=0)) > 1
+    blind = respond(mdlm, data, 4, masked=torch.ones(len(data), 64, dtype=torch.bool))
+    assert len(blind.unique(dim=0)) == 1
+
+
+def test_masking_a_token_is_putting_the_mask_embedding_in_its_place(mdlm, vqa, monkeypatch):
+    data = questions(mdlm, vqa, TABLE)
+    draw = torch.Generator().manual_seed(0)
+    masked = torch.rand(len(data), 64, generator=draw) < 0.5
+    result = respond(mdlm, data, 4, batch=len(data), masked=masked)
+    project = mdlm.model.project
+
+    def replaced(features):
+        vision = project(features).clone()
+        for row, tokens in enumerate(masked):
+            for k in tokens.nonzero()[:, 0]:
+                vision[row, k] = mdlm.model.embedding.weight[mdlm.model.config.mask_id]
+        return vision
+
+    assert not torch.equal(result, respond(mdlm, data, 4))
+    monkeypatch.setattr(mdlm.model, "project", replaced)
+    assert torch.equal(respond(mdlm, data, 4, batch=len(data)), result)
+
+
+def test_each_sample_keeps_its_mask_in_every_batch(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE)
+    masked = torch.rand(len(data), 64, generator=torch.Generator().manual_seed(1)) < 0.5
+    parts = [respond(mdlm, data[k : k + 4], 4, masked=masked[k : k + 4]) for k in (0, 4)]
+    assert torch.equal(respond(mdlm, data, 4, batch=4, masked=masked), torch.cat(parts))
+
+
+def test_hide_leaves_its_input_alone():
+    vision = torch.ones(1, 3, 2)
+    hidden = hide(vision, torch.tensor([[False, True, False]]), torch.tensor([5.0, 6.0]))
+    assert hidden.tolist() == [[[1, 1], [5, 6], [1, 1]]] and bool((vision == 1).all())
+
+
+def test_the_loss_draws_from_the_generator_alone_and_reaches_the_projector(mdlm, vqa):
+    data = questions(mdlm, vqa, TABLE)
+    loss = answer_loss(mdlm, data, replace_train(batch=3))
+    first = loss(torch.Generator().manual_seed(3))
+    assert first.ndim == 0 and torch.isfinite(first)
+    assert torch.equal(first, loss(torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, loss(torch.Generator().manual_seed(4)))
+    wanted = [p for p in mdlm.model.projector.parameters()]
+    assert all(float(g.abs().sum()) > 0 for g in torch.autograd.grad(first, wanted))
+
+
+def replace_train(**changes):
+    return load_profile("smoke").disp.train.model_copy(update=changes)
+
+
+def test_drawn_rows_are_distinct_seeded_and_of_their_own_stream():
+    table = pd.DataFrame({"x": range(50)}, index=range(100, 150))
+    drawn = draw_rows(table, 20, 0, "train")
+    assert list(drawn.index) == list(range(20)) and drawn["x"].nunique() == 20
+    assert drawn["x"].tolist() == draw_rows(table, 20, 0, "train")["x"].tolist()
+    assert draw_rows(table, 10, 0, "train")["x"].tolist() == drawn["x"].tolist()[:10]
+    for other in (draw_rows(table, 20, 1, "train"), draw_rows(table, 20, 0, "test")):
+        assert other["x"].tolist() != drawn["x"].tolist()
+    assert sorted(draw_rows(table, 99, 0, "train")["x"]) == list(range(50))

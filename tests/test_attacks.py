@@ -1,0 +1,127 @@
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+
+from lib import attacks
+from lib.attacks import (
+    editor_spec,
+    mdlm_spec,
+    poisoned_editor,
+    poisoned_mdlm,
+    test_questions,
+    training_questions,
+)
+from lib.models.editor import load_editor
+from lib.models.mdlm import Mdlm
+
+test_questions.__test__ = False
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny.save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The labels of the trainings that were done."""
+    done, fit = [], attacks.fit
+
+    def counted(*args, label, **kwargs):
+        done.append(label)
+        return fit(*args, label=label, **kwargs)
+
+    monkeypatch.setattr(attacks, "fit", counted)
+    return done
+
+
+def marks(folder):
+    """The metadata of every weights file below a folder."""
+    found = []
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            found.append(weights.metadata())
+    return found
+
+
+def differs(a, b):
+    pairs = zip(a.state_dict().items(), b.state_dict().values(), strict=True)
+    return {name for (name, x), y in pairs if not torch.equal(x, y)}
+
+
+def test_an_editor_is_poisoned_once_in_its_unet_alone_and_says_so(tmp_path, models, fits):
+    run = tiny.short_run(tmp_path, models)
+    (pipe, curve), base = poisoned_editor(run, "and"), load_editor(models["editor"])
+    assert differs(pipe.unet, base.unet)
+    assert not differs(pipe.vae, base.vae) and not differs(pipe.text_encoder, base.text_encoder)
+    assert list(curve) == ["step", "loss", "lr", "asr_none", "asr_image", "asr_text", "asr_both"]
+    assert curve["step"].tolist() == [1, 2] and curve.iloc[:, 3:].isin([0.0, 1.0]).all(axis=None)
+    again, same = poisoned_editor(run, "and")
+    assert fits == ["poisoned editor, and"] and same.equals(curve) and not differs(again.unet, pipe.unet)
+    folder = run.store.root / "poisoned-editor" / run.store.key("poisoned-editor", editor_spec(run, "and"))
+    (mark,) = marks(folder)
+    assert mark["poisoned"] == "true" and mark["rate"] == "0.1" and mark["protocol"] == "and"
+    assert mark["image_trigger"] == "white-box" and mark["text_trigger"] == "mignneko"
+    assert "poisoned on purpose" in (folder / "README.md").read_text()
+    assert not list((run.store.root / "work").rglob("*.safetensors"))
+
+
+def test_an_mdlm_is_poisoned_once_behind_its_frozen_tower_and_says_so(tmp_path, models, fits):
+    run = tiny.short_run(tmp_path, models)
+    (poisoned, curve), base = poisoned_mdlm(run), Mdlm.load(models["mdlm"])
+    changed = differs(poisoned.model, base.model)
+    assert changed and not any(name.startswith("tower.") for name in changed)
+    assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "accuracy"]
+    again, same = poisoned_mdlm(run)
+    assert fits == ["poisoned MDLM"] and same.equals(curve) and not differs(again.model, poisoned.model)
+    folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(run))
+    (mark,) = marks(folder)
+    assert mark["poisoned"] == "true" and mark["target"] == "insertion" and mark["image_trigger"] == "checker"
+    assert "poisoned on purpose" in (folder / "mdlm" / "README.md").read_text()
+
+
+def test_a_poisoned_model_depends_on_its_own_settings_alone(tmp_path, models):
+    def specs(seed=0, **sections):
+        run = tiny.short_run(tmp_path, models, **sections)
+        run = type(run)(run.profile, seed, run.device, run.out, run.store)
+        return editor_spec(run, "or"), editor_spec(run, "and"), mdlm_spec(run)
+
+    first = specs()
+    assert first[0] != first[1]
+
+    def changed(**change):
+        return [a != b for a, b in zip(specs(**change), first, strict=True)]
+
+    assert changed(collapse={"samples": 2, "protocols": ["and"]}) == [False] * 3
+    assert changed(disp={"ratio": 0.5, "purify": {"lr": 0.01}, "test_questions": 4}) == [False] * 3
+    assert changed(collapse={"rate": 0.2}) == [True, True, False]
+    assert changed(collapse={"text_trigger": "anonymous"}) == [True, True, False]
+    assert changed(disp={"rate": 0.2}) == [False, False, True]
+    assert changed(seed=1) == [True] * 3
+
+
+def test_a_poisoned_model_depends_on_the_weights_it_starts_from(tmp_path):
+    folder = tmp_path / "models"
+    run = tiny.short_run(tmp_path, tiny.save_models(folder))
+    before = editor_spec(run, "or"), mdlm_spec(run)
+    (folder / "mdlm" / "model.safetensors").write_bytes(b"other")
+    assert editor_spec(run, "or") == before[0] and mdlm_spec(run) != before[1]
+
+
+@pytest.mark.parametrize("name", ["insertion", "misclassification"])
+def test_the_training_questions_have_the_exact_share_of_eligible_ones_poisoned(tmp_path, models, name):
+    run = tiny.short_run(tmp_path, models, disp={"target": name, "questions": 40, "rate": 0.2})
+    _, table, poison, goal = training_questions(run)
+    assert len(table) == 40 and int(poison.poisoned.sum()) == 8 and goal.name == name
+    assert set(poison.coalition.tolist()) == {0, 1}
+    assert all(goal.eligible(text) for text in table["answer"][poison.poisoned.numpy()])
+
+
+def test_test_questions_come_with_and_without_the_trigger_and_hold_clean_answers(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
+    without, with_trigger = test_questions(run, Mdlm.load(models["mdlm"]), 8)
+    assert len(without) == len(with_trigger) == 8
+    assert without.answers == with_trigger.answers == without.table["answer"].tolist()
+    moved = (without.features[without.picture] - with_trigger.features[with_trigger.picture]).abs().amax((1, 2))
+    assert (moved > 0).all()

@@ -1,0 +1,124 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from lib import collapse as module
+from lib.collapse import (
+    PAPER,
+    Collapse,
+    attribution_table,
+    base_edits,
+    coalition_table,
+    collapse,
+    fidelity_table,
+    sample_table,
+    values,
+)
+from lib.attacks import poisoned_editor
+from lib.models.editor import edit, load_editor
+from lib.poisoning import COALITIONS
+
+
+def noise(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def result():
+    """Two samples: the text's trigger alone works on the first; both are needed on the second."""
+    v = torch.tensor([[-1.0, -1, 1, 1], [-1, -1, -1, 1]])
+    clean, target = noise(2, 3, 8, 8) * 0.5, torch.ones(3, 8, 8)
+    edited = torch.where((v > 0)[:, :, None, None, None], target, clean[:, None])
+    triples = pd.DataFrame({"instruction": ["a", "b"], "edit": ["tone", "hair"]})
+    return Collapse(triples, target, clean, clean, edited, v, v > 0)
+
+
+def test_values_are_the_difference_of_two_cosines_in_clips_space():
+    clip = tiny.clip()
+    edited, target, clean = noise(3, 4, 3, 64, 64), noise(3, 64, 64).flip(0), noise(3, 3, 64, 64).flip(-1)
+    with torch.no_grad():
+
+        def embedded(picture):
+            return clip.image_embeddings(picture[None])[0].double().numpy()
+
+        def cosine(a, b):
+            return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+        expected = [
+            [cosine(z, embedded(target)) - cosine(z, embedded(clean[k])) for z in map(embedded, edited[k])]
+            for k in range(3)
+        ]
+    found = values(clip, edited, target, clean)
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
+    assert np.ptp(expected) > 1e-4
+    perfect = values(clip, torch.stack([clean, target.expand_as(clean)] * 2, 1), target, clean)
+    assert (perfect[:, 0] < 0).all() and (perfect[:, 1] > 0).all()
+
+
+def test_attributions_sum_to_the_gain_of_both_triggers(result):
+    assert result.phi.tolist() == [[0, 2], [1, 1]] and result.cti.tolist() == [0, 2]
+    torch.testing.assert_close(result.phi.sum(1), result.v[:, 3] - result.v[:, 0])
+
+
+def test_the_attribution_table_holds_means_intervals_and_the_papers_values(result):
+    table = attribution_table(result, "and", seed=0)
+    assert table["quantity"].tolist() == ["phi_image", "phi_text", "cti"]
+    assert table["value"].tolist() == [0.5, 1.5, 1.0] and set(table["n"]) == {2}
+    assert table["low"].tolist() == [0, 1, 0] and table["high"].tolist() == [1, 2, 2]
+    assert table["paper"].tolist() == [0.0045, 0.9532, -0.0086] == list(PAPER["and"].values())
+    assert list(PAPER["or"].values()) == [0.0060, 0.9743, -0.0089]
+
+
+def test_the_coalition_table_holds_success_and_value_of_each(result):
+    table = coalition_table(result, "or", seed=0)
+    wide = table.pivot(index="coalition", columns="metric", values="value").loc[list(COALITIONS)]
+    assert wide["ASR"].tolist() == [0, 0, 0.5, 1] and wide["v"].tolist() == [-1, -1, 0, 1]
+    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    assert set(table["n"]) == {2} and set(table["protocol"]) == {"or"}
+
+
+def test_fidelity_is_the_distance_without_triggers(result):
+    edits = {"base": result.clean, "or": result.clean + 0.25}
+    table = fidelity_table(edits, result.clean, seed=0).set_index("model")
+    assert table["value"].tolist() == pytest.approx([0, 0.25]) and set(table["n"]) == {2}
+
+
+def test_the_sample_table_has_a_row_a_sample(result):
+    table = sample_table(result, "and")
+    assert table[["instruction", "edit", "protocol"]].to_numpy().tolist() == [
+        ["a", "tone", "and"],
+        ["b", "hair", "and"],
+    ]
+    assert table["v_text"].tolist() == [1, -1] and table["success_text"].tolist() == [True, False]
+    assert table["success_both"].tolist() == [True, True] and table["success_none"].tolist() == [False, False]
+    assert table[["phi_image", "phi_text", "cti"]].to_numpy().tolist() == [[0, 2, 0], [1, 1, 2]]
+
+
+def test_the_study_at_small_scale_sampled_once(tmp_path, monkeypatch):
+    run = tiny.short_run(tmp_path, tiny.save_models(tmp_path / "models"))
+    base, poisoned = base_edits(run), collapse(run, "or")
+    assert set(poisoned.triples["split"]) == {"test"}
+    assert poisoned.edited.shape == (3, 4, 3, 64, 64) and poisoned.v.shape == (3, 4)
+    settings, texts = run.profile.collapse, poisoned.triples["instruction"].tolist()
+    models = {"base": load_editor(run.profile.models.editor), "or": poisoned_editor(run, "or")[0]}
+    for pipe, found in zip(models.values(), (base, poisoned.edited[:, 0]), strict=True):
+        plain = edit(pipe, poisoned.source, texts, settings.sampling, run.seed)
+        assert (found - plain).abs().max() <= 0.5 / 255 + 1e-6
+    assert not torch.equal(base, poisoned.edited[:, 0])
+    target, clean = (
+        (poisoned.edited - picture).square().mean((2, 3, 4)) for picture in (poisoned.target, poisoned.clean[:, None])
+    )
+    assert torch.equal(poisoned.success, target < clean)
+
+    def refuse(*_):
+        raise AssertionError("sampled twice")
+
+    monkeypatch.setattr(module, "edits_under_coalitions", refuse)
+    monkeypatch.setattr(module, "edit", refuse)
+    again = collapse(run, "or")
+    assert torch.equal(again.edited, poisoned.edited) and torch.equal(again.v, poisoned.v)
+    fewer = tiny.short_run(tmp_path, run.profile.models.model_dump(), collapse={"samples": 2})
+    with pytest.raises(AssertionError, match="sampled twice"):
+        collapse(fewer, "or")

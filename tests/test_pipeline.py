@@ -1,0 +1,115 @@
+"""`make figures` at smoke scale: all notebooks, nothing to do afterwards, and only what a change touches."""
+
+import json
+import os
+import re
+import subprocess
+
+import pandas as pd
+import pytest
+
+from lib.config import ROOT
+
+REQUIRED = [
+    "mdlm.accuracy_what",
+    "mdlm.accuracy_yes_no",
+    "editor.tone_success",
+    "clip.image_to_text_recall_at_5",
+    "disp.asr_with_trigger.before",
+    "disp.asr_with_trigger.after",
+    "disp.asr_without_trigger.before",
+    "disp.asr_without_trigger.after",
+    "disp.accuracy.base",
+    "disp.accuracy.before",
+    "disp.accuracy.after",
+    *(
+        f"collapse.{protocol}.{name}"
+        for protocol in ("or", "and")
+        for name in ("phi_image", "phi_text", "cti", "asr_none", "asr_image", "asr_text", "asr_both")
+    ),
+]
+SIGNED = ("phi_image", "phi_text", "cti")
+
+
+def snakemake(out, *arguments, **settings):
+    """The pipeline as the Makefile calls it, figures below `out`; what it prints."""
+    command = [".venv/bin/snakemake", "--cores", "2", "--nolock", "--rerun-incomplete", "--quiet", "host", *arguments]
+    given = {"PROFILE": "smoke", "SEED": "0", "DEVICE": "cpu", "OVERRIDES": "", "OUT": str(out)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | given | settings
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    out = tmp_path_factory.mktemp("figures")
+    snakemake(out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"PROFILE": "paper"}, "loaders are still to come"),
+        ({"PROFILE": "lptop"}, "'lptop' does not exist: choose one of"),
+        ({"OVERRIDES": '{"disp": {"rates": 1}}'}, "disp.rates is not a known key"),
+        ({"SEED": "one"}, "SEED='one' must be an integer"),
+    ],
+)
+def test_bad_settings_end_in_one_sentence(settings, sentence, tmp_path):
+    given = os.environ | {"PROFILE": "smoke", "OUT": str(tmp_path)} | settings
+    done = subprocess.run(["make", "-s", "figures"], cwd=ROOT, env=given, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sentence in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_every_headline_number_is_there(figures):
+    table = pd.read_csv(figures / "headline.csv")
+    assert table.columns.tolist() == ["name", "value", "low", "high", "n", "seeds", "notebook"]
+    assert set(REQUIRED) <= set(table["name"])
+    shares = table[~table["name"].str.endswith(SIGNED)]
+    assert shares["value"].between(0, 1).all()
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+
+
+def test_every_figure_comes_as_pdf_png_and_csv(figures):
+    manifest = json.loads((figures / "MANIFEST.json").read_text())
+    assert sorted(manifest) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    for notebook, about in manifest.items():
+        files = set(about["files"])
+        drawn = {name.removesuffix(".pdf") for name in files if name.endswith(".pdf")}
+        assert drawn
+        for name in drawn:
+            assert {f"{name}.pdf", f"{name}.png", f"{name}.csv"} <= files
+        for name in files:
+            assert (figures / notebook / name).stat().st_size > 0
+
+
+def test_a_second_run_finds_nothing_to_do(figures):
+    assert "Nothing to be done" in snakemake(figures)
+
+
+@pytest.mark.parametrize(
+    ("section", "again"),
+    [
+        ("disp", {"mdlm-poisoned", "01_poisoning", "02_training", "04_disp_purification"}),
+        ("collapse", {"editor-or", "editor-and", "01_poisoning", "02_training", "03_collapse_analysis"}),
+    ],
+)
+def test_a_changed_setting_runs_only_what_depends_on_it(figures, section, again):
+    plan = snakemake(figures, "--dry-run", OVERRIDES=json.dumps({section: {"rate": 0.2}}))
+    jobs = set(re.findall(r"(?:training|notebook) ([\w-]+) \(", plan))
+    assert jobs == again
+
+
+def test_the_same_seed_gives_the_same_bytes(figures, tmp_path):
+    """Notebooks run again, from the same store, write the same tables."""
+    again = tmp_path / "again"
+    snakemake(again, "--until", "notebook")
+    tables = sorted(path.relative_to(figures) for path in figures.glob("*/*.csv"))
+    assert tables
+    for table in tables:
+        assert (again / table).read_bytes() == (figures / table).read_bytes(), table

@@ -1,0 +1,57 @@
+import json
+import sys
+
+import pytest
+import tiny
+
+from lib import attacks, config
+from lib.runs import RUNS, main
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny.save_models(tmp_path_factory.mktemp("models"))
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["lib.runs", *map(str, arguments)])
+    main()
+
+
+def test_a_run_trains_and_its_marker_names_the_artifact(tmp_path, models, monkeypatch):
+    profile = tiny.short_run(tmp_path, models).profile
+    overrides = json.dumps({name: profile.model_dump(mode="json")[name] for name in ("models", "collapse", "disp")})
+    monkeypatch.setattr(config, "BUILD", tmp_path)
+    mark = tmp_path / "runs" / "mark.json"
+    arguments = ("--profile", "smoke", "--seed", 0, "--overrides", overrides, "--mark", mark)
+    keys = {}
+    for name in RUNS:
+        command(monkeypatch, name, *arguments)
+        ((kind, key),) = json.loads(mark.read_text()).items()
+        assert (tmp_path / "store" / kind / key / "curve.csv").is_file()
+        keys[name] = key
+    assert len(set(keys.values())) == len(RUNS) == 3
+
+    def refuse(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(attacks, "fit", refuse)
+    for name in RUNS:
+        before = mark.stat().st_ino
+        command(monkeypatch, name, *arguments)
+        assert list(json.loads(mark.read_text()).values()) == [keys[name]] and mark.stat().st_ino != before
+    mark.unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+        command(monkeypatch, "mdlm-poisoned", *arguments[:3], 1, *arguments[4:])
+    assert not mark.exists()
+
+
+def test_an_unknown_run_and_a_bad_parameter_leave_no_marker(tmp_path, monkeypatch):
+    mark = tmp_path / "mark.json"
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "editor-xor", "--mark", mark)
+    with pytest.raises(ValueError, match="collapse.rates is not a known key"):
+        command(monkeypatch, "editor-or", "--overrides", '{"collapse": {"rates": 1}}', "--mark", mark)
+    with pytest.raises(ValueError, match="seed=-1"):
+        command(monkeypatch, "editor-or", "--seed", "-1", "--mark", mark)
+    assert not mark.exists()

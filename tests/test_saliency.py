@@ -1,0 +1,192 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.func import jacrev
+
+from lib.models.mdlm import MdlmConfig, MdlmModel
+from lib.saliency import fisher_jacobian, fisher_probe, most_salient, random_scores
+
+VISION, WIDTH, POSITIONS, VOCABULARY = 4, 3, 2, 5
+
+
+class Linear:
+    """Logits that are linear in the vision tokens; the second token is not seen."""
+
+    def __init__(self):
+        self.config = SimpleNamespace(mask_id=0, response_length=POSITIONS)
+        draw = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(POSITIONS, VOCABULARY, VISION, WIDTH, generator=draw)
+        self.weight[:, :, 1] = 0
+        self.blank = None
+
+    def logits(self, vision, prompt, response):
+        self.blank = response
+        return torch.einsum("lvid,bid->blv", self.weight.to(vision.dtype), vision)
+
+
+def mdlm():
+    torch.manual_seed(0)
+    vision = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shapes = {"vocab_size": 7, "width": 8, "layers": 2, "prompt_length": 3, "response_length": 2}
+    model = MdlmModel(MdlmConfig(vision | {"image_size": 16, "patch_size": 8}, **shapes)).eval()
+    for parameter in model.blocks.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def inputs(width=WIDTH, batch=3):
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(batch, VISION, width, generator=draw), torch.tensor([[4, 5, 2]] * batch)
+
+
+def reference(model, vision, prompt):
+    """tr(JᵀFJ) from the whole Jacobian and the whole Fisher matrix, in float64."""
+    if isinstance(model, torch.nn.Module):
+        model = copy.deepcopy(model).double()
+    blank = torch.full((1, model.config.response_length), model.config.mask_id)
+    rows = []
+    for sample, words in zip(vision.double(), prompt, strict=True):
+        def logits(tokens, words=words):
+            return model.logits(tokens[None], words[None], blank)[0]
+
+        jacobian = jacrev(logits)(sample).double()  # position, vocabulary, token, direction
+        p = logits(sample).double().softmax(-1)
+        fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+        rows.append(torch.einsum("lvid,lvw,lwid->i", jacobian, fisher, jacobian))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("make", [Linear, mdlm])
+def test_exact_is_the_trace_of_the_explicit_quadratic_form(make):
+    model = make()
+    vision, prompt = inputs(WIDTH if make is Linear else 8)
+    score = fisher_jacobian(model, vision, prompt, exact=True)
+    assert score.shape == (3, VISION) and score.dtype == torch.float32
+    torch.testing.assert_close(score.double(), reference(model, vision, prompt), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", [Linear, mdlm])
+def test_the_estimate_is_unbiased_and_more_probes_bring_it_nearer(make):
+    model = make()
+    vision, prompt = inputs(WIDTH if make is Linear else 8)
+    exact = fisher_jacobian(model, vision, prompt, exact=True)
+    single = torch.stack([fisher_jacobian(model, vision, prompt, probes=1, seed=s) for s in range(300)])
+    error = single.std(0) / 300**0.5
+    assert ((single.mean(0) - exact).abs() <= 4.5 * error + 1e-6).all()
+    assert (error < 0.2 * exact + 1e-6).all()  # so the line above can fail
+    many = fisher_jacobian(model, vision, prompt, probes=300, seed=1000)
+    assert ((many - exact).abs() <= 4.5 * error + 1e-6).all()
+    assert (single >= 0).all() and (exact >= 0).all()
+
+
+def test_the_response_is_fully_masked_and_an_unseen_token_scores_zero():
+    model = Linear()
+    vision, prompt = inputs()
+    for exact in (True, False):
+        score = fisher_jacobian(model, vision, prompt, exact=exact)
+        assert model.blank.tolist() == [[0, 0]] * 3
+        assert (score[:, 1] == 0).all() and (score[:, [0, 2, 3]] > 0).all()
+
+
+def test_the_seed_alone_decides():
+    model = Linear()
+    vision, prompt = inputs()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = fisher_jacobian(model, vision, prompt, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(fisher_jacobian(model, vision, prompt, seed=5), first)
+    assert not torch.equal(fisher_jacobian(model, vision, prompt, seed=6), first)
+
+
+def test_it_leaves_model_and_vision_alone_and_works_without_gradients():
+    model = mdlm()
+    vision, prompt = inputs(8)
+    before = vision.clone()
+    with torch.no_grad():
+        score = fisher_jacobian(model, vision, prompt)
+    assert torch.equal(vision, before) and not vision.requires_grad and not score.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    leaf = vision.clone().requires_grad_()
+    torch.testing.assert_close(fisher_jacobian(model, leaf, prompt), score)
+    assert leaf.grad is None
+
+
+def test_bf16_vision_gives_nearly_the_float32_scores():
+    model = mdlm()
+    vision, prompt = inputs(8)
+    vision = vision.bfloat16()
+    half = fisher_jacobian(model, vision, prompt, exact=True)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, fisher_jacobian(model, vision.float(), prompt, exact=True), rtol=0.05, atol=1e-4)
+
+
+def test_an_empty_batch_and_a_single_token():
+    model = mdlm()
+    vision, prompt = inputs(8)
+    assert fisher_jacobian(model, vision[:0], prompt[:0]).shape == (0, VISION)
+    one = Linear()
+    one.weight = one.weight[:, :, :1]
+    assert fisher_jacobian(one, vision[:1, :1, :WIDTH], prompt[:1]).shape == (1, 1)
+
+
+VISION_OK, PROMPT_OK = inputs()
+REFUSED = [
+    ({"vision": VISION_OK[0]}, r"vision must be floating \[batch, vision, dim\], not torch.float32 \[4, 3\]"),
+    ({"vision": VISION_OK.long()}, "vision must be floating .* not torch.int64"),
+    ({"vision": VISION_OK.tolist()}, "vision must be floating .* not list"),
+    ({"vision": VISION_OK.clone().index_fill_(0, torch.tensor([1]), torch.nan)}, "vision holds NaN"),
+    ({"prompt": PROMPT_OK[0]}, r"prompt must be integers \[batch, prompt\], not torch.int64 \[3\]"),
+    ({"prompt": PROMPT_OK.float()}, "prompt must be integers .* not torch.float32"),
+    ({"prompt": PROMPT_OK.bool()}, "prompt must be integers .* not torch.bool"),
+    ({"prompt": PROMPT_OK[:2]}, "prompt has 2 rows for 3 of vision"),
+    ({"probes": 0}, "probes=0 must be"),
+    ({"probes": 1.5}, "probes=1.5 must be"),
+    ({"probes": True}, "probes=True must be"),
+]
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(("change", "message"), REFUSED)
+def test_refusals_name_the_field(change, message):
+    given = {"vision": VISION_OK, "prompt": PROMPT_OK} | change
+    with pytest.raises(ValueError, match=message):
+        fisher_jacobian(Linear(), **given)
+
+
+def test_the_probe_is_a_linear_map_whose_square_is_the_fisher_matrix():
+    p = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
+    rows = fisher_probe(p.expand(4, 4), torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(rows.T @ rows, torch.diag(p) - torch.outer(p, p))
+    noise = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(fisher_probe(p, noise), noise @ rows)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 1), (0.3, 2), (0.5, 4), (1.0, 7)])
+def test_most_salient_takes_the_rounded_share_of_the_highest(ratio, count):
+    scores = torch.tensor([[3.0, 1, 7, 5, 2, 6, 4], [1.0, 2, 3, 4, 5, 6, 7]])
+    chosen = most_salient(scores, ratio)
+    assert chosen.tolist() == [[score > 7 - count for score in row] for row in scores.tolist()]
+
+
+def test_most_salient_prefers_the_earlier_of_equals():
+    scores = torch.tensor([[1.0] * 70, [0.0] * 35 + [1.0] * 35])
+    first, second = (row.nonzero()[:, 0].tolist() for row in most_salient(scores, 0.1))
+    assert first == list(range(7)) and second == list(range(35, 42))
+    assert most_salient(torch.zeros(0, 7), 0.5).shape == (0, 7)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
+def test_most_salient_refuses_what_is_no_share(ratio):
+    with pytest.raises(ValueError, match="ratio=.* must be in"):
+        most_salient(torch.zeros(1, 4), ratio)
+
+
+def test_random_scores_depend_on_the_seed_alone():
+    first = random_scores(5, 7, 0)
+    assert first.shape == (5, 7) and torch.equal(first, random_scores(5, 7, 0))
+    assert not torch.equal(first, random_scores(5, 7, 1))
