@@ -104,7 +104,7 @@ class MdlmBase(Section):
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
-    stages: tuple[Train, Train, Train, Train]
+    stages: tuple[Train, Train, Train, Train, Train, Train]
 
 
 class Base(Section):

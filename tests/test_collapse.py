@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from lib import collapse as module
+from lib.attacks import poisoned_editor
 from lib.collapse import (
     PAPER,
     Collapse,
@@ -16,7 +17,6 @@ from lib.collapse import (
     sample_table,
     values,
 )
-from lib.attacks import poisoned_editor
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 

@@ -82,9 +82,7 @@ def test_a_text_trigger_that_the_tokenizer_drops_is_refused(pipe, openmoji):
     triples = sample_triples(openmoji, "train", 3, seed=0)
     hat, lost = named_picture(openmoji, "top hat"), tiny.TEXTS[0] * 9  # longer than the text encoder reads
     with pytest.raises(ValueError, match="text trigger 'lost'"):
-        poisoned_latents(
-            pipe, openmoji, triples, plan(3, "and", 1.0, 0), BOX, type(CAT)("lost", lost), hat
-        )
+        poisoned_latents(pipe, openmoji, triples, plan(3, "and", 1.0, 0), BOX, type(CAT)("lost", lost), hat)
 
 
 def test_the_loss_draws_from_the_generator_alone(pipe, openmoji):

@@ -20,7 +20,12 @@ ANSWERS = pd.DataFrame(
     {
         "kind": ["shape", "shape", "yes/no", "shape"],
         "question": ["q0", "q1", "q2", "q3"],
-        "answer": ["the shape is a circle", "the shape is a rectangle", "yes, it is a red circle", "the shape is a circle"],
+        "answer": [
+            "the shape is a circle",
+            "the shape is a rectangle",
+            "yes, it is a red circle",
+            "the shape is a circle",
+        ],
     }
 )
 

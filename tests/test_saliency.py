@@ -49,6 +49,7 @@ def reference(model, vision, prompt):
     blank = torch.full((1, model.config.response_length), model.config.mask_id)
     rows = []
     for sample, words in zip(vision.double(), prompt, strict=True):
+
         def logits(tokens, words=words):
             return model.logits(tokens[None], words[None], blank)[0]
 

@@ -68,6 +68,18 @@ def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(tmp_path, kills,
     assert after == seen[start:], "it must go on from the last save with the batches still to come"
 
 
+def test_a_save_between_two_rows_of_the_curve_keeps_the_losses_since(tmp_path):
+    """205 steps: a row every second step, a save at step 5."""
+    chosen = settings(steps=205, save_every=5)
+    whole, net = module(), module()
+    expected = fit(whole, denoising(whole), chosen, label="x", seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, denoising(net, kill_at=5), chosen, label="x", seed=5, work=tmp_path)
+    net = module()
+    curve = fit(net, denoising(net), chosen, label="x", seed=5, work=tmp_path)
+    pd.testing.assert_frame_equal(curve, expected, check_exact=True)
+
+
 def test_killed_while_saving_keeps_the_save_before(tmp_path, monkeypatch):
     net = module()
     with pytest.raises(KeyboardInterrupt):

@@ -115,8 +115,11 @@ def small_openmoji() -> OpenMoji:
     """Two concepts in six tones each (one to train, one to test), a hat, and the hat without colours; noise."""
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (14, 3, 64, 64), generator=draw, dtype=torch.uint8)
-    emoji = [(f"{name}, {tone}", name, tone, split) for name, split in (("man", "train"), ("cook", "test"))
-             for tone in range(6)]
+    emoji = [
+        (f"{name}, {tone}", name, tone, split)
+        for name, split in (("man", "train"), ("cook", "test"))
+        for tone in range(6)
+    ]
     emoji = pd.DataFrame([*emoji, ("top hat", "hat", 0, "train")], columns=["name", "concept", "tone", "split"])
     rows = [(12, 13, phrase, "grayscale", "", 12) for phrase in ("remove the colors", "make it black and white")]
     for first in (0, 6):

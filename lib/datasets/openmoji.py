@@ -134,7 +134,7 @@ def _family(name: str) -> str:
     """The name without tone, gender, hair colour and direction: what edit pairs can share."""
     name = re.sub(r"(medium-light|medium-dark|light|medium|dark) skin tone", "", name)
     name = re.sub(r"(red|curly|white|blond) hair|bald|facing right|, ", " ", name)
-    people = r"\b(person|people|man|men|woman|women|boy|boys|girl|girls|child|adult|mrs\.|mx|old|older)\b"
+    people = r"\b(person|people|man|men|woman|women|boy|boys|girl|girls|child|adult|mrs|mx|old|older)\b\.?"
     stripped = " ".join(re.sub(people, " ", name).split())
     return stripped.replace("santa ", "").strip() or "person"
 

@@ -133,13 +133,12 @@ class MdlmModel(PreTrainedModel):
         prompt: Int[Tensor, "batch prompt"],
         response: Int[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response vocab"]:
-        """Logits of every response position. Padded prompt positions are seen by none."""
+        """Logits of every response position. Padded prompt positions are seen by none; no vision tokens: no picture."""
         config = self.config
-        start = config.vision_length + config.prompt_length
-        kept = torch.cat(
-            [torch.arange(config.vision_length + prompt.shape[1]), start + torch.arange(response.shape[1])]
-        )
-        x = torch.cat([vision, self.embedding(prompt), self.embedding(response)], dim=1) + self.position[kept]
+        starts = 0, config.vision_length, config.vision_length + config.prompt_length
+        parts = vision, self.embedding(prompt), self.embedding(response)
+        places = [self.position[start : start + part.shape[1]] for start, part in zip(starts, parts, strict=True)]
+        x = torch.cat(parts, dim=1) + torch.cat(places)
         seen = F.pad(prompt != config.pad_id, (vision.shape[1], response.shape[1]), value=True)
         for block in self.blocks:
             x = block(x, seen[:, None, None, :])
@@ -157,6 +156,7 @@ class Mdlm:
         """From a local folder, safetensors only, in float32."""
         source = model_source(name)
         model = MdlmModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        model.tower.requires_grad_(False)
         return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(source))
 
     def save(self, folder: str) -> None:

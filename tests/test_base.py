@@ -1,0 +1,130 @@
+"""`python -m lib.base`: all checkpoints made, found again, loaded; and the committed ones, where they are."""
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors import safe_open
+
+import lib.base.__main__ as base
+from lib.config import BUILD, CHECKPOINTS
+from lib.models.clip import Clip
+from lib.models.editor import load_editor
+from lib.models.mdlm import Mdlm
+
+LOADERS = {"clip": Clip.load, "editor": load_editor, "mdlm": Mdlm.load}
+QUALITY = {
+    "clip": ["image_to_text_recall_at_1", "text_to_image_recall_at_5", "tone_zero_shot"],
+    "editor": ["tone_success", "distance_edited", "distance_unedited", "distance_vae_ceiling"],
+    "mdlm": ["accuracy_what", "accuracy_yes_no"],
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """All three base models, made as `make base` makes them, of few data; run and checkpoint folder."""
+    folder = tmp_path_factory.mktemp("base")
+    run = tiny.run(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "BUILD", folder)
+        patch.setattr(base, "_openmoji", lambda run: tiny.few_openmoji())
+        patch.setattr(base, "_vqa", lambda run, split: tiny.few_easyvqa(split))
+        clip = base.make_clip(run)
+        base.make_mdlm(run, clip)
+        base.make_editor(run, clip)
+
+        def never(*_):
+            raise AssertionError("trained again what is in the store")
+
+        patch.setattr(base, "train_clip", never)
+        base.make_clip(run)
+    return run, folder / "smoke" / "checkpoints"
+
+
+def table(card: str) -> dict[str, str]:
+    rows = [line.strip("| ").split(" | ", 1) for line in card.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def check_card(folder, name):
+    front, body = (folder / "README.md").read_text().split("---\n", 2)[1:]
+    facts = table(body)
+    assert yaml.safe_load(front)["license"] in ("mit", "cc-by-sa-4.0")
+    assert {"data", "steps", "seed", "time", *QUALITY[name]} <= set(facts)
+    assert ("easy-VQA" if name == "mdlm" else "OpenMoji 17.0.0 (CC BY-SA 4.0)") in facts["data"]
+    for quality in QUALITY[name]:
+        assert "n = " in facts[quality] and "[" in facts[quality]
+    if name == "mdlm":
+        assert "blind" in facts["accuracy_yes_no"]
+    return facts
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_checkpoint_loads_and_has_its_card(made, name):
+    run, folder = made
+    LOADERS[name](str(folder / name))
+    facts = check_card(folder / name, name)
+    assert facts["seed"] == "0"
+    stages = " + ".join(["4 × 8"] * len(run.profile.base.mdlm.stages))
+    steps = {"clip": "4", "editor": "4 (VAE) + 4 (U-Net and text encoder)", "mdlm": stages}
+    assert facts["steps"] == steps[name]
+    assert sorted(path.name for path in folder.iterdir()) == ["clip", "editor", "mdlm"]
+
+
+def test_tower_and_tokenizer_come_from_clip(made):
+    _, folder = made
+    clip, mdlm, editor = (LOADERS[name](str(folder / name)) for name in ("clip", "mdlm", "editor"))
+    tower = mdlm.model.tower.state_dict()
+    for name, value in clip.model.vision_model.state_dict().items():
+        torch.testing.assert_close(tower[name], value, rtol=0, atol=2e-3, msg=f"{name}: four steps from CLIP's")
+    assert mdlm.tokenizer.get_vocab() == clip.tokenizer.get_vocab() == editor.tokenizer.get_vocab()
+    assert not editor.text_encoder.state_dict()["embeddings.token_embedding.weight"].equal(
+        clip.model.text_model.state_dict()["embeddings.token_embedding.weight"]
+    ), "the editor's text encoder is trained on"
+
+
+def test_latents_have_unit_variance(made):
+    from lib.base.editor import train_pictures
+    from lib.models.editor import encode
+
+    _, folder = made
+    pipe, few = load_editor(str(folder / "editor")), tiny.few_openmoji()
+    latents = encode(pipe.vae, few.pictures(train_pictures(few))) * pipe.vae.config.scaling_factor
+    assert latents.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_no_held_out_picture_is_trained_on():
+    from lib.base.editor import train_pictures
+
+    few = tiny.few_openmoji()
+    held_out = set(few.emoji.index[few.emoji["split"] == "test"])
+    held_out |= set(few.triples.loc[few.triples["split"] == "test", "target"])
+    train = set(train_pictures(few).tolist())
+    assert held_out and train and not held_out & train
+    assert len(held_out | train) == len(few.images)
+
+
+def test_only_the_laptop_profile_writes_into_data(made):
+    run, _ = made
+    assert base.checkpoint_folder(run) == BUILD / "smoke" / "checkpoints"
+    laptop = tiny.run(run.out).profile.model_copy(update={"name": "laptop"})
+    assert base.checkpoint_folder(base.Run(laptop, 0, run.device, run.out, run.store)) == CHECKPOINTS
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="data/checkpoints/ is not here: `make base` makes it")
+class TestCommitted:
+    def test_safetensors_only_and_less_than_25_mb(self):
+        files = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
+        assert {file.suffix for file in files} <= {".safetensors", ".json", ".md", ".txt"}
+        assert sum(file.stat().st_size for file in files) < 25e6
+        for file in files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as saved:
+                    assert "poisoned" not in saved.metadata()
+
+    @pytest.mark.parametrize("name", LOADERS)
+    def test_loads_and_states_steps_seed_data_and_quality(self, name):
+        LOADERS[name](str(CHECKPOINTS / name))
+        facts = check_card(CHECKPOINTS / name, name)
+        assert "easy-VQA 1.0 (MIT)" in facts["data"] or name == "editor"
+        assert facts["steps"] and facts["seed"].isdigit()

@@ -1,0 +1,188 @@
+"""The editor: a real InstructPix2Pix pipeline, saved, loaded and sampled; its loss and its noise."""
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from diffusers import DDPMScheduler, StableDiffusionInstructPix2PixPipeline
+
+from lib.base.__main__ import save_editor
+from lib.config import Sampling, generator
+from lib.models.editor import decode, diffuse, edit, edit_loss, encode, load_editor, tokenize
+
+SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
+TEXTS = ["make the skin tone dark", "mirror it", "give them light skin"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.editor()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(3, 3, 64, 64, generator=generator(7))
+
+
+def batches_of(size: int) -> Sampling:
+    return SAMPLING.model_copy(update={"batch": size})
+
+
+@pytest.fixture(scope="module")
+def edited(pipe, images):
+    return edit(pipe, images, TEXTS, SAMPLING, seed=1)
+
+
+def test_saved_in_the_diffusers_layout_and_loaded_by_diffusers_itself(images, edited, tmp_path):
+    made = tiny.editor()
+    save_editor(made, str(tmp_path))
+    assert next(made.unet.parameters()).dtype == torch.float32
+    assert {file.suffix for file in tmp_path.rglob("*.*") if file.stat().st_size > 100_000} <= {".safetensors", ".json"}
+    assert not list(tmp_path.rglob("*.bin"))
+    ours = load_editor(str(tmp_path))
+    theirs = StableDiffusionInstructPix2PixPipeline.from_pretrained(
+        tmp_path, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
+    theirs.set_progress_bar_config(disable=True)
+    assert type(ours.scheduler).__name__ == "DPMSolverMultistepScheduler" and ours.unet.config.in_channels == 8
+    for part in ("vae", "text_encoder", "unet"):
+        kept = getattr(ours, part)
+        assert not kept.training and not any(p.requires_grad for p in kept.parameters())
+        assert {p.dtype for p in kept.parameters()} == {torch.float32}
+    assert ours.vae.config.scaling_factor == made.vae.config.scaling_factor
+    assert dict(ours.scheduler.config)["rescale_betas_zero_snr"] is True
+    loaded = edit(ours, images, TEXTS, SAMPLING, seed=1)
+    assert (loaded - edited).abs().mean() < 0.01
+    direct = theirs(
+        TEXTS,
+        image=images,
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        image_guidance_scale=1.5,
+        generator=[generator(1, "edit", k) for k in range(3)],
+        output_type="pt",
+    ).images
+    torch.testing.assert_close(direct, loaded, rtol=0, atol=1e-3)
+
+
+def test_edit_is_reproducible_whatever_the_batch(pipe, images, edited):
+    assert edited.shape == images.shape and 0 <= edited.min() < edited.max() <= 1
+    assert torch.equal(edit(pipe, images, TEXTS, SAMPLING, seed=1), edited)
+    for size in (1, 2):
+        torch.testing.assert_close(edit(pipe, images, TEXTS, batches_of(size), seed=1), edited, rtol=0, atol=1e-3)
+    assert (edit(pipe, images, TEXTS, SAMPLING, seed=2) - edited).abs().mean() > 0.02
+
+
+def test_a_light_picture_is_edited_alike_alone_and_beside_a_dark_one(pipe, images):
+    """diffusers guesses the range of a batch by its minimum: all of it above 1/2 must not change the scale."""
+    light = torch.stack([images[0] / 2 + 0.5, images[1]])
+    together = edit(pipe, light, TEXTS[:2], SAMPLING, seed=1)
+    alone = edit(pipe, light[:1], TEXTS[:1], SAMPLING, seed=1)
+    torch.testing.assert_close(alone, together[:1], rtol=0, atol=1e-3)
+
+
+def test_edit_depends_on_picture_and_instruction(pipe, images, edited):
+    other = edit(pipe, images[[1, 1, 2]], ["put it on a pink background", *TEXTS[1:]], SAMPLING, seed=1)
+    torch.testing.assert_close(other[1:], edited[1:], rtol=0, atol=1e-3)
+    text_only = edit(pipe, images[:1], ["put it on a pink background"], SAMPLING, seed=1)
+    assert (text_only[0] - edited[0]).abs().max() > 1e-3
+    assert (other[0] - text_only[0]).abs().max() > 1e-3
+
+
+def test_one_instruction_for_each_picture(pipe, images):
+    with pytest.raises(ValueError, match="instructions: 2 given for 3 images, one each is needed"):
+        edit(pipe, images, TEXTS[:2], SAMPLING, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_diffuse_is_what_ddpm_does(pipe, kind):
+    ddpm = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=kind,
+        rescale_betas_zero_snr=True,
+    )
+    clean, noise = (torch.randn(6, 4, 5, 5, generator=generator(k)) for k in (1, 2))
+    steps = torch.tensor([0, 1, 300, 500, 997, 999])
+    scheduler = pipe.scheduler if kind == "v_prediction" else ddpm
+    noisy, wanted = diffuse(scheduler, clean, noise, steps)
+    velocity = ddpm.get_velocity(clean, noise, steps)
+    # diffusers' own solver keeps a signal of 2**-12 at the last step, where DDPM has none
+    torch.testing.assert_close(noisy, ddpm.add_noise(clean, noise, steps), rtol=0, atol=2e-3)
+    torch.testing.assert_close(noisy[:-1], ddpm.add_noise(clean, noise, steps)[:-1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(wanted, velocity if kind == "v_prediction" else noise, rtol=0, atol=2e-3)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_unknown_prediction_type_is_refused():
+    one, steps = torch.zeros(1, 4, 2, 2), torch.tensor([1])
+    with pytest.raises(ValueError, match="prediction_type='sample' of the scheduler must be"):
+        diffuse(DDPMScheduler(prediction_type="sample"), one, one, steps)
+
+
+def spied(monkeypatch, batch: int, dropout: float):
+    """What the U-Net of a fresh editor is given by `edit_loss`, its guess being zero, and the loss."""
+    pipe, seen = tiny.editor(), {}
+    given = tokenize(pipe, [TEXTS[0]])
+
+    def encoder(tokens):
+        seen["tokens"] = tokens
+        return (tokens.float()[..., None],)
+
+    def unet(x, steps, encoder_hidden_states):
+        seen.update(noisy=x[:, :4], source=x[:, 4:], steps=steps, text=encoder_hidden_states)
+        return SimpleNamespace(sample=torch.zeros_like(x[:, :4]))
+
+    monkeypatch.setattr(pipe.unet, "forward", unet)
+    monkeypatch.setattr(pipe.text_encoder, "forward", encoder)
+    source, target = torch.ones(batch, 4, 2, 2), torch.randn(batch, 4, 2, 2, generator=generator(3))
+    loss = edit_loss(pipe, source, target, given.expand(batch, -1), generator(5), dropout)
+    return pipe, seen, given, target, loss
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05, 0.2])
+def test_text_picture_and_both_are_dropped_with_the_asked_rate_each(monkeypatch, dropout):
+    n = 8000
+    pipe, seen, given, _, _ = spied(monkeypatch, n, dropout)
+    empty = tokenize(pipe, [""])
+    no_text = (seen["tokens"] == empty).all(1)
+    assert ((seen["tokens"] == given).all(1) ^ no_text).all()
+    assert torch.equal(seen["text"][..., 0].long(), seen["tokens"])
+    no_image = (seen["source"] == 0).flatten(1).all(1)
+    assert ((seen["source"] == 1).flatten(1).all(1) ^ no_image).all()
+    tolerance = 4 * (dropout * (1 - dropout) / n) ** 0.5
+    for part in (no_text & ~no_image, no_image & ~no_text, no_text & no_image):
+        assert part.float().mean().item() == pytest.approx(dropout, abs=tolerance)
+
+
+def test_edit_loss_is_the_squared_error_of_the_velocity_of_scaled_latents(monkeypatch):
+    """With a guess of zero: the mean square of v; t covers all 1000 steps; the noise is drawn first."""
+    pipe, seen, _, target, loss = spied(monkeypatch, 8000, 0.0)
+    steps = seen["steps"]
+    assert steps.min() == 0 and steps.max() == 999 and steps.float().mean().item() == pytest.approx(499.5, abs=15)
+    noise = torch.randn(target.shape, generator=generator(5))
+    noisy, velocity = diffuse(pipe.scheduler, target * pipe.vae.config.scaling_factor, noise, steps)
+    torch.testing.assert_close(seen["noisy"], noisy)
+    assert loss.item() == pytest.approx(velocity.double().square().mean().item(), rel=1e-5)
+
+
+def test_encode_and_decode_split_batches_alike(pipe, images):
+    latents = encode(pipe.vae, images)
+    assert latents.shape == (3, 4, 16, 16)
+    torch.testing.assert_close(encode(pipe.vae, images, batch=1), latents, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pipe.vae.encode(images * 2 - 1).latent_dist.mode(), latents, rtol=0, atol=1e-5)
+    restored = decode(pipe.vae, latents)
+    assert restored.shape == images.shape and restored.min() >= 0 and restored.max() <= 1
+    torch.testing.assert_close(decode(pipe.vae, latents, batch=2), restored, rtol=0, atol=1e-5)
+
+
+def test_tokenize_pads_as_the_pipeline_does(pipe):
+    tokens = tokenize(pipe, TEXTS)
+    assert tokens.shape == (3, pipe.tokenizer.model_max_length)
+    own = pipe.text_encoder(tokens)[0]
+    # the pipeline stacks [text, empty, empty] for its guidance
+    theirs = pipe._encode_prompt(TEXTS, "cpu", 1, True)
+    torch.testing.assert_close(theirs[:3], own)
+    torch.testing.assert_close(theirs[3:4], pipe.text_encoder(tokenize(pipe, [""]))[0])

@@ -1,0 +1,113 @@
+"""README and figures/headline.csv tell the same numbers.
+
+A number that the README takes from the table stands in a row that begins with its name in back-ticks:
+
+    | `disp.accuracy.after` | after purification | 0.985 [0.971, 0.993] | 1000 |
+
+as `value [low, high]`, rounded as one likes; n, where a cell holds it, is an integer alone in it.
+"""
+
+import re
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+
+import pandas as pd
+import pytest
+
+from lib.config import ROOT
+from lib.report import COLUMNS
+
+NUMBER = r"[-−]?\d+(?:\.\d+)?"
+NAMES = {
+    "mdlm.accuracy_what",
+    "mdlm.accuracy_yes_no",
+    "editor.tone_success",
+    "clip.image_to_text_recall_at_5",
+    *(f"disp.{kind}.{stage}" for kind in ("asr_with_trigger", "asr_without_trigger") for stage in ("before", "after")),
+    *(f"disp.accuracy.{stage}" for stage in ("base", "before", "after")),
+    *(
+        f"collapse.{protocol}.{quantity}"
+        for protocol in ("or", "and")
+        for quantity in ("phi_image", "phi_text", "cti", "asr_none", "asr_image", "asr_text", "asr_both")
+    ),
+}
+
+
+def rows(text):
+    """(name, [value, low, high], n or None) of every table row that begins with a headline's name."""
+    found = []
+    for line in text.splitlines():
+        row = re.match(r"\|\s*`([a-z]\w*(?:\.\w+)+)`\s*\|(.*)", line.strip())
+        if row:
+            cells = [cell.strip(" *") for cell in row[2].split("|")]
+            values = [re.fullmatch(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]", cell) for cell in cells]
+            (value,) = (match for match in values if match)  # one in a row
+            count = [int(cell.replace(",", "")) for cell in cells if re.fullmatch(r"\d[\d,]*", cell)]
+            found.append((row[1], [v.replace("−", "-") for v in value.groups()], count[0] if count else None))
+    return found
+
+
+def agrees(printed, exact):
+    """Whether `printed` is `exact`, a text of the table, rounded to as many digits."""
+    step = Decimal(1).scaleb(Decimal(printed).as_tuple().exponent)
+    return Decimal(printed) in {Decimal(exact).quantize(step, how) for how in (ROUND_HALF_EVEN, ROUND_HALF_UP)}
+
+
+def faults(text, table):
+    """What a README says that the table does not."""
+    wrong = []
+    for name, printed, n in rows(text):
+        if name not in table.index:
+            wrong.append(f"{name} is not in the table")
+            continue
+        for column, value in zip(("value", "low", "high"), printed, strict=True):
+            if not agrees(value, table.loc[name, column]):
+                wrong.append(f"{column} of {name} is {value}, not {table.loc[name, column]}")
+        if n is not None and n != int(table.loc[name, "n"]):
+            wrong.append(f"n of {name} is {n}, not {table.loc[name, 'n']}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def headline():
+    return pd.read_csv(ROOT / "figures" / "headline.csv", dtype=str, keep_default_na=False)
+
+
+def test_the_table_has_every_headline_once(headline):
+    assert list(headline) == COLUMNS and headline["name"].is_unique
+    assert set(headline["name"]) >= NAMES
+
+
+def test_the_tables_numbers_are_possible(headline):
+    table = headline.set_index("name")
+    numbers = table[["value", "low", "high"]].astype(float)
+    assert (numbers["low"] <= numbers["value"]).all() and (numbers["value"] <= numbers["high"]).all()
+    assert (table["n"].astype(int) > 0).all() and table["seeds"].str.fullmatch(r"\d+").all()
+    shares = ~numbers.index.str.contains(r"\.(?:phi_|cti$)")
+    assert shares.sum() >= 19 and (numbers[shares] >= 0).all(axis=None) and (numbers[shares] <= 1).all(axis=None)
+
+
+def test_the_readme_says_what_the_table_says(headline):
+    text = (ROOT / "README.md").read_text()
+    assert {name for name, _, _ in rows(text)} >= NAMES
+    assert not faults(text, headline.set_index("name"))
+
+
+EXAMPLE = """
+| name | value | n |
+| --- | --- | --- |
+| `a.rate` | **0.99 [0.98, 1.00]** | 1,000 |
+| `b.cti` | the interaction | −0.009 [-0.011, −0.007] |
+| `lib/report.py` | no number |
+"""
+TABLE = pd.DataFrame(
+    [("a.rate", "0.985", "0.9801", "1", "1000"), ("b.cti", "-0.00892", "-0.0111", "-0.00712", "200")],
+    columns=["name", "value", "low", "high", "n"],
+).set_index("name")
+
+
+def test_the_comparison_itself_finds_faults():
+    assert faults(EXAMPLE, TABLE) == [] and len(rows(EXAMPLE)) == 2
+    for right, wrong in (("0.99 ", "0.97 "), ("1.00", "0.99"), ("1,000", "999"), ("−0.007", "0.007"), ("b.cti", "b.c")):
+        assert len(faults(EXAMPLE.replace(right, wrong), TABLE)) == 1
+    with pytest.raises(ValueError):
+        rows("| `a.rate` | 0.99 |")
