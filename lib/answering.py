@@ -120,12 +120,15 @@ def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch
 def respond(
     mdlm: Mdlm,
     data: Questions,
-    steps: int,
+    threshold: float,
     batch: int = 256,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
 ) -> Int[Tensor, "sample response"]:
-    """The model's responses as ids, decoded in `steps` steps at temperature 0.
+    """The model's responses as ids, decoded at temperature 0 with `threshold`.
+
+    Each step fills every position at least that sure, and one at least: what is seen comes before what follows
+    from it. A fixed quota a step settles yes and no too early.
 
     `masked` names vision tokens to hide: the mask token's embedding stands in their place.
     """
@@ -143,9 +146,10 @@ def respond(
                 lambda tokens, vision=vision, prompts=prompts: model.logits(vision, prompts, tokens),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
-                steps=steps,
+                steps=length,
                 block_length=length,
                 mask_id=mask_id,
+                threshold=threshold,
             )
         responses.append(filled.cpu())
     return torch.cat(responses)
@@ -154,12 +158,12 @@ def respond(
 def answer(
     mdlm: Mdlm,
     data: Questions,
-    steps: int,
+    threshold: float,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
 ) -> list[str]:
     """The model's answers as texts; see `respond`."""
-    return mdlm.texts(respond(mdlm, data, steps, masked=masked, label=label))
+    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label))
 
 
 def hide(

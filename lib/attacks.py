@@ -95,7 +95,7 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
 
 def mdlm_spec(run: Run) -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "target", "rate", "questions", "train", "decode_steps", "watch_questions"}
+    kept = {"image_trigger", "target", "rate", "questions", "train", "threshold", "watch_questions"}
     settings = run.profile.disp.model_dump(mode="json", include=kept)
     modules = (answering, decoding, training, triggers, poisoning, mdlm, sys.modules[__name__])
     base = folder_digest(model_source(run.profile.models.mdlm))
@@ -157,7 +157,7 @@ def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget):
     without, with_trigger = test_questions(run, model, settings.watch_questions)
 
     def watch(step: int) -> dict[str, float]:
-        clean, hit = (answer(model, data, settings.decode_steps) for data in (without, with_trigger))
+        clean, hit = (answer(model, data, settings.threshold) for data in (without, with_trigger))
         return {
             "asr_with_trigger": attacked(hit, with_trigger, goal).float().mean().item(),
             "asr_without_trigger": attacked(clean, without, goal).float().mean().item(),

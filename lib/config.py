@@ -104,7 +104,7 @@ class MdlmBase(Section):
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
-    stages: tuple[Train, Train, Train, Train, Train, Train]
+    stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 
 class Base(Section):
@@ -144,7 +144,7 @@ class Disp(Section):
     rate: Fraction
     questions: Positive
     train: Train
-    decode_steps: Positive
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)]
     test_questions: Positive
     curve_questions: Positive
     watch_questions: Positive

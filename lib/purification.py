@@ -75,7 +75,7 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
     def make() -> dict[str, Tensor]:
         masked = most_salient(training_scores(run, mdlm, data), settings.ratio)
         return {
-            "responses": respond(mdlm, data, settings.decode_steps, masked=masked, label="answer, masked")
+            "responses": respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
         }
 
     responses = run.store.tensors("purified-set", purification_spec(run), make)["responses"]
@@ -115,7 +115,7 @@ def _purify(run: Run, spec: dict, path: Path) -> None:
 
 def purification_spec(run: Run) -> dict:
     """What the purified set depends on."""
-    settings = run.profile.disp.model_dump(mode="json", include={"ratio", "probes", "batch", "decode_steps"})
+    settings = run.profile.disp.model_dump(mode="json", include={"ratio", "probes", "batch", "threshold"})
     return mdlm_spec(run) | {
         "disp": settings,
         "purification": code_digest(saliency_module, sys.modules[__name__]),
@@ -139,7 +139,7 @@ def ratio_study(run: Run, mdlm: Mdlm) -> pd.DataFrame:
         for method, (plain, hit) in scores.items():
             for ratio in tqdm(settings.ratios, desc=f"mask ratios, {method}", unit="ratio"):
                 masks = most_salient(plain, ratio), most_salient(hit, ratio)
-                table = performance(mdlm, without, with_trigger, goal, settings.decode_steps, *masks)
+                table = performance(mdlm, without, with_trigger, goal, settings.threshold, *masks)
                 rows.append(table.assign(method=method, ratio=ratio))
         return pd.concat(rows, ignore_index=True)
 
@@ -152,14 +152,14 @@ def performance(
     without: Questions,
     with_trigger: Questions,
     goal: AnswerTarget,
-    steps: int,
+    threshold: float,
     masked_without: Tensor | None = None,
     masked_with: Tensor | None = None,
 ) -> pd.DataFrame:
     """The three `METRICS` with Wilson intervals: columns metric, value, low, high, n."""
     clean, hit = (
-        answer(mdlm, without, steps, masked=masked_without),
-        answer(mdlm, with_trigger, steps, masked=masked_with),
+        answer(mdlm, without, threshold, masked=masked_without),
+        answer(mdlm, with_trigger, threshold, masked=masked_with),
     )
     outcomes = attacked(hit, with_trigger, goal), attacked(clean, without, goal), correct(clean, without)
     return pd.DataFrame(

@@ -69,13 +69,13 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
     data = poisoned_training_set(run, mdlm)
     masked = most_salient(saliency(mdlm, data, 1, run.seed, 8), 0.5)
     assert masked.sum(1).tolist() == [32] * 20
-    expected = respond(mdlm, data, 2, masked=masked)
+    expected = respond(mdlm, data, 0.1, masked=masked)
     found = purified_set(run, mdlm, data)
     assert torch.equal(found.responses, expected) and found.answers == mdlm.texts(expected)
     assert torch.equal(found.prompts, data.prompts) and torch.equal(found.features, data.features)
     plain = tiny.short_run(tmp_path, models, disp={"ratio": 0.0})
-    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 2))
-    assert not torch.equal(expected, respond(mdlm, data, 2))
+    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1))
+    assert not torch.equal(expected, respond(mdlm, data, 0.1))
     monkeypatch.setattr(purification, "respond", refuse)
     monkeypatch.setattr(purification, "saliency", refuse)
     assert torch.equal(purified_set(run, mdlm, data).responses, expected)
@@ -130,12 +130,12 @@ def test_performance_of_known_answers(monkeypatch, mdlm):
     without, with_trigger = answered("the color is red", "a"), answered("the color is red", "a")
     masks = {id(without): torch.zeros(2, 64).bool(), id(with_trigger): torch.ones(2, 64).bool()}
 
-    def given(model, data, steps, masked):
-        assert model is mdlm and steps == 3 and masked is masks[id(data)]
+    def given(model, data, threshold, masked):
+        assert model is mdlm and threshold == 0.1 and masked is masks[id(data)]
         return [hit, hit] if data is with_trigger else ["the color is red", hit]
 
     monkeypatch.setattr(purification, "answer", given)
-    table = performance(mdlm, without, with_trigger, target("insertion"), 3, *masks.values())
+    table = performance(mdlm, without, with_trigger, target("insertion"), 0.1, *masks.values())
     assert dict(zip(table["metric"], table["value"], strict=True)) == dict(zip(METRICS, (1, 0.5, 0.5), strict=True))
     assert set(table["n"]) == {2}
 

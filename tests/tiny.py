@@ -107,7 +107,7 @@ def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(
     sampling = {"steps": 2, "batch": 8}
     study = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
     answers = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 8, "curve_questions": 6}
-    answers |= {"watch_questions": 4, "decode_steps": 2, "probes": 1, "batch": 8}
+    answers |= {"watch_questions": 4, "threshold": 0.1, "probes": 1, "batch": 8}
     return run(folder, notebook, models=models, collapse=study | dict(collapse), disp=answers | dict(disp))
 
 

@@ -140,8 +140,8 @@ def make_mdlm(run: Run, clip: Clip) -> None:
     spec = {"mdlm": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
     folder = stage(run, "base-mdlm", spec, train)
     mdlm, test = Mdlm.load(str(folder / "model")), _vqa(run, "test")
-    steps = run.profile.disp.decode_steps
-    quality = mdlm_quality(mdlm, train_split, test, run.profile.measure.questions, steps)
+    threshold = run.profile.disp.threshold
+    quality = mdlm_quality(mdlm, train_split, test, run.profile.measure.questions, threshold)
     publish(
         run,
         "mdlm",
@@ -150,10 +150,10 @@ def make_mdlm(run: Run, clip: Clip) -> None:
         "Small multimodal masked-diffusion language model for easy-VQA",
         [
             "Vision tower (from the CLIP beside it), two-layer projector, bidirectional Transformer; trained with "
-            "LLaDA's objective on captions, what-questions, all questions of the train split, and these again with "
-            "the tower unfrozen.",
-            f"Measured on easy-VQA's test split, {steps} decoding steps: answers equal to the letter; beside them the "
-            "labels that the best answer without looking gets right (`blind`).",
+            "LLaDA's objective on captions, what-questions, all questions of the train split, these with the tower "
+            "unfrozen, the comparison of the asked with the seen, and all with the tower once more.",
+            f"Measured on easy-VQA's test split, decoded with threshold {threshold}: answers equal to the letter; "
+            "beside them the labels that the best answer without looking gets right (`blind`).",
         ],
         {
             "data": EASYVQA,

@@ -1,7 +1,7 @@
-"""Train the MDLM on easy-VQA in six stages, each of which teaches what the ones before could not.
+"""Train the MDLM on easy-VQA in seven stages, each of which teaches what the ones before could not.
 
 Captions, what-questions, all questions on frozen features, all with the tower unfrozen, the comparison of the
-asked with the seen from text alone, and all questions again with that comparison beside them.
+asked with the seen from text alone, all questions with that comparison beside them, and all with the tower again.
 """
 
 from __future__ import annotations
@@ -62,9 +62,10 @@ def train_mdlm(
     losses["all, with the tower"] = tower_loss(mdlm, vqa, parts["all"], base.stages[3])
     losses["comparison"] = comparison_loss(mdlm, yes_no, base.stages[4], seen=False)
     losses["all, again"] = None
+    losses["all, with the tower again"] = tower_loss(mdlm, vqa, parts["all"], base.stages[6])
     curves = []
     for (name, loss), settings in zip(losses.items(), base.stages, strict=True):
-        mdlm.model.tower.requires_grad_(name == "all, with the tower")
+        mdlm.model.tower.requires_grad_("with the tower" in name)
         if loss is None:
             again = questions(mdlm, vqa, parts["all"].table.reset_index(drop=True))
             yes_no = again[torch.from_numpy(again.table["kind"].to_numpy() == "yes/no")]

@@ -75,13 +75,13 @@ def editor_quality(
     return pd.DataFrame(rows)
 
 
-def mdlm_quality(model: Mdlm, train: EasyVqa, test: EasyVqa, count: int, steps: int) -> pd.DataFrame:
+def mdlm_quality(model: Mdlm, train: EasyVqa, test: EasyVqa, count: int, threshold: float) -> pd.DataFrame:
     """Exact answers on `count` test questions, beside the labels right by the best answer that never looks.
 
     Columns name (accuracy_all, accuracy_what, accuracy_yes_no, and by kind), value, low, high, n, blind.
     """
     data = questions(model, test, draw_rows(test.table, count, 0, "test"))
-    right = correct(answer(model, data, steps, label="answer the test split"), data)
+    right = correct(answer(model, data, threshold, label="answer the test split"), data)
     blind = blind_prior(train.table, data.table)
     kinds = data.table["kind"].to_numpy()
     chosen = {"all": kinds == kinds, "what": kinds != "yes/no", "yes_no": kinds == "yes/no"}

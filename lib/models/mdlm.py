@@ -1,7 +1,8 @@
 """A small multimodal masked-diffusion language model in LLaDA-V's shape.
 
-Frozen vision tower, two-layer projector, bidirectional Transformer over [vision tokens | prompt | response].
-It answers by un-masking a fully masked response (Nie et al. 2025; You et al. 2025).
+Vision tower (frozen but in base training), two-layer projector, bidirectional Transformer over
+[vision tokens | prompt | response]. It answers by un-masking a fully masked response (Nie et al. 2025; You et
+al. 2025).
 """
 
 from __future__ import annotations
