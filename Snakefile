@@ -75,7 +75,7 @@ os.environ.update(
 )
 
 CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
-CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*") if file.is_file())
+CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 
 
 def depends(job):

@@ -168,10 +168,10 @@ def code_digest(*modules: ModuleType) -> str:
 
 
 def folder_digest(folder: str | os.PathLike) -> str:
-    """SHA-256, in hexadecimal, of the names and contents of all files below `folder`; of its name if it is none."""
+    """SHA-256, in hexadecimal, of all files below `folder` but its cards (*.md); of its name if it is none."""
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.is_dir() else os.fspath(folder).encode())
-    for file in sorted(file for file in root.rglob("*") if file.is_file()):
+    for file in sorted(file for file in root.rglob("*") if file.is_file() and file.suffix != ".md"):
         digest.update(f"{file.relative_to(root)} {_digest(file)}\n".encode())
     return digest.hexdigest()
 

@@ -156,10 +156,10 @@ def make_mdlm(run: Run, clip: Clip) -> None:
             "beside them the labels that the best answer without looking gets right (`blind`).",
         ],
         {
-            "data": EASYVQA,
+            "data": f"{EASYVQA}; the tower's first training also {OPENMOJI}",
             "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages),
         },
-        "mit",
+        "cc-by-sa-4.0",
     )
 
 
