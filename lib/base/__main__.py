@@ -82,7 +82,6 @@ def make_clip(run: Run) -> Clip:
             "six names.",
         ],
         {"data": f"{OPENMOJI}, {EASYVQA}", "steps": settings.train.steps, "batch": settings.train.batch},
-        "cc-by-sa-4.0",
     )
     return clip
 
@@ -126,7 +125,6 @@ def make_editor(run: Run, clip: Clip) -> None:
             "steps": f"{settings.vae_train.steps} (VAE) + {settings.unet_train.steps} (U-Net and text encoder)",
             "batch": f"{settings.vae_train.batch} (VAE), {settings.unet_train.batch}",
         },
-        "cc-by-sa-4.0",
     )
 
 
@@ -159,7 +157,6 @@ def make_mdlm(run: Run, clip: Clip) -> None:
             "data": f"{EASYVQA}; the tower's first training also {OPENMOJI}",
             "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages),
         },
-        "cc-by-sa-4.0",
     )
 
 
@@ -181,7 +178,6 @@ def publish(
     title: str,
     text: list[str],
     facts: dict,
-    licence: str,
 ) -> None:
     """Copy the last stage's model to `data/checkpoints/` and write its card from what was measured."""
     seconds = sum(float((folder / "seconds").read_text()) for folder in stages)
@@ -192,7 +188,7 @@ def publish(
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(stages[-1] / "model", fresh)
     command = f"python -m lib.base --profile {run.profile.name} --seed {run.seed}"
-    write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("openmoji", "laptop-scale"), licence)
+    write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("openmoji", "laptop-scale"))
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     print(f"{target}: {', '.join(f'{key} {value}' for key, value in measured.items())}")

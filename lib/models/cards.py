@@ -25,7 +25,7 @@ def write_card(
     paragraphs: list[str],
     facts: dict[str, object],
     tags: tuple[str, ...],
-    licence: str = "mit",
+    licence: str = "cc-by-sa-4.0",
 ) -> None:
     """A README.md in the Hugging Face form: front matter, paragraphs, one table of facts."""
     front = ["---", f"license: {licence}", "tags:", *(f"- {tag}" for tag in tags), "---"]
