@@ -24,7 +24,7 @@ figures: $(READY)  ## all notebooks and their figures; goes on where it was stop
 
 test: $(READY)  ## style checks and every test, the notebooks at smoke scale among them
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest -q -n $(JOBS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.preferred_dir=notebooks
