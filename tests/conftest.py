@@ -30,3 +30,11 @@ def untyped():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny random models, by the names that a profile's `models` gives."""
+    import tiny  # after the hook, since it imports lib
+
+    return tiny.save_models(tmp_path_factory.mktemp("models"))

@@ -18,11 +18,6 @@ from lib.models.mdlm import Mdlm
 test_questions.__test__ = False
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny.save_models(tmp_path_factory.mktemp("models"))
-
-
 @pytest.fixture
 def fits(monkeypatch):
     """The labels of the trainings that were done."""

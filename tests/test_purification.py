@@ -28,11 +28,6 @@ from lib.triggers import image_trigger
 test_questions.__test__ = False
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny.save_models(tmp_path_factory.mktemp("models"))
-
-
 @pytest.fixture
 def mdlm(models):
     return Mdlm.load(models["mdlm"])

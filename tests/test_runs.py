@@ -8,11 +8,6 @@ from lib import attacks, config
 from lib.runs import RUNS, main
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny.save_models(tmp_path_factory.mktemp("models"))
-
-
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["lib.runs", *map(str, arguments)])
     main()

@@ -51,29 +51,34 @@ def train_mdlm(
     )
     data = questions(mdlm, vqa, pd.concat([captions.assign(kind="caption"), vqa.table], ignore_index=True))
     kind = data.table["kind"].to_numpy()
-    stages = {
-        "captions": kind == "caption",
-        "what": (kind == "shape") | (kind == "color"),
-        "all": kind != "caption",
+    part = {
+        "captions": data[torch.from_numpy(kind == "caption")],
+        "what": data[torch.from_numpy((kind == "shape") | (kind == "color"))],
+        "yes/no": data[torch.from_numpy(kind == "yes/no")],
+        "all": data[torch.from_numpy(kind != "caption")],
     }
-    parts = {name: data[torch.from_numpy(rows)] for name, rows in stages.items()}
-    frozen, yes_no = base.stages[:3], parts["all"][torch.from_numpy(kind[kind != "caption"] == "yes/no")]
-    losses = {name: answer_loss(mdlm, part, stage) for (name, part), stage in zip(parts.items(), frozen, strict=True)}
-    losses["all, with the tower"] = tower_loss(mdlm, vqa, parts["all"], base.stages[3])
-    losses["comparison"] = comparison_loss(mdlm, yes_no, base.stages[4], seen=False)
-    losses["all, again"] = None
-    losses["all, with the tower again"] = tower_loss(mdlm, vqa, parts["all"], base.stages[6])
+
+    def again(settings: Train) -> Callable[[torch.Generator], Tensor]:
+        fresh = questions(mdlm, vqa, part["all"].table.reset_index(drop=True))
+        yes_no = fresh[torch.from_numpy(fresh.table["kind"].to_numpy() == "yes/no")]
+        terms = answer_loss(mdlm, fresh, settings), comparison_loss(mdlm, yes_no, settings, seen=True)
+        return partial(summed, terms)
+
+    stages = {
+        "captions": partial(answer_loss, mdlm, part["captions"]),
+        "what": partial(answer_loss, mdlm, part["what"]),
+        "all": partial(answer_loss, mdlm, part["all"]),
+        "all, with the tower": partial(tower_loss, mdlm, vqa, part["all"]),
+        "comparison": partial(comparison_loss, mdlm, part["yes/no"], seen=False),
+        "all, again": again,
+        "all, with the tower again": partial(tower_loss, mdlm, vqa, part["all"]),
+    }
     curves = []
-    for (name, loss), settings in zip(losses.items(), base.stages, strict=True):
+    for (name, loss), settings in zip(stages.items(), base.stages, strict=True):
         mdlm.model.tower.requires_grad_("with the tower" in name)
-        if loss is None:
-            again = questions(mdlm, vqa, parts["all"].table.reset_index(drop=True))
-            yes_no = again[torch.from_numpy(again.table["kind"].to_numpy() == "yes/no")]
-            terms = answer_loss(mdlm, again, settings), comparison_loss(mdlm, yes_no, settings, seen=True)
-            loss = partial(summed, terms)
         folder = work / name
         folder.mkdir(exist_ok=True, parents=True)
-        curve = fit(mdlm.model, loss, settings, label=f"base MDLM, {name}", seed=seed, work=folder)
+        curve = fit(mdlm.model, loss(settings), settings, label=f"base MDLM, {name}", seed=seed, work=folder)
         curves.append(curve.assign(stage=name))
     mdlm.model.tower.requires_grad_(False)
     return mdlm, pd.concat(curves, ignore_index=True)
