@@ -104,6 +104,7 @@ class MdlmBase(Section):
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
+    attention: Literal["bidirectional", "prefix"] = "bidirectional"
     stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 

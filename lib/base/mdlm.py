@@ -40,6 +40,7 @@ def train_mdlm(
         heads=base.decoder.heads,
         prompt_length=base.prompt_length,
         response_length=base.response_length,
+        attention=base.attention,
         mask_id=tokenizer.mask_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,

@@ -1,14 +1,17 @@
 """A small multimodal masked-diffusion language model in LLaDA-V's shape.
 
-Vision tower (frozen but in base training), two-layer projector, bidirectional Transformer over
-[vision tokens | prompt | response]. It answers by un-masking a fully masked response (Nie et al. 2025; You et
-al. 2025).
+Vision tower (frozen but in base training), two-layer projector, Transformer over [vision tokens | prompt |
+response]. It answers by un-masking a fully masked response (Nie et al. 2025; You et al. 2025). Attention is
+`bidirectional`, as LLaDA-V's, or `prefix`: picture and prompt do not see the response, so that what they give to it
+can be computed once for all steps of decoding.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
@@ -16,8 +19,12 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTr
 from lib.config import model_source
 
 
+ATTENTION = ("bidirectional", "prefix")
+KeysValues = tuple[Tensor, Tensor]
+
+
 class MdlmConfig(PreTrainedConfig):
-    """Shapes and special ids. `vision` is a `CLIPVisionConfig` as a dictionary."""
+    """Shapes, special ids, and which of `ATTENTION`. `vision` is a `CLIPVisionConfig` as a dictionary."""
 
     model_type = "mdlm"
 
@@ -33,8 +40,12 @@ class MdlmConfig(PreTrainedConfig):
         mask_id: int = 3,
         eos_id: int = 1,
         pad_id: int = 2,
+        attention: str = "bidirectional",
         **kwargs,
     ):
+        if attention not in ATTENTION:
+            raise ValueError(f"attention={attention!r} must be one of {', '.join(ATTENTION)}")
+        self.attention = attention
         self.vision = (
             vision
             or CLIPVisionConfig(
@@ -58,7 +69,7 @@ class MdlmConfig(PreTrainedConfig):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, every position seeing every other that `visible` allows."""
+    """Pre-norm attention and MLP."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -67,13 +78,33 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(self.before_attention(x)).view(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-        x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+    def forward(self, x: Tensor, visible: Tensor, known: KeysValues | None = None, last: int = 0) -> Tensor:
+        """New states of the `last` positions of `x` (0: all), which see `known` and then `x` where `visible`."""
+        normed, x = self.before_attention(x), x[:, -last:]
+        keys, values = self.keys_values(normed)
+        if known is not None:
+            keys, values = torch.cat([known[0], keys], 2), torch.cat([known[1], values], 2)
+        width = x.shape[-1]
+        queries = self._heads(F.linear(normed[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.before_mlp(x))
+
+    def keys_values(self, normed: Tensor) -> KeysValues:
+        """What positions give to others, from their states after `before_attention`: each [batch, head, position, dim]."""
+        width = normed.shape[-1]
+        both = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
+        return tuple(self._heads(part) for part in both.chunk(2, -1))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Prefix(NamedTuple):
+    """What picture and prompt give to the response in `prefix` attention: every layer's keys and values, and who is seen."""
+
+    layers: tuple[KeysValues, ...]
+    seen: Bool[Tensor, "batch prefix"]
 
 
 class MdlmModel(PreTrainedModel):
@@ -135,15 +166,52 @@ class MdlmModel(PreTrainedModel):
         response: Int[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response vocab"]:
         """Logits of every response position. Padded prompt positions are seen by none; no vision tokens: no picture."""
-        config = self.config
-        starts = 0, config.vision_length, config.vision_length + config.prompt_length
-        parts = vision, self.embedding(prompt), self.embedding(response)
-        places = [self.position[start : start + part.shape[1]] for start, part in zip(starts, parts, strict=True)]
-        x = torch.cat(parts, dim=1) + torch.cat(places)
-        seen = F.pad(prompt != config.pad_id, (vision.shape[1], response.shape[1]), value=True)
-        for block in self.blocks:
-            x = block(x, seen[:, None, None, :])
-        return self.head(self.norm(x[:, -response.shape[1] :])).float()
+        if self.config.attention == "prefix":
+            return self.logits_after(self.prefix(vision, prompt), response)
+        x, seen = self._before(vision, prompt)
+        x = torch.cat([x, self._response(response)], 1)
+        seen = F.pad(seen, (0, response.shape[1]), value=True)[:, None, None]
+        for block in self.blocks[:-1]:
+            x = block(x, seen)
+        return self._head(self.blocks[-1](x, seen, last=response.shape[1]))
+
+    def prefix(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ) -> Prefix:
+        """What `logits_after` needs of picture and prompt. Raises ValueError where they see the response."""
+        if self.config.attention != "prefix":
+            raise ValueError(f"attention={self.config.attention!r}: only in 'prefix' the prefix is the same at every step")
+        x, seen = self._before(vision, prompt)
+        layers = []
+        for k, block in enumerate(self.blocks):
+            layers.append(block.keys_values(block.before_attention(x)))
+            if k < len(self.blocks) - 1:
+                x = block(x, seen[:, None, None])
+        return Prefix(tuple(layers), seen)
+
+    def logits_after(
+        self, prefix: Prefix, response: Int[Tensor, "batch response"]
+    ) -> Float[Tensor, "batch response vocab"]:
+        """Logits of every response position, given what `prefix` returned: equal to `logits`, to the bit."""
+        x = self._response(response)
+        seen = F.pad(prefix.seen, (0, response.shape[1]), value=True)[:, None, None]
+        for block, known in zip(self.blocks, prefix.layers, strict=True):
+            x = block(x, seen, known)
+        return self._head(x)
+
+    def _before(self, vision: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """States of vision tokens and prompt before the first block, and which of them are seen."""
+        start = self.config.vision_length
+        places = self.position[: vision.shape[1]], self.position[start : start + prompt.shape[1]]
+        seen = F.pad(prompt != self.config.pad_id, (vision.shape[1], 0), value=True)
+        return torch.cat([vision, self.embedding(prompt)], 1) + torch.cat(places), seen
+
+    def _response(self, response: Tensor) -> Tensor:
+        start = self.config.vision_length + self.config.prompt_length
+        return self.embedding(response) + self.position[start : start + response.shape[1]]
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x)).float()
 
 
 class Mdlm:
