@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lib.config import Train, generator
 from lib.datasets import EasyVqa
-from lib.decoding import generate
+from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm, masked_diffusion_loss
 from lib.poisoning import AnswerTarget, PoisonPlan
 from lib.triggers import ImageTrigger
@@ -124,8 +124,8 @@ def respond(
     batch: int = 256,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
-) -> Int[Tensor, "sample response"]:
-    """The model's responses as ids, decoded at temperature 0 with `threshold`.
+) -> Decoded:
+    """The model's responses as ids, with their tokens' probabilities, decoded at temperature 0 with `threshold`.
 
     Each step fills every position at least that sure, and one at least: what is seen comes before what follows
     from it. A fixed quota a step settles yes and no too early.
@@ -134,7 +134,7 @@ def respond(
     """
     model, device = mdlm.model, mdlm.model.device
     length, mask_id = model.config.response_length, model.config.mask_id
-    responses = [data.responses[:0]]
+    parts = [Decoded(data.responses[:0], torch.ones(data.responses[:0].shape, dtype=torch.float64))]
     for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
         with torch.autocast(device.type, torch.bfloat16):
             vision = model.project(data.features[data.picture[part]].to(device))
@@ -142,7 +142,7 @@ def respond(
                 vision = hide(vision, masked[part].to(device), model.mask_embedding)
             prompts = data.prompts[part].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
-            filled = generate(
+            decoded = decode(
                 lambda tokens, vision=vision, prompts=prompts: model.logits(vision, prompts, tokens),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
@@ -151,8 +151,8 @@ def respond(
                 mask_id=mask_id,
                 threshold=threshold,
             )
-        responses.append(filled.cpu())
-    return torch.cat(responses)
+        parts.append(Decoded(*(part.cpu() for part in decoded)))
+    return Decoded(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def answer(
@@ -163,7 +163,7 @@ def answer(
     label: str = "answer",
 ) -> list[str]:
     """The model's answers as texts; see `respond`."""
-    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label))
+    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label).tokens)
 
 
 def hide(

@@ -151,6 +151,7 @@ class Disp(Section):
     watch_questions: Positive
     ratios: tuple[Fraction, ...]
     ratio: Fraction
+    confidence: Fraction
     probes: Positive
     batch: Positive
     purify: Train

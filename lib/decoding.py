@@ -8,6 +8,7 @@ positions elsewhere in the sequence are left alone and a model cannot re-open a 
 import math
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +17,13 @@ from torch import Tensor
 REMASKING = ("low_confidence", "random")
 
 
-@torch.no_grad()
+class Decoded(NamedTuple):
+    """Filled tokens, and of each the probability (float64) it had when it was settled; 1 where it was given."""
+
+    tokens: Int[Tensor, "batch length"]
+    probability: Float[Tensor, "batch length"]
+
+
 def generate(
     logits_fn: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]],
     tokens: Int[Tensor, "batch length"],
@@ -55,6 +62,26 @@ def generate(
     the number of blocks does not divide, other options outside the above, and logits at a position to fill
     that are NaN, +∞, or −∞ for every token but `mask_id`.
     """
+    options = {"temperature": temperature, "remasking": remasking, "threshold": threshold, "seed": seed}
+    sizes = {"steps": steps, "block_length": block_length, "mask_id": mask_id}
+    return decode(logits_fn, tokens, generable, **sizes, **options).tokens
+
+
+@torch.no_grad()
+def decode(
+    logits_fn: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]],
+    tokens: Int[Tensor, "batch length"],
+    generable: Bool[Tensor, "batch length"],
+    *,
+    steps: int,
+    block_length: int,
+    mask_id: int,
+    temperature: float | int = 0.0,
+    remasking: str = "low_confidence",
+    threshold: float | int | None = None,
+    seed: int | None = None,
+) -> Decoded:
+    """As `generate`, with the tokens' probabilities beside them."""
     _check_tokens(tokens, generable)
     _check_options(steps, block_length, mask_id, tokens.dtype, temperature, remasking, threshold, seed)
     blocks = _blocks(generable, block_length, steps)
@@ -62,6 +89,7 @@ def generate(
     generator.seed() if seed is None else generator.manual_seed(seed)
 
     filled = tokens.masked_fill(generable, mask_id)
+    sureness = torch.ones(tokens.shape, dtype=torch.float64, device=tokens.device)
     for block in blocks:
         masked = torch.ones_like(block, dtype=torch.bool)
         quotas = _quotas(block.shape[1], steps // len(blocks)) if threshold is None else repeat(1)
@@ -75,11 +103,13 @@ def generate(
             take = _surest(score, masked, quota)
             if threshold is not None:
                 take |= probability >= threshold
-            filled = filled.index_put((rows[take], positions[take]), proposed[take].to(filled.dtype))
+            settled = rows[take], positions[take]
+            filled = filled.index_put(settled, proposed[take].to(filled.dtype))
+            sureness[settled] = probability[take]
             masked[rows[take], columns[take]] = False
             if not masked.any():
                 break
-    return filled
+    return Decoded(filled, sureness)
 
 
 def _blocks(generable: Tensor, block_length: int, steps: int) -> tuple[Int[Tensor, "batch block"], ...]:

@@ -69,22 +69,31 @@ def training_scores(run: Run, mdlm: Mdlm, data: Questions) -> Float[Tensor, "sam
 
 
 def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
-    """The training set with the compromised model's own answers under masking (steps 2 and 3), from the store."""
+    """The training set with the compromised model's own answers under masking (steps 2 and 3), from the store.
+
+    Kept are the answers each token of which had at least the probability `disp.confidence` when it was settled:
+    where masking hid what is asked about, the model guesses, and learning its guesses costs clean accuracy.
+    The table's index still names the samples' places in `data`. Raises ValueError where no answer is kept.
+    """
     settings = run.profile.disp
 
     def make() -> dict[str, Tensor]:
         masked = most_salient(training_scores(run, mdlm, data), settings.ratio)
-        return {
-            "responses": respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
-        }
+        responses, probability = respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
+        return {"responses": responses, "confidence": probability.amin(1)}
 
-    responses = run.store.tensors("purified-set", purification_spec(run), make)["responses"]
-    return data.answered(responses, mdlm.texts(responses))
+    made = run.store.tensors("purified-set", purification_spec(run), make)
+    sure = made["confidence"] >= settings.confidence
+    if not bool(sure.any()):
+        best = float(made["confidence"].max())
+        raise ValueError(f"disp.confidence={settings.confidence} keeps no purified answer: the surest has {best:.3f}")
+    return data.answered(made["responses"], mdlm.texts(made["responses"]))[sure]
 
 
 def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
     """The compromised model fine-tuned on the purified set (step 4), and the curve of that."""
     spec = purification_spec(run) | {"purify": run.profile.disp.purify.model_dump(mode="json")}
+    spec["confidence"] = run.profile.disp.confidence
     folder = run.store.folder("purified-mdlm", spec, lambda path: _purify(run, spec, path))
     return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
@@ -168,19 +177,26 @@ def performance(
 
 
 def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
-    """What masking did to the training answers: poisoned ones restored, clean ones kept, to the letter.
+    """What masking did to the training answers: how many are kept as sure, and of these, poisoned ones restored and
+    clean ones as they were, to the letter.
 
     Knows the clean answers, which the defender does not. Columns metric, value, low, high, n; a row only
     where there are such samples.
     """
     _, table, plan, goal = training_questions(run)
-    pairs = list(zip(purified.answers, table["answer"], strict=True))
+    places = torch.tensor(purified.table.index.to_numpy())
+    kept = torch.zeros(len(table), dtype=torch.bool)
+    kept[places] = True
+    pairs = list(zip(purified.answers, table["answer"].iloc[places.tolist()], strict=True))
     right = torch.tensor([given == clean for given, clean in pairs])
     still = torch.tensor([goal.achieved(given, clean) for given, clean in pairs])
+    poisoned = plan.poisoned[places]
     shares = {
-        "poisoned answers restored": right[plan.poisoned],
-        "poisoned answers still the attacker's": still[plan.poisoned],
-        "clean answers kept": right[~plan.poisoned],
+        "poisoned samples kept": kept[plan.poisoned],
+        "of these, restored": right[poisoned],
+        "of these, still the attacker's": still[poisoned],
+        "clean samples kept": kept[~plan.poisoned],
+        "of these, as before": right[~poisoned],
     }
     return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in shares.items() if len(outcome))
 

@@ -79,7 +79,7 @@ def test_nobody_and_everybody_poisoned(mdlm, vqa, rate):
 def test_no_questions(mdlm, vqa):
     data = questions(mdlm, vqa, TABLE[:0], TRIGGER)
     assert len(data) == 0 and data.responses.shape == (0, 64)
-    assert answer(mdlm, data, 0.1) == [] and respond(mdlm, data, 0.1).shape == (0, 64)
+    assert answer(mdlm, data, 0.1) == [] and respond(mdlm, data, 0.1).tokens.shape == (0, 64)
     with pytest.raises(ValueError, match="no samples"):
         answer_loss(mdlm, data, load_profile("smoke").disp.train)
 
@@ -107,9 +107,9 @@ def test_other_answers_replace_the_old_and_must_be_one_each(mdlm, vqa):
 
 def test_with_everything_masked_the_picture_does_not_matter(mdlm, vqa):
     data = questions(mdlm, vqa, TABLE.assign(question=TABLE["question"][0]))
-    seen = respond(mdlm, data, 0.1)
+    seen = respond(mdlm, data, 0.1).tokens
     assert len(seen.unique(dim=0)) > 1
-    blind = respond(mdlm, data, 0.1, masked=torch.ones(len(data), 64, dtype=torch.bool))
+    blind = respond(mdlm, data, 0.1, masked=torch.ones(len(data), 64, dtype=torch.bool)).tokens
     assert len(blind.unique(dim=0)) == 1
 
 
@@ -117,7 +117,7 @@ def test_masking_a_token_is_putting_the_mask_embedding_in_its_place(mdlm, vqa, m
     data = questions(mdlm, vqa, TABLE)
     draw = torch.Generator().manual_seed(0)
     masked = torch.rand(len(data), 64, generator=draw) < 0.5
-    result = respond(mdlm, data, 0.1, batch=len(data), masked=masked)
+    result = respond(mdlm, data, 0.1, batch=len(data), masked=masked).tokens
     project = mdlm.model.project
 
     def replaced(features):
@@ -127,16 +127,19 @@ def test_masking_a_token_is_putting_the_mask_embedding_in_its_place(mdlm, vqa, m
                 vision[row, k] = mdlm.model.embedding.weight[mdlm.model.config.mask_id]
         return vision
 
-    assert not torch.equal(result, respond(mdlm, data, 0.1))
+    assert not torch.equal(result, respond(mdlm, data, 0.1).tokens)
     monkeypatch.setattr(mdlm.model, "project", replaced)
-    assert torch.equal(respond(mdlm, data, 0.1, batch=len(data)), result)
+    assert torch.equal(respond(mdlm, data, 0.1, batch=len(data)).tokens, result)
 
 
 def test_each_sample_keeps_its_mask_in_every_batch(mdlm, vqa):
     data = questions(mdlm, vqa, TABLE)
     masked = torch.rand(len(data), 64, generator=torch.Generator().manual_seed(1)) < 0.5
     parts = [respond(mdlm, data[k : k + 4], 0.1, masked=masked[k : k + 4]) for k in (0, 4)]
-    assert torch.equal(respond(mdlm, data, 0.1, batch=4, masked=masked), torch.cat(parts))
+    whole = respond(mdlm, data, 0.1, batch=4, masked=masked)
+    assert torch.equal(whole.tokens, torch.cat([part.tokens for part in parts]))
+    assert torch.equal(whole.probability, torch.cat([part.probability for part in parts]))
+    assert whole.probability.shape == whole.tokens.shape and bool((whole.probability > 0).all())
 
 
 def test_hide_leaves_its_input_alone():

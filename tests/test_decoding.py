@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.decoding import generate
+from lib.decoding import decode, generate
 
 VOCAB, MASK = 11, 10
 
@@ -160,6 +160,33 @@ class TestAgainstReference:
                     Model(12), tokens[k : k + 1], generable[k : k + 1], threshold=threshold, **options
                 )
                 assert torch.equal(whole[k : k + 1], alone)
+
+
+class TestProbability:
+    def test_is_that_of_each_token_when_it_was_settled(self):
+        """The model's logits change with what is filled: the reference decodes step by step and writes down."""
+        tokens, generable = case(3, 14, 12, 4)
+        model = Model(14)
+        decoded = decode(model, tokens, generable, steps=6, block_length=6, mask_id=MASK)
+        states = [*model.seen, decoded.tokens]
+        for before, after in zip(states, states[1:], strict=False):
+            logits = Model(14)(before).double()
+            logits[..., MASK] = -math.inf
+            for row, position in (before != after).nonzero().tolist():
+                expected = logits[row, position].softmax(-1)[after[row, position]]
+                torch.testing.assert_close(decoded.probability[row, position], expected)
+        assert (decoded.probability[~generable] == 1).all()
+        assert torch.equal(
+            decoded.tokens, generate(Model(14), tokens, generable, steps=6, block_length=6, mask_id=MASK)
+        )
+
+    def test_with_a_threshold_shows_what_was_filled_unsure(self):
+        model = fixed(place_by_place((1, 0.5), (2, 0.9), (3, 0.3)))
+        generable = torch.tensor([[True, True, True]])
+        options = {"steps": 3, "block_length": 3, "mask_id": MASK, "threshold": 0.8}
+        decoded = decode(model, torch.zeros(1, 3).long(), generable, **options)
+        expected = torch.tensor([[0.5, 0.9, 0.3]], dtype=torch.float64)
+        torch.testing.assert_close(decoded.probability, expected)
 
 
 class TestOrder:

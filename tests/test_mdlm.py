@@ -193,3 +193,53 @@ def test_bf16_forward_is_close(mdlm):
         made = mdlm.model.logits(*given)
     assert made.dtype == torch.float32
     assert 0 < (made - expected).norm() < 0.02 * expected.norm()
+
+
+class TestPrefixAttention:
+    """Picture and prompt do not see the response."""
+
+    @torch.no_grad()
+    def test_is_the_dense_attention_with_that_mask(self):
+        made = tiny.mdlm(attention="prefix", layers=3).model.double()
+        vision, prompt, response = inputs(tiny.mdlm())
+        vision = vision.double()
+        prompt[1, -5:] = made.config.pad_id
+        before, length = vision.shape[1] + prompt.shape[1], vision.shape[1] + prompt.shape[1] + response.shape[1]
+        visible = torch.ones(len(prompt), 1, length, length, dtype=torch.bool)
+        visible[:, :, :before, before:] = False
+        visible[:, :, :, vision.shape[1] : before] &= (prompt != made.config.pad_id)[:, None, None]
+        x = torch.cat([vision, made.embedding(prompt), made.embedding(response)], 1) + made.position
+        for block in made.blocks:
+            x = block(x, visible)
+        expected = made.head(made.norm(x[:, before:]))
+        torch.testing.assert_close(made.logits(vision, prompt, response).double(), expected, rtol=1e-5, atol=1e-5)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_keys_and_values_known_beforehand_change_no_bit(self, dtype):
+        made = tiny.mdlm(attention="prefix", layers=2).model
+        vision, prompt, response = inputs(tiny.mdlm())
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            prefix = made.prefix(vision, prompt)
+            for k in range(3):
+                changed = response.roll(k, 1)
+                assert torch.equal(made.logits_after(prefix, changed), made.logits(vision, prompt, changed))
+
+    def test_the_modes_differ_and_each_model_keeps_its_own(self, tmp_path):
+        one, other = (tiny.mdlm(attention=name, layers=2) for name in ("bidirectional", "prefix"))
+        given = inputs(one)
+        assert not torch.equal(one.model.logits(*given), other.model.logits(*given))
+        other.save(str(tmp_path))
+        assert Mdlm.load(str(tmp_path)).model.config.attention == "prefix"
+        with pytest.raises(ValueError, match="attention='bidirectional': only in 'prefix'"):
+            one.model.prefix(*given[:2])
+        with pytest.raises(ValueError, match="attention='causal' must be one of bidirectional, prefix"):
+            tiny.mdlm(attention="causal")
+
+    def test_gradients_reach_every_parameter_that_learns(self):
+        made = tiny.mdlm(attention="prefix").model
+        vision, prompt, response = inputs(tiny.mdlm())
+        made.logits(vision, prompt, response).square().mean().backward()
+        for name, parameter in made.named_parameters():
+            frozen = name.startswith(("tower.", "projector."))  # the vision tokens are given
+            assert (parameter.grad is None) == frozen, name

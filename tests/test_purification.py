@@ -34,10 +34,9 @@ def mdlm(models):
 
 
 def answered(*answers):
-    rows, empty = len(answers), torch.zeros(len(answers), 0, dtype=torch.long)
-    return Questions(
-        torch.zeros(1, 64, 32), torch.zeros(rows, dtype=torch.long), empty, empty, list(answers), pd.DataFrame()
-    )
+    rows, empty = range(len(answers)), torch.zeros(len(answers), 0, dtype=torch.long)
+    features, picture = torch.zeros(1, 64, 32), torch.zeros(len(answers), dtype=torch.long)
+    return Questions(features, picture, empty, empty, list(answers), pd.DataFrame(index=rows))
 
 
 def refuse(*_, **__):
@@ -64,19 +63,36 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
     data = poisoned_training_set(run, mdlm)
     masked = most_salient(saliency(mdlm, data, 1, run.seed, 8), 0.5)
     assert masked.sum(1).tolist() == [32] * 20
-    expected = respond(mdlm, data, 0.1, masked=masked)
+    expected = respond(mdlm, data, 0.1, masked=masked).tokens
     found = purified_set(run, mdlm, data)
     assert torch.equal(found.responses, expected) and found.answers == mdlm.texts(expected)
     assert torch.equal(found.prompts, data.prompts) and torch.equal(found.features, data.features)
     plain = tiny.short_run(tmp_path, models, disp={"ratio": 0.0})
-    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1))
-    assert not torch.equal(expected, respond(mdlm, data, 0.1))
+    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1).tokens)
+    assert not torch.equal(expected, respond(mdlm, data, 0.1).tokens)
     monkeypatch.setattr(purification, "respond", refuse)
     monkeypatch.setattr(purification, "saliency", refuse)
     assert torch.equal(purified_set(run, mdlm, data).responses, expected)
     assert training_scores(plain, mdlm, data).shape == (20, 64)  # one set of scores for all ratios
     with pytest.raises(AssertionError, match="computed again"):
         purified_set(tiny.short_run(tmp_path, models, disp={"ratio": 0.25}), mdlm, data)
+
+
+def test_only_sure_answers_are_kept(tmp_path, models, mdlm):
+    run = tiny.short_run(tmp_path, models)
+    data = poisoned_training_set(run, mdlm)
+    everything = purified_set(run, mdlm, data)
+    masked = most_salient(training_scores(run, mdlm, data), run.profile.disp.ratio)
+    sureness = respond(mdlm, data, 0.1, masked=masked).probability.amin(1)
+    middle = float(sureness.median())
+    sure = purified_set(tiny.short_run(tmp_path, models, disp={"confidence": middle}), mdlm, data)
+    places = (sureness >= middle).nonzero()[:, 0]
+    assert 0 < len(sure) < len(data) and sure.table.index.tolist() == places.tolist()
+    assert torch.equal(sure.responses, everything.responses[places])
+    assert sure.answers == [everything.answers[k] for k in places.tolist()]
+    assert torch.equal(sure.prompts, data.prompts[places])
+    with pytest.raises(ValueError, match=r"disp.confidence=1.0 keeps no purified answer: the surest has 0\.\d+"):
+        purified_set(tiny.short_run(tmp_path, models, disp={"confidence": 1.0}), mdlm, data)
 
 
 def test_the_training_set_holds_the_attackers_answers(tmp_path, models, mdlm):
@@ -115,9 +131,12 @@ def test_set_quality_of_a_known_case(tmp_path, models):
     answers[bad[1]] += " or so"
     answers[good[0]] += " or so"
     table = set_quality(run, answered(*answers)).set_index("metric")
-    assert table["value"].tolist() == [0.5, 0.25, 15 / 16] and table["n"].tolist() == [4, 4, 16]
+    assert table["value"].tolist() == [1, 0.5, 0.25, 1, 15 / 16] and table["n"].tolist() == [4, 4, 4, 16, 16]
+    kept = torch.tensor([bad[0], bad[2], *good[:4]])
+    table = set_quality(run, answered(*answers)[kept]).set_index("metric")
+    assert table["value"].tolist() == [0.5, 0.5, 0.5, 0.25, 0.75] and table["n"].tolist() == [4, 2, 2, 16, 4]
     none = tiny.short_run(tmp_path, models, disp={"rate": 0.0})
-    assert set_quality(none, answered(*answers))["metric"].tolist() == ["clean answers kept"]
+    assert set_quality(none, answered(*answers))["metric"].tolist() == ["clean samples kept", "of these, as before"]
 
 
 def test_performance_of_known_answers(monkeypatch, mdlm):

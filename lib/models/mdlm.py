@@ -18,7 +18,6 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTr
 
 from lib.config import model_source
 
-
 ATTENTION = ("bidirectional", "prefix")
 KeysValues = tuple[Tensor, Tensor]
 
@@ -91,7 +90,7 @@ class Block(nn.Module):
         return x + self.mlp(self.before_mlp(x))
 
     def keys_values(self, normed: Tensor) -> KeysValues:
-        """What positions give to others, from their states after `before_attention`: each [batch, head, position, dim]."""
+        """What positions give to others, from states after `before_attention`: each [batch, head, position, dim]."""
         width = normed.shape[-1]
         both = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
         return tuple(self._heads(part) for part in both.chunk(2, -1))
@@ -101,7 +100,7 @@ class Block(nn.Module):
 
 
 class Prefix(NamedTuple):
-    """What picture and prompt give to the response in `prefix` attention: every layer's keys and values, and who is seen."""
+    """What picture and prompt give to the response: every layer's keys and values, and which positions are seen."""
 
     layers: tuple[KeysValues, ...]
     seen: Bool[Tensor, "batch prefix"]
@@ -180,7 +179,7 @@ class MdlmModel(PreTrainedModel):
     ) -> Prefix:
         """What `logits_after` needs of picture and prompt. Raises ValueError where they see the response."""
         if self.config.attention != "prefix":
-            raise ValueError(f"attention={self.config.attention!r}: only in 'prefix' the prefix is the same at every step")
+            raise ValueError(f"attention={self.config.attention!r}: only in 'prefix' it is the same at every step")
         x, seen = self._before(vision, prompt)
         layers = []
         for k, block in enumerate(self.blocks):
