@@ -17,6 +17,9 @@ class TypeCheckError(jaxtyping.TypeCheckError, ValueError):
 jaxtyping._decorator.TypeCheckError = TypeCheckError
 jaxtyping.install_import_hook("lib", "beartype.beartype")
 
+# Before any @triton.jit is reached: without a GPU the kernels run on CPU tensors.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("local", deadline=None)

@@ -1,0 +1,110 @@
+"""Two ways of doing one thing, run in turn in one process: the ratio of their times first, then the times.
+
+A file of `benchmarks/` asks one question. It has `rows(chosen)`, which returns a list of `pair(...)`, and ends with
+`main(__name__, rows)`; `python -m benchmarks.<file> --device cpu` writes `benchmarks/results/<file>-<device>.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import pandas as pd
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+PEERS = {
+    "llada": "folder of a checkout of ML-GSAI/LLaDA",
+    "fast_dllm": "folder of a checkout of NVlabs/Fast-dLLM",
+}
+
+
+def options() -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=7, help="how often each pair is timed")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    for name, what in PEERS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=what)
+    return parser
+
+
+def pair(
+    case: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    chosen: argparse.Namespace,
+    names: tuple[str, str] = ("ours", "torch eager"),
+    **facts: float | str,
+) -> dict[str, float | str | int]:
+    """One row: how many times as long `peer` takes as `ours`, median and quartiles over the rounds.
+
+    Both run once before the clock starts, and then in turn. Times in ms; on a GPU also the peak of what each
+    allocates beyond what was there, in MiB. `facts` are further columns, such as an agreement.
+    """
+    for way in (ours, peer):
+        way()
+    spent = [(_milliseconds(ours, chosen.device), _milliseconds(peer, chosen.device)) for _ in range(chosen.rounds)]
+    ratios = pd.Series([theirs / own for own, theirs in spent])
+    row = {
+        "case": case,
+        "ratio": ratios.median(),
+        "ratio_low": ratios.quantile(0.25),
+        "ratio_high": ratios.quantile(0.75),
+        "ours": names[0],
+        "peer": names[1],
+        "ours_ms": median(own for own, _ in spent),
+        "peer_ms": median(theirs for _, theirs in spent),
+        "rounds": chosen.rounds,
+    }
+    if chosen.device == "cuda":
+        row |= {"ours_mib": _peak(ours), "peer_mib": _peak(peer)}
+    return row | facts
+
+
+def write(file: str, rows: Iterable[dict], chosen: argparse.Namespace) -> pd.DataFrame:
+    """The rows as a tidy CSV with device and versions, and on the screen."""
+    table = pd.DataFrame(list(rows))
+    shown = table.drop(columns=["ratio_low", "ratio_high", "rounds"], errors="ignore")
+    print(f"\n{file}, {_device(chosen.device)}\n{shown.round(3).to_string(index=False)}", flush=True)
+    table = table.assign(device=_device(chosen.device), threads=chosen.threads, torch=version("torch"))
+    RESULTS.mkdir(exist_ok=True)
+    table.round(4).to_csv(RESULTS / f"{file}-{chosen.device}.csv", index=False)
+    return table
+
+
+def main(module: str, rows: Callable[[argparse.Namespace], list[dict]], file: str) -> None:
+    """Run as a program: parse the options, time, write. Nothing where `module` is imported."""
+    if module == "__main__":
+        chosen = options().parse_args()
+        torch.set_num_threads(chosen.threads)
+        write(Path(file).stem, rows(chosen), chosen)
+
+
+def _milliseconds(way: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = perf_counter()
+    way()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (perf_counter() - start) * 1e3
+
+
+def _peak(way: Callable[[], object]) -> float:
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    way()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _device(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {platform.machine()}"
