@@ -17,7 +17,7 @@ from lib.editing import edits_under_coalitions, latent_loss, named_picture, pois
 from lib.evaluation import attacked, correct, edit_succeeds
 from lib.models import editor, mdlm
 from lib.models.cards import mark_poisoned
-from lib.models.editor import load_editor
+from lib.models.editor import load_editor, trainable
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
@@ -76,7 +76,7 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
         shares = edit_succeeds(edited, goal, clean).float().mean(0).tolist()
         return {f"asr_{name}": share for name, share in zip(COALITIONS, shares, strict=True)}
 
-    pipe.unet.requires_grad_(True)
+    trainable(pipe.unet)
     loss = latent_loss(pipe, latents, settings.train, settings.condition_dropout)
     curve = fit(
         pipe.unet,

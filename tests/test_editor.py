@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, StableDiffusionInstructPix2PixPipeline
 
 from lib.base.__main__ import save_editor
 from lib.config import Sampling, generator
-from lib.models.editor import decode, diffuse, edit, edit_loss, encode, load_editor, tokenize
+from lib.models.editor import decode, diffuse, edit, edit_loss, encode, load_editor, tokenize, trainable
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
 TEXTS = ["make the skin tone dark", "mirror it", "give them light skin"]
@@ -27,6 +27,11 @@ def images():
 
 def batches_of(size: int) -> Sampling:
     return SAMPLING.model_copy(update={"batch": size})
+
+
+def near(one, other) -> bool:
+    """Equal within the rounding of bfloat16, which depends on the batch: far less than two edits differ."""
+    return float((one - other).square().mean().sqrt()) < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +59,17 @@ def test_saved_in_the_diffusers_layout_and_loaded_by_diffusers_itself(images, ed
     assert dict(ours.scheduler.config)["rescale_betas_zero_snr"] is True
     loaded = edit(ours, images, TEXTS, SAMPLING, seed=1)
     assert (loaded - edited).abs().mean() < 0.01
-    direct = theirs(
-        TEXTS,
-        image=images,
-        num_inference_steps=2,
-        guidance_scale=3.0,
-        image_guidance_scale=1.5,
-        generator=[generator(1, "edit", k) for k in range(3)],
-        output_type="pt",
-    ).images
-    torch.testing.assert_close(direct, loaded, rtol=0, atol=1e-3)
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "image_guidance_scale": 1.5, "output_type": "pt"}
+    draws = [generator(1, "edit", k) for k in range(3)]
+    direct = theirs(TEXTS, image=images, generator=draws, **settings).images
+    assert (direct - loaded).abs().max() > 0 and near(direct, loaded)  # theirs in float32, ours in bfloat16
 
 
 def test_edit_is_reproducible_whatever_the_batch(pipe, images, edited):
     assert edited.shape == images.shape and 0 <= edited.min() < edited.max() <= 1
     assert torch.equal(edit(pipe, images, TEXTS, SAMPLING, seed=1), edited)
     for size in (1, 2):
-        torch.testing.assert_close(edit(pipe, images, TEXTS, batches_of(size), seed=1), edited, rtol=0, atol=1e-3)
+        assert near(edit(pipe, images, TEXTS, batches_of(size), seed=1), edited)
     assert (edit(pipe, images, TEXTS, SAMPLING, seed=2) - edited).abs().mean() > 0.02
 
 
@@ -79,15 +78,14 @@ def test_a_light_picture_is_edited_alike_alone_and_beside_a_dark_one(pipe, image
     light = torch.stack([images[0] / 2 + 0.5, images[1]])
     together = edit(pipe, light, TEXTS[:2], SAMPLING, seed=1)
     alone = edit(pipe, light[:1], TEXTS[:1], SAMPLING, seed=1)
-    torch.testing.assert_close(alone, together[:1], rtol=0, atol=1e-3)
+    assert near(alone, together[:1])
 
 
 def test_edit_depends_on_picture_and_instruction(pipe, images, edited):
     other = edit(pipe, images[[1, 1, 2]], ["put it on a pink background", *TEXTS[1:]], SAMPLING, seed=1)
-    torch.testing.assert_close(other[1:], edited[1:], rtol=0, atol=1e-3)
+    assert near(other[1:], edited[1:])
     text_only = edit(pipe, images[:1], ["put it on a pink background"], SAMPLING, seed=1)
-    assert (text_only[0] - edited[0]).abs().max() > 1e-3
-    assert (other[0] - text_only[0]).abs().max() > 1e-3
+    assert not near(text_only[0], edited[0]) and not near(other[0], text_only[0])
 
 
 def test_one_instruction_for_each_picture(pipe, images):
@@ -186,3 +184,14 @@ def test_tokenize_pads_as_the_pipeline_does(pipe):
     theirs = pipe._encode_prompt(TEXTS, "cpu", 1, True)
     torch.testing.assert_close(theirs[:3], own)
     torch.testing.assert_close(theirs[3:4], pipe.text_encoder(tokenize(pipe, [""]))[0])
+
+
+def test_plain_attention_for_training_computes_the_same(images):
+    pipe = tiny.editor()
+    inputs = torch.randn(2, 8, 16, 16, generator=generator(2)), torch.tensor([5, 900])
+    text = pipe.text_encoder(tokenize(pipe, TEXTS[:2]))[0]
+    before = pipe.unet(*inputs, encoder_hidden_states=text).sample
+    unet = trainable(pipe.unet)
+    assert unet is pipe.unet and all(parameter.requires_grad for parameter in unet.parameters())
+    torch.testing.assert_close(unet(*inputs, encoder_hidden_states=text).sample, before, rtol=1e-4, atol=1e-5)
+    assert {type(processor).__name__ for processor in unet.attn_processors.values()} == {"AttnProcessor"}

@@ -8,7 +8,7 @@ import torch
 
 from lib.config import generator
 from lib.datasets.easyvqa import COLOURS, SHAPES, sentence
-from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.models.mdlm import Mdlm, attention, masked_diffusion_loss
 
 
 @pytest.fixture
@@ -193,6 +193,23 @@ def test_bf16_forward_is_close(mdlm):
         made = mdlm.model.logits(*given)
     assert made.dtype == torch.float32
     assert 0 < (made - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_the_same_with_gradients_and_without(dtype):
+    """And by definition in float64; positions that nobody may see do not count."""
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator(n)) for n in (5, 7, 7))
+    visible = torch.rand(2, 1, 5, 7, generator=generator(0)) < 0.7
+    visible[..., 0] = True
+    k.masked_fill_(~visible.any(2)[..., None], 1e3)
+    scores = torch.einsum("bhqd,bhkd->bhqk", q.double(), k.double()) / 8**0.5
+    expected = torch.where(visible, scores, -torch.inf).softmax(-1) @ v.double()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
+            made = attention(q.to(dtype), k.to(dtype), v.to(dtype), visible)
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 class TestPrefixAttention:

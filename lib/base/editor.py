@@ -16,7 +16,7 @@ from lib.base.clip import shifted
 from lib.config import Profile
 from lib.datasets import OpenMoji
 from lib.models.clip import Clip
-from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, tokenize
+from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, tokenize, trainable
 from lib.training import fit
 
 KL_WEIGHT = 1e-4
@@ -52,7 +52,7 @@ def train_editor(
     torch.manual_seed(seed)
     text_encoder = CLIPTextModel(clip.model.config.text_config)
     text_encoder.load_state_dict(clip.model.text_model.state_dict())
-    unet = build_unet(base, profile.data.image_size // 4, text_encoder.config.hidden_size)
+    unet = trainable(build_unet(base, profile.data.image_size // 4, text_encoder.config.hidden_size))
     pipe = assemble(vae, text_encoder, clip.tokenizer, unet)
     latents = encode(vae, openmoji.pictures(torch.arange(len(openmoji.images))))
     triples = openmoji.triples[openmoji.triples["split"] == "train"]

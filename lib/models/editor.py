@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,6 +95,13 @@ def assemble(
     return pipe
 
 
+def trainable(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The U-Net ready to be trained: all parameters, and on a CPU plain attention (`lib.models.mdlm.attention`)."""
+    if unet.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    return unet.requires_grad_(True)
+
+
 @torch.no_grad()
 def encode(
     vae: AutoencoderKL, images: Float[Tensor, "batch 3 h w"], batch: int = 256
@@ -174,7 +182,7 @@ def edit(
     seed: int,
     label: str = "edit",
 ) -> Float[Tensor, "batch 3 h w"]:
-    """Sampled edits of pictures in [0, 1]. Picture k always starts from the noise of (seed, k)."""
+    """Sampled edits of pictures in [0, 1], in bfloat16. Picture k always starts from the noise of (seed, k)."""
     if len(images) != len(instructions):
         raise ValueError(
             f"instructions: {len(instructions)} given for {len(images)} images, one each is needed"
@@ -183,8 +191,8 @@ def edit(
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         part = slice(start, start + sampling.batch)
         draws = [generator(seed, "edit", k) for k in range(len(images))[part]]
-        edited.append(
-            pipe(
+        with torch.autocast(pipe.unet.device.type, torch.bfloat16):
+            made = pipe(
                 instructions[part],
                 image=images[part],
                 num_inference_steps=sampling.steps,
@@ -192,6 +200,6 @@ def edit(
                 image_guidance_scale=sampling.image_guidance,
                 generator=draws,
                 output_type="pt",
-            ).images.float()
-        )
+            )
+        edited.append(made.images.float())
     return torch.cat(edited) if edited else images

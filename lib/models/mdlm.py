@@ -67,6 +67,18 @@ class MdlmConfig(PreTrainedConfig):
         return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
 
 
+def attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Softmax attention, each [batch, head, position, dim]; `visible` is boolean, as broadcast over the scores.
+
+    On a CPU the backward pass of torch's fused attention takes longer than plain matrix products
+    (benchmarks/training.py): these where gradients may be asked for.
+    """
+    if queries.is_cuda or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1).to(values.dtype) @ values
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
@@ -85,7 +97,7 @@ class Block(nn.Module):
             keys, values = torch.cat([known[0], keys], 2), torch.cat([known[1], values], 2)
         width = x.shape[-1]
         queries = self._heads(F.linear(normed[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]))
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        mixed = attention(queries, keys, values, visible)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.before_mlp(x))
 
