@@ -4,6 +4,7 @@ SEED ?= 0
 DEVICE ?= cpu
 OVERRIDES ?=
 OUT ?=
+PEERS ?=
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 
@@ -12,7 +13,7 @@ export PYTHONPATH := $(CURDIR)
 BIN := .venv/bin
 READY := .venv/requirements.txt
 
-.PHONY: help figures test lab base clean
+.PHONY: help figures test lab base bench clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,9 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 base: $(READY)  ## train the base models anew into data/checkpoints
 	$(BIN)/python -m lib.base --profile "$$PROFILE"
+
+bench: $(READY)  ## speed, ours beside peers; PEERS='--llada ../LLaDA --fast-dllm ../Fast-dLLM' adds those
+	@$(BIN)/python -m benchmarks --device "$$DEVICE" $(PEERS)
 
 clean:  ## remove all that was computed, but neither figures/ nor .venv
 	rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis

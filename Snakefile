@@ -101,6 +101,8 @@ rule run:
         lambda wildcards: depends(wildcards.run.split("-")[0]),
     log:
         f"{BUILD}/logs/{{run}}.log",
+    benchmark:
+        f"{BUILD}/times/{{run}}.tsv"
     wildcard_constraints:
         run="|".join(RUNS),
     message:
@@ -126,6 +128,8 @@ rule notebook:
         running=f"{BUILD}/logs/{{notebook}}.ipynb",
     log:
         f"{BUILD}/logs/{{notebook}}.log",
+    benchmark:
+        f"{BUILD}/times/{{notebook}}.tsv"
     wildcard_constraints:
         notebook="|".join(READS),
     message:

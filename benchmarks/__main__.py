@@ -1,0 +1,55 @@
+"""`make bench`: every benchmark in a process of its own, then one table of all ratios and a plot of them.
+
+    python -m benchmarks --device cpu --llada ../LLaDA --fast-dllm ../Fast-dLLM
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.harness import RESULTS, options
+from benchmarks.plots import ratio_dots, save
+from lib.config import ROOT
+
+NO_QUESTIONS = {"__init__", "__main__", "gpu", "harness", "plots"}
+SHOWN = ["file", "case", "ratio", "ratio_low", "ratio_high", "ours", "peer"]
+
+
+def main() -> None:
+    parser = options()
+    parser.add_argument("files", nargs="*", help="which benchmarks; all by default")
+    chosen = parser.parse_args()
+    here = {file.stem for file in Path(__file__).parent.glob("*.py")} - NO_QUESTIONS
+    unknown = set(chosen.files) - here
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(sorted(here))}")
+    passed = [text for text in sys.argv[1:] if text not in here]
+    failed = [
+        file
+        for file in chosen.files or sorted(here)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{file}", *passed], check=False).returncode
+    ]
+    table = ratios(chosen.device)
+    print(f"\nHow many times as long the peer takes, median and quartiles\n{table.round(2).to_string(index=False)}")
+    if not table.empty:
+        save(ratio_dots(table), ROOT / "figures" / "benchmarks" / f"ratios-{chosen.device}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def ratios(device: str) -> pd.DataFrame:
+    """All rows that have a ratio, of the last run on that kind of device."""
+    parts = [
+        pd.read_csv(file).assign(file=file.stem.removesuffix(f"-{device}"))
+        for file in sorted(RESULTS.glob(f"*-{device}.csv"))
+    ]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=SHOWN)
+    return table.reindex(columns=SHOWN).dropna(subset="ratio")
+
+
+if __name__ == "__main__":
+    main()
