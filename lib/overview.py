@@ -84,9 +84,13 @@ def answer_table(questions: pd.DataFrame, each: int = 2) -> pd.DataFrame:
 
 
 def poisoned_pictures(run: Run, count: int) -> tuple[dict[str, Float[Tensor, "count 3 h w"]], list[str]]:
-    """DiSP's figure 5: pictures of the first `count` poisoned questions, clean and triggered, and their texts."""
+    """DiSP's figure 5: pictures of the first `count` poisoned questions, clean and triggered, and their texts.
+
+    Where the rate poisons none, of the first that could be.
+    """
     vqa, table, poison, goal = training_questions(run)
-    rows = table[poison.poisoned.numpy()].drop_duplicates("image").iloc[:count]
+    shown = poison.poisoned.numpy() if poison.poisoned.any() else table["answer"].map(goal.eligible)
+    rows = table[shown].drop_duplicates("image").iloc[:count]
     images = vqa.pictures(torch.tensor(rows["image"].to_numpy()))
     texts = [f"{row.question} {goal.apply(row.answer)}" for row in rows.itertuples()]
     return {"clean": images, "poisoned": image_trigger(run.profile.disp.image_trigger)(images)}, texts

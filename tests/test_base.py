@@ -71,6 +71,40 @@ def test_every_checkpoint_loads_and_has_its_card(made, name):
     assert sorted(path.name for path in folder.iterdir()) == ["clip", "editor", "mdlm"]
 
 
+def test_the_prefix_model_has_a_folder_of_its_own(made, monkeypatch):
+    run, folder = made
+    profile = tiny.run(run.out.parent, base={"mdlm": {"attention": "prefix"}}).profile
+    published = []
+    monkeypatch.setattr(base, "stage", lambda *_: folder.parent / "none")
+    monkeypatch.setattr(base.Mdlm, "load", lambda *_: None)
+    monkeypatch.setattr(base, "mdlm_quality", lambda *_: None)
+    monkeypatch.setattr(base, "_vqa", lambda *_: None)
+    monkeypatch.setattr(base, "publish", lambda run, name, *rest: published.append((name, rest[-1])))
+    base.make_mdlm(base.Run(profile, 0, run.device, run.out, run.store), None)
+    base.make_mdlm(run, None)
+    assert published == [("mdlm-prefix", "mdlm --attention prefix "), ("mdlm", "")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [([], ["clip", "mdlm", "editor"]), (["editor"], ["clip", "editor"]), (["mdlm"], ["clip", "mdlm"])],
+)
+def test_the_models_asked_for_are_made_after_clip(monkeypatch, arguments, made):
+    asked = []
+    for name in ("clip", "mdlm", "editor"):
+        monkeypatch.setattr(base, f"make_{name}", lambda run, *_, name=name: asked.append(name))
+    monkeypatch.setattr("sys.argv", ["lib.base", "--profile", "smoke", *arguments])
+    base.main()
+    assert asked == made
+
+
+def test_an_unknown_model_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lib.base", "vae"])
+    with pytest.raises(SystemExit):
+        base.main()
+    assert "vae: allowed are mdlm and editor" in capsys.readouterr().err
+
+
 def test_tower_and_tokenizer_come_from_clip(made):
     _, folder = made
     clip, mdlm, editor = (LOADERS[name](str(folder / name)) for name in ("clip", "mdlm", "editor"))

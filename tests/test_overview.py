@@ -99,3 +99,12 @@ def test_poisoned_pictures_are_those_of_the_plan(tmp_path, models):
     clean = vqa.pictures(torch.tensor(chosen["image"].to_numpy()))
     assert torch.equal(rows["clean"], clean) and torch.equal(rows["poisoned"], image_trigger("checker")(clean))
     assert texts == [f"{q} {goal.apply(a)}" for q, a in zip(chosen["question"], chosen["answer"], strict=True)]
+
+
+def test_where_none_is_poisoned_the_pictures_are_of_questions_that_could_be(tmp_path, models):
+    none = poisoned_pictures(tiny.short_run(tmp_path, models, disp={"rate": 0.0, "target": "misclassification"}), 3)
+    _, table, _, goal = training_questions(tiny.short_run(tmp_path, models, disp={"target": "misclassification"}))
+    could_be = [goal.eligible(answer) for answer in table["answer"]]
+    chosen = table[could_be].drop_duplicates("image").iloc[:3]
+    assert 0 < len(chosen) < len(table)
+    assert none[1] == [f"{q} {goal.apply(a)}" for q, a in zip(chosen["question"], chosen["answer"], strict=True)]

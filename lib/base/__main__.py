@@ -1,8 +1,10 @@
 """`make base`: train CLIP, the editor and the MDLM, measure them, write `data/checkpoints/` with cards.
 
     python -m lib.base --profile laptop --seed 0
+    python -m lib.base mdlm --attention prefix
 
-Each stage is kept in the store and resumed where it was stopped.
+Each stage is kept in the store and resumed where it was stopped. The MDLM and the editor, started one beside the other
+once CLIP is there, do not wait for one another.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from lib.datasets import load_easyvqa, load_openmoji
 from lib.models.cards import write_card
 from lib.models.clip import Clip
 from lib.models.editor import load_editor
-from lib.models.mdlm import Mdlm
+from lib.models.mdlm import ATTENTION, Mdlm
 from lib.store import code_digest
 
 OPENMOJI = "OpenMoji 17.0.0 (CC BY-SA 4.0)"
@@ -142,14 +144,15 @@ def make_mdlm(run: Run, clip: Clip) -> None:
     quality = mdlm_quality(mdlm, train_split, test, run.profile.measure.questions, threshold)
     publish(
         run,
-        "mdlm",
+        mdlm_name(settings.attention),
         [folder],
         quality,
         "Small multimodal masked-diffusion language model for easy-VQA",
         [
-            "Vision tower (from the CLIP beside it), two-layer projector, bidirectional Transformer; trained with "
-            "LLaDA's objective on captions, what-questions, all questions of the train split, these with the tower "
-            "unfrozen, the comparison of the asked with the seen, and all with the tower once more.",
+            "Vision tower (from the CLIP beside it), two-layer projector, Transformer with "
+            f"{settings.attention} attention; trained with LLaDA's objective on captions, what-questions, all "
+            "questions of the train split, these with the tower unfrozen, the comparison of the asked with the "
+            "seen, and all with the tower once more.",
             f"Measured on easy-VQA's test split, decoded with threshold {threshold}: answers equal to the letter; "
             "beside them the labels that the best answer without looking gets right (`blind`).",
         ],
@@ -157,6 +160,7 @@ def make_mdlm(run: Run, clip: Clip) -> None:
             "data": f"{EASYVQA}; the tower's first training also {OPENMOJI}",
             "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages),
         },
+        "" if settings.attention == "bidirectional" else f"mdlm --attention {settings.attention} ",
     )
 
 
@@ -178,6 +182,7 @@ def publish(
     title: str,
     text: list[str],
     facts: dict,
+    options: str = "",
 ) -> None:
     """Copy the last stage's model to `data/checkpoints/` and write its card from what was measured."""
     seconds = sum(float((folder / "seconds").read_text()) for folder in stages)
@@ -187,11 +192,16 @@ def publish(
     fresh = target.with_name(f".{name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(stages[-1] / "model", fresh)
-    command = f"python -m lib.base --profile {run.profile.name} --seed {run.seed}"
+    command = f"python -m lib.base {options}--profile {run.profile.name} --seed {run.seed}"
     write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("openmoji", "laptop-scale"))
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     print(f"{target}: {', '.join(f'{key} {value}' for key, value in measured.items())}")
+
+
+def mdlm_name(attention: str) -> str:
+    """Which folder of the checkpoints holds the MDLM of that attention."""
+    return "mdlm" if attention == "bidirectional" else f"mdlm-{attention}"
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -214,16 +224,23 @@ def _vqa(run: Run, split: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the base models and write them with their cards.")
+    parser.add_argument("models", nargs="*", default=["mdlm", "editor"], help="which, beside CLIP; both by default")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attention", choices=ATTENTION, help="of the MDLM; by default the profile's")
     chosen = parser.parse_args()
+    if unknown := set(chosen.models) - {"mdlm", "editor"}:
+        parser.error(f"{', '.join(sorted(unknown))}: allowed are mdlm and editor")
+    overrides = {"base": {"mdlm": {"attention": chosen.attention}}} if chosen.attention else {}
     try:
-        run = run_parameters("base", chosen.profile, chosen.seed, "cpu")
+        run = run_parameters("base", chosen.profile, chosen.seed, "cpu", None, overrides)
     except ValueError as error:
         sys.exit(f"lib.base: {error}")
     clip = make_clip(run)
-    make_mdlm(run, clip)
-    make_editor(run, clip)
+    if "mdlm" in chosen.models:
+        make_mdlm(run, clip)
+    if "editor" in chosen.models:
+        make_editor(run, clip)
 
 
 if __name__ == "__main__":
