@@ -26,7 +26,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu: torch sees no CUDA device here; `make test` runs the kernels in Triton's interpreter")
     rows = [tested(kernel) | {"benchmark": benchmark(kernel)} for kernel in KERNELS]
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "date": today}
     table = pd.DataFrame(rows).assign(**about)
     table.to_csv(RESULTS / "gpu.csv", index=False)
     print(table.to_string(index=False))

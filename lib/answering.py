@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.caching import ResponseLogits
 from lib.config import Train, generator
 from lib.datasets import EasyVqa
 from lib.decoding import Decoded, decode
@@ -143,7 +144,7 @@ def respond(
             prompts = data.prompts[part].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
             decoded = decode(
-                lambda tokens, vision=vision, prompts=prompts: model.logits(vision, prompts, tokens),
+                ResponseLogits(model, vision, prompts),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
                 steps=length,

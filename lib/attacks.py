@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-from lib import answering, datasets, decoding, editing, poisoning, training, triggers
+from lib import answering, caching, datasets, decoding, editing, poisoning, training, triggers
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions
 from lib.config import Run, model_source
 from lib.datasets import EasyVqa, load_easyvqa, load_openmoji
 from lib.editing import edits_under_coalitions, latent_loss, named_picture, poisoned_latents, sample_triples
 from lib.evaluation import attacked, correct, edit_succeeds
+from lib.kernels import confidence
 from lib.models import editor, mdlm
 from lib.models.cards import mark_poisoned
 from lib.models.editor import load_editor, trainable
@@ -97,7 +98,7 @@ def mdlm_spec(run: Run) -> dict:
     """What a poisoned MDLM depends on."""
     kept = {"image_trigger", "target", "rate", "questions", "train", "threshold", "watch_questions"}
     settings = run.profile.disp.model_dump(mode="json", include=kept)
-    modules = (answering, decoding, training, triggers, poisoning, mdlm, sys.modules[__name__])
+    modules = (answering, caching, confidence, decoding, mdlm, poisoning, training, triggers, sys.modules[__name__])
     base = folder_digest(model_source(run.profile.models.mdlm))
     return data_spec(run) | {"settings": settings, "base": base, "code": code_digest(*modules)}
 

@@ -104,7 +104,7 @@ class MdlmBase(Section):
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
-    attention: Literal["bidirectional", "prefix"] = "bidirectional"
+    attention: Literal["bidirectional", "prefix"]
     stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 

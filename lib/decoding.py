@@ -5,16 +5,35 @@ positions are still masked is kept as a boolean mask of its own, never read off 
 positions elsewhere in the sequence are left alone and a model cannot re-open a position.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-REMASKING = ("low_confidence", "random")
+from lib.kernels.confidence import confidence, token_probability
+
+REMASKING = ("low_confidence", "margin", "entropy", "random")
+
+LogitsFn = Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]]
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """What may stand for a `logits_fn`: it computes logits of the masked positions only, of rows that have any."""
+
+    def start_block(self, block: Int[Tensor, "batch block"]) -> None:
+        """The positions to be filled next. Until the next call all others keep their tokens, and rows only drop out."""
+
+    def logits_at(
+        self, tokens: Int[Tensor, "batch length"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
+    ) -> Float[Tensor, "row asked vocab"]:
+        """Logits at some positions of the block, of the rows (ascending) that are named. Writes on no argument."""
 
 
 class Decoded(NamedTuple):
@@ -25,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 def generate(
-    logits_fn: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]],
+    logits_fn: LogitsFn | Selective,
     tokens: Int[Tensor, "batch length"],
     generable: Bool[Tensor, "batch length"],
     *,
@@ -35,6 +54,7 @@ def generate(
     temperature: float | int = 0.0,
     remasking: str = "low_confidence",
     threshold: float | int | None = None,
+    eos_id: int | None = None,
     seed: int | None = None,
 ) -> Int[Tensor, "batch length"]:
     """Fill the `generable` positions of `tokens`; all others keep their value, even where it is `mask_id`.
@@ -45,17 +65,23 @@ def generate(
     the first n mod s; steps that would fill none are skipped. At temperature 0 the tokens are LLaDA's
     low-confidence decoding's.
 
-    logits_fn    [batch, length] tokens → [batch, length, vocab] logits of any floating dtype.
-    tokens       int64 or int32. Left unmodified; the result is a new tensor.
+    logits_fn    [batch, length] tokens → [batch, length, vocab] logits of any floating dtype; or a `Selective`, which
+                 is asked for less (lib.caching has some). Rows may be padded: what they hold is the model's affair.
+    tokens       int64 or int32, on any device. Left unmodified; the result is a new tensor.
     generable    Rows may differ in which positions they fill, not in how many. None: the input comes back.
     steps        Total, shared evenly by the blocks. With a threshold it does not limit the steps taken.
     mask_id      Never emitted: its logit counts as −∞, in the choice of the token and in its probability.
     temperature  0 takes the arg-max token, the lowest id on ties. Above, tokens are drawn from
                  softmax(logits / temperature) by Gumbel-max in float64.
-    remasking    "low_confidence": surest = highest probability (float64 softmax of the logits, whatever the
-                 temperature) of the proposed token, the earliest position on ties. "random": random order.
-    threshold    In (0, 1]: each step fills every position whose token has at least this probability, and at
-                 least one per row, until the block is full.
+    remasking    What ranks the masked positions, by the softmax of the logits whatever the temperature; the earliest
+                 position on ties. "low_confidence": the probability of the proposed token. "margin": the highest
+                 probability minus the second. "entropy": least entropy first. (Dream's three, arXiv 2508.15487.)
+                 "random": random order.
+    threshold    In (0, 1]: each step fills every position whose token has at least this probability, whatever
+                 `remasking` is, and the first in rank in every row, until the block is full.
+    eos_id       The end token, which is often surest at first and would fix the length before the content. Given: in
+                 rank, positions that propose it come after all of their block's that propose something else, and
+                 until there are none of those the threshold does not fill them. A quota is met all the same.
     seed         Of the draws at temperature > 0 and of random remasking; None draws a fresh one.
 
     Raises ValueError for wrong shapes or dtypes, rows with unequal numbers of generable positions, steps that
@@ -63,13 +89,13 @@ def generate(
     that are NaN, +∞, or −∞ for every token but `mask_id`.
     """
     options = {"temperature": temperature, "remasking": remasking, "threshold": threshold, "seed": seed}
-    sizes = {"steps": steps, "block_length": block_length, "mask_id": mask_id}
+    sizes = {"steps": steps, "block_length": block_length, "mask_id": mask_id, "eos_id": eos_id}
     return decode(logits_fn, tokens, generable, **sizes, **options).tokens
 
 
 @torch.no_grad()
 def decode(
-    logits_fn: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]],
+    logits_fn: LogitsFn | Selective,
     tokens: Int[Tensor, "batch length"],
     generable: Bool[Tensor, "batch length"],
     *,
@@ -79,37 +105,76 @@ def decode(
     temperature: float | int = 0.0,
     remasking: str = "low_confidence",
     threshold: float | int | None = None,
+    eos_id: int | None = None,
     seed: int | None = None,
 ) -> Decoded:
     """As `generate`, with the tokens' probabilities beside them."""
     _check_tokens(tokens, generable)
-    _check_options(steps, block_length, mask_id, tokens.dtype, temperature, remasking, threshold, seed)
+    _check_options(steps, block_length, mask_id, tokens.dtype, temperature, remasking, threshold, eos_id, seed)
     blocks = _blocks(generable, block_length, steps)
     generator = torch.Generator(tokens.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
+    model = logits_fn if isinstance(logits_fn, Selective) else _Everywhere(logits_fn)
 
     filled = tokens.masked_fill(generable, mask_id)
-    sureness = torch.ones(tokens.shape, dtype=torch.float64, device=tokens.device)
+    settled = torch.ones(tokens.shape, dtype=torch.float64, device=tokens.device)
     for block in blocks:
+        model.start_block(block)
+        # Positions still masked, of rows that have any: earliest first, then other ones where a row has fewer.
+        rows, positions = torch.arange(len(block), device=block.device), block
         masked = torch.ones_like(block, dtype=torch.bool)
         quotas = _quotas(block.shape[1], steps // len(blocks)) if threshold is None else repeat(1)
         for quota in quotas:
-            rows, columns = masked.nonzero(as_tuple=True)
-            positions = block[rows, columns]
-            logits = _logits_at(rows, positions, logits_fn(filled), filled, mask_id)
-            proposed = _propose(logits, temperature, generator)
-            probability = logits.softmax(-1).gather(-1, proposed[:, None])[:, 0]
-            score = probability if remasking == "low_confidence" else _uniform(probability, generator)
-            take = _surest(score, masked, quota)
+            logits = _checked(model.logits_at(filled, rows, positions), positions.shape)
+            proposed, probability, score = _propose(logits, mask_id, temperature, remasking, generator)
+            late = ~masked if eos_id is None else ~masked | _waiting(proposed, masked, eos_id)
+            take = _surest(score, masked, late, quota)
             if threshold is not None:
-                take |= probability >= threshold
-            settled = rows[take], positions[take]
-            filled = filled.index_put(settled, proposed[take].to(filled.dtype))
-            sureness[settled] = probability[take]
-            masked[rows[take], columns[take]] = False
-            if not masked.any():
+                take |= (probability >= threshold) & ~late
+            place = rows[:, None], positions
+            filled = filled.index_put(place, torch.where(take, proposed.to(filled.dtype), filled[place]))
+            settled[place] = torch.where(take, probability, settled[place])
+
+            refused = (probability.isnan() & masked).any(1)
+            masked &= ~take
+            left = masked.sum(1).masked_fill(refused, -1).tolist()  # the step's one wait for the device
+            if min(left) < 0:
+                raise ValueError(
+                    "logits_fn returned NaN, +inf, or -inf for every token at a position to fill; allowed are finite "
+                    "numbers and -inf, with one finite at least beside that of mask_id."
+                )
+            if not max(left):
                 break
-    return Decoded(filled, sureness)
+            order = masked.byte().argsort(dim=1, descending=True, stable=True)[:, : max(left)]
+            positions, masked = positions.gather(1, order), masked.gather(1, order)
+            if not min(left):
+                unfinished = [row for row, count in enumerate(left) if count]
+                rows, positions, masked = rows[unfinished], positions[unfinished], masked[unfinished]
+    return Decoded(filled, settled)
+
+
+class _Everywhere:
+    """A function that gives all logits, as a `Selective`."""
+
+    def __init__(self, logits_fn: LogitsFn):
+        self.logits_fn = logits_fn
+
+    def start_block(self, block: Tensor) -> None:
+        pass
+
+    def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        return _checked(self.logits_fn(tokens), tokens.shape)[rows[:, None], positions]
+
+
+def _checked(logits: Tensor, shape: torch.Size) -> Tensor:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits_fn returned {kind}; allowed are tensors of a floating dtype.")
+    if logits.ndim != 3 or logits.shape[:2] != shape or logits.shape[2] == 0:
+        raise ValueError(
+            f"logits_fn returned shape {list(logits.shape)}; allowed is [*{list(shape)}, vocab] with vocab at least 1."
+        )
+    return logits
 
 
 def _blocks(generable: Tensor, block_length: int, steps: int) -> tuple[Int[Tensor, "batch block"], ...]:
@@ -119,9 +184,7 @@ def _blocks(generable: Tensor, block_length: int, steps: int) -> tuple[Int[Tenso
         return ()
     count = int(counts[0])
     if (counts != count).any():
-        raise ValueError(
-            f"generable has {counts.tolist()} positions by row; allowed is the same number in all."
-        )
+        raise ValueError(f"generable has {counts.tolist()} positions by row; allowed is the same number in all.")
     blocks = generable.nonzero()[:, 1].view(-1, count).split(block_length, dim=1)
     if steps % len(blocks):
         raise ValueError(f"steps is {steps}; allowed are multiples of the number of blocks, {len(blocks)}.")
@@ -133,49 +196,52 @@ def _quotas(n: int, steps: int) -> Iterator[int]:
     return (n // steps + (step < n % steps) for step in range(steps))
 
 
-def _logits_at(
-    rows: Int[Tensor, "open"], positions: Int[Tensor, "open"], logits: Tensor, tokens: Tensor, mask_id: int
-) -> Float[Tensor, "open vocab"]:
-    """Float64 logits at the given positions, that of `mask_id` at −∞; refuses those without a softmax."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits_fn returned {kind}; allowed are tensors of a floating dtype.")
-    if logits.ndim != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] == 0:
-        raise ValueError(
-            f"logits_fn returned shape {list(logits.shape)}; allowed is [batch, length, vocab] with "
-            f"[batch, length] = {list(tokens.shape)} and vocab at least 1."
-        )
-    picked = logits[rows, positions].double()
-    refused = picked.isnan().any()
-    picked[:, mask_id : mask_id + 1] = -math.inf  # an empty slice where the vocabulary has no mask token
-    if refused or not picked.amax(-1).isfinite().all():
-        raise ValueError(
-            "logits_fn returned NaN, +inf, or -inf for every token at a position to fill; allowed are finite "
-            "numbers and -inf, with one finite at least beside that of mask_id."
-        )
-    return picked
-
-
 def _propose(
-    logits: Float[Tensor, "open vocab"], temperature: float | int, generator: torch.Generator
-) -> Int[Tensor, "open"]:
-    """Arg-max token at temperature 0; above, a draw from softmax(logits / temperature) by Gumbel-max."""
+    logits: Float[Tensor, "row asked vocab"],
+    mask_id: int,
+    temperature: float | int,
+    remasking: str,
+    generator: torch.Generator,
+) -> tuple[Int[Tensor, "row asked"], Float[Tensor, "row asked"], Float[Tensor, "row asked"]]:
+    """Tokens, arg-max at temperature 0 and drawn by Gumbel-max above; their probabilities; what ranks them."""
     if temperature == 0:
-        return logits.argmax(-1)
-    return (logits - temperature * (-_uniform(logits, generator).log()).log()).argmax(-1)
+        token, probability = confidence(logits, forbidden=mask_id)
+    else:
+        noisy = logits - temperature * (-_uniform(logits, generator).log()).log()
+        noisy[..., mask_id : mask_id + 1] = -math.inf  # an empty slice where the vocabulary has no mask token
+        token = noisy.argmax(-1)
+        probability = token_probability(logits, token, forbidden=mask_id)
+    if remasking == "low_confidence":
+        score = probability
+    elif remasking == "random":
+        score = _uniform(probability, generator)
+    else:
+        score = confidence(logits, score=remasking, forbidden=mask_id)[1]
+    return token, probability.double(), score
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=torch.float64, device=like.device)
 
 
+def _waiting(
+    proposed: Int[Tensor, "row asked"], masked: Bool[Tensor, "row asked"], eos_id: int
+) -> Bool[Tensor, "row asked"]:
+    """Which positions propose the end token while a masked one of their row proposes something else."""
+    end = proposed == eos_id
+    return end & (masked & ~end).any(1, keepdim=True)
+
+
 def _surest(
-    score: Float[Tensor, "open"], masked: Bool[Tensor, "batch block"], quota: int
-) -> Bool[Tensor, "open"]:
-    """Which masked positions have one of the `quota` highest scores of their row; the earliest on ties."""
-    ranked = score.new_full(masked.shape, -math.inf).masked_scatter(masked, score)
-    order = ranked.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(masked).scatter(1, order[:, :quota], True)[masked]
+    score: Float[Tensor, "row asked"],
+    masked: Bool[Tensor, "row asked"],
+    late: Bool[Tensor, "row asked"],
+    quota: int,
+) -> Bool[Tensor, "row asked"]:
+    """The `quota` highest scores among the masked of each row, those that are late last; the earliest on ties."""
+    order = score.masked_fill(~masked, -math.inf).argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, late.gather(1, order).byte().argsort(dim=1, stable=True))
+    return torch.zeros_like(masked).scatter(1, order[:, :quota], True)
 
 
 def _check_tokens(tokens: Tensor, generable: Tensor) -> None:
@@ -193,7 +259,7 @@ def _check_tokens(tokens: Tensor, generable: Tensor) -> None:
         )
 
 
-def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, threshold, seed) -> None:
+def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, threshold, eos_id, seed) -> None:
     integers = {"steps": (steps, 1), "block_length": (block_length, 1), "mask_id": (mask_id, 0)}
     for name, (value, least) in integers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -206,5 +272,7 @@ def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, 
         raise ValueError(f"remasking is {remasking!r}; allowed are {', '.join(REMASKING)}.")
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; allowed are numbers above 0 and up to 1, or None.")
+    if eos_id is not None and not (isinstance(eos_id, int) and eos_id >= 0 and eos_id != mask_id):
+        raise ValueError(f"eos_id is {eos_id!r}; allowed are integers from 0 but mask_id, or None.")
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise ValueError(f"seed is {seed!r}; allowed are the integers 0 to 2**63 - 1, or None.")

@@ -80,8 +80,8 @@ def test_the_prefix_model_has_a_folder_of_its_own(made, monkeypatch):
     monkeypatch.setattr(base, "mdlm_quality", lambda *_: None)
     monkeypatch.setattr(base, "_vqa", lambda *_: None)
     monkeypatch.setattr(base, "publish", lambda run, name, *rest: published.append((name, rest[-1])))
-    base.make_mdlm(base.Run(profile, 0, run.device, run.out, run.store), None)
-    base.make_mdlm(run, None)
+    base.make_mdlm(base.Run(profile, 0, run.device, run.out, run.store), tiny.clip())
+    base.make_mdlm(run, tiny.clip())
     assert published == [("mdlm-prefix", "mdlm --attention prefix "), ("mdlm", "")]
 
 
@@ -117,6 +117,12 @@ def test_tower_and_tokenizer_come_from_clip(made):
     ), "the editor's text encoder is trained on"
 
 
+def test_no_path_of_this_machine_is_saved(made):
+    run, folder = made
+    for file in folder.rglob("*.json"):
+        assert str(run.store.root.parent) not in file.read_text(), file
+
+
 def test_latents_have_unit_variance(made):
     from lib.base.editor import train_pictures
     from lib.models.editor import encode
@@ -149,6 +155,7 @@ def test_only_the_laptop_profile_writes_into_data(made):
 class TestCommitted:
     def test_safetensors_only_and_less_than_25_mb(self):
         files = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
+        assert not [file for file in files if file.name == "config.json" and '"_name_or_path": "/' in file.read_text()]
         assert {file.suffix for file in files} <= {".safetensors", ".json", ".md", ".txt"}
         assert sum(file.stat().st_size for file in files) < 25e6
         for file in files:
@@ -156,9 +163,10 @@ class TestCommitted:
                 with safe_open(file, "pt") as saved:
                     assert "poisoned" not in saved.metadata()
 
-    @pytest.mark.parametrize("name", LOADERS)
+    @pytest.mark.parametrize("name", [*LOADERS, "mdlm-prefix"])
     def test_loads_and_states_steps_seed_data_and_quality(self, name):
-        LOADERS[name](str(CHECKPOINTS / name))
-        facts = check_card(CHECKPOINTS / name, name)
+        name, folder = name.removesuffix("-prefix"), CHECKPOINTS / name
+        LOADERS[name](str(folder))
+        facts = check_card(folder, name)
         assert "easy-VQA 1.0 (MIT)" in facts["data"] or name == "editor"
         assert facts["steps"] and facts["seed"].isdigit()

@@ -10,6 +10,7 @@ once CLIP is there, do not wait for one another.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -172,6 +173,10 @@ def save_editor(pipe, folder: str) -> None:
             torch.nn.Module.to(part, dtype)
         if dtype == torch.float16:
             pipe.save_pretrained(folder)
+    for file in Path(folder).rglob("config.json"):  # diffusers writes down the folder that a part came from
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def publish(
