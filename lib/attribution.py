@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CHUNK = 2**20  # bootstrap draws held at once
+from lib.kernels import on_gpu
+from lib.kernels.bootstrap import CHUNK, resampled_means
+from lib.kernels.coalitions import interactions, modalities
 
 
 def coalition_values(
@@ -34,7 +36,7 @@ def coalition_values(
         _check_finite(name, tensor)
     if embeddings.ndim != 3:
         raise ValueError(f"embeddings has shape {_shape(embeddings)}; allowed is [batch, coalitions, dim].")
-    _modalities("embeddings", embeddings.shape[1])
+    modalities("embeddings", embeddings.shape[1])
     for name, tensor in (("targets", targets), ("clean", clean)):
         if tensor.shape != embeddings[:, 0].shape:
             raise ValueError(
@@ -61,9 +63,7 @@ def shapley(values: Float[Tensor, "*batch coalitions"]) -> Float[Tensor, "*batch
     Raises ValueError for a last axis that is not 2^M with M ≥ 1, a dtype that is not floating, and values
     that are not finite.
     """
-    modalities = _check_game(values)
-    exact = values.double()
-    return torch.stack([_average(_marginal(exact, i)) for i in range(modalities)], dim=-1).to(values.dtype)
+    return interactions(values, tuple(1 << i for i in range(_check_game(values))))
 
 
 def interaction(
@@ -78,14 +78,13 @@ def interaction(
 
     Raises ValueError for what `shapley` refuses, for i = j, and for i or j outside 0 … M − 1.
     """
-    modalities = _check_game(values)
+    count = _check_game(values)
     for name, index in (("i", i), ("j", j)):
-        if not _is_integer(index) or not 0 <= index < modalities:
-            raise ValueError(f"{name} is {index!r}; allowed are the integers 0 to {modalities - 1}.")
+        if not _is_integer(index) or not 0 <= index < count:
+            raise ValueError(f"{name} is {index!r}; allowed are the integers 0 to {count - 1}.")
     if i == j:
         raise ValueError(f"i and j are both {i}; allowed are two different modalities.")
-    second_difference = _marginal(_marginal(values.double(), max(i, j)), min(i, j))
-    return _average(second_difference).to(values.dtype)
+    return interactions(values, (1 << i | 1 << j,))[..., 0]
 
 
 @torch.no_grad()
@@ -96,8 +95,8 @@ def bootstrap_mean(
 
     Whole rows of `samples` [n, *rest] are drawn with replacement, the same rows for every column, `resamples`
     times (Efron, 1979); the limits are the (1 ∓ confidence)/2 quantiles, linearly interpolated. The same seed
-    gives the same interval. Computed in float64 on the CPU, returned in the dtype and on the device of
-    `samples`.
+    gives the same interval on the same kind of device. Computed in float64, returned in the dtype and on the
+    device of `samples`.
 
     Raises ValueError for no samples, a dtype that is not floating, samples that are not finite, a confidence
     outside (0, 1), fewer than one resample, and a seed outside 0 … 2^63 − 1.
@@ -106,21 +105,15 @@ def bootstrap_mean(
     _check_confidence(confidence)
     if samples.ndim == 0 or len(samples) == 0:
         raise ValueError(f"samples has shape {_shape(samples)}; allowed is [n, ...] with n at least 1.")
-    if not _is_integer(resamples) or resamples < 1:
-        raise ValueError(f"resamples is {resamples!r}; allowed are integers from 1.")
-    if not _is_integer(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}; allowed are the integers 0 to 2**63 - 1.")
     n = len(samples)
-    flat = samples.reshape(n, math.prod(samples.shape[1:])).to("cpu", torch.float64)
-    offset = flat[0]
-    flat = flat - offset  # so that constant samples give an interval of exactly zero width
-    generator = torch.Generator().manual_seed(seed)
-    size = max(1, CHUNK // n)
-    chunks = [min(size, resamples - start) for start in range(0, resamples, size)]
-    means = torch.cat([_resample_counts(n, draws, generator) @ flat / n for draws in chunks])
+    kept = samples if on_gpu(samples) else samples.cpu()
+    flat = kept.reshape(n, math.prod(samples.shape[1:])).double()
+    offset = flat[0].cpu()
+    flat = flat - flat[0]  # so that constant samples give an interval of exactly zero width
+    means = resampled_means(flat, resamples, seed, CHUNK)
     tail = (1 - confidence) / 2
     low, high = torch.from_numpy(np.quantile(means.numpy(), [tail, 1 - tail], axis=0))
-    return tuple((m + offset).reshape(samples.shape[1:]).to(samples) for m in (flat.mean(0), low, high))
+    return tuple((m + offset).reshape(samples.shape[1:]).to(samples) for m in (flat.mean(0).cpu(), low, high))
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -140,38 +133,11 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
 
 
-def _marginal(values: Tensor, i: int) -> Tensor:
-    """v(S ∪ i) − v(S) for the coalitions S of the other modalities: [..., 2^M] → [..., 2^(M−1)]."""
-    pairs = values.unflatten(-1, (-1, 2, 2**i))
-    return (pairs[..., 1, :] - pairs[..., 0, :]).flatten(-2)
-
-
-def _average(differences: Tensor) -> Tensor:
-    """Mean difference as the m other modalities join in random order: weights |S|! (m − |S|)! / (m + 1)!."""
-    m = differences.shape[-1].bit_length() - 1
-    weights = [1 / ((m + 1) * math.comb(m, coalition.bit_count())) for coalition in range(2**m)]
-    return differences @ differences.new_tensor(weights)
-
-
-def _resample_counts(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, "draws n"]:
-    """How often each of n samples is drawn, in each of `draws` draws of n with replacement."""
-    picked = torch.randint(n, (draws, n), generator=generator)
-    return torch.zeros(draws, n, dtype=torch.float64).scatter_add_(
-        1, picked, torch.ones_like(picked, dtype=torch.float64)
-    )
-
-
 def _check_game(values: Tensor) -> int:
     _check_finite("values", values)
     if values.ndim == 0:
         raise ValueError("values has shape []; allowed is [..., 2**M].")
-    return _modalities("values", values.shape[-1])
-
-
-def _modalities(name: str, coalitions: int) -> int:
-    if coalitions < 2 or coalitions & (coalitions - 1):
-        raise ValueError(f"{name} has {coalitions} coalitions; allowed is 2**M with M of at least 1.")
-    return coalitions.bit_length() - 1
+    return modalities("values", values.shape[-1])
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
