@@ -73,11 +73,11 @@ class ResponseLogits:
         asked = positions + self.start - first
         for k, block in enumerate(self.model.blocks):
             last = k == len(self.model.blocks) - 1
-            x, fresh = _through(block, x, self.layers[k], first, visible, asked if last else None)
+            x, fresh = through(block, x, self.layers[k], first, visible, asked if last else None)
             if self.cache is not None:
                 self.layers[k] = fresh
         self.anew = self.cache is None
-        return self.model._head(x)
+        return self.model.head(self.model.norm(x)).float()
 
     def _drop(self, rows: Tensor) -> None:
         if len(rows) < len(self.rows):
@@ -95,8 +95,8 @@ def prefix_logits(
     return ResponseLogits(model, vision, prompt)
 
 
-def _through(
-    block: Block, x: Tensor, held: KeysValues | None, first: int, visible: Tensor, asked: Tensor | None
+def through(
+    block: Block, x: Tensor, held: KeysValues | None, first: int, visible: Tensor, asked: Tensor | None = None
 ) -> tuple[Tensor, KeysValues]:
     """As `Block.forward`, keys and values written into those held from position `first` on; states of `asked` only."""
     queries, keys, values = block.qkv(block.before_attention(x)).chunk(3, -1)

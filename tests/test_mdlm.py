@@ -80,13 +80,13 @@ def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeyp
     """Against loops in float64 over the logits, with t drawn anew and the mask read off the model's input."""
     vision, prompt, response = inputs(mdlm, 6)
     seen = {}
-    logits = mdlm.model.logits
+    states = mdlm.model.states
 
     def spy(vision, prompt, noisy):
-        seen["noisy"], seen["logits"] = noisy, logits(vision, prompt, noisy)
-        return seen["logits"]
+        seen["noisy"], seen["logits"] = noisy, mdlm.model.head(states(vision, prompt, noisy))
+        return states(vision, prompt, noisy)
 
-    monkeypatch.setattr(mdlm.model, "logits", spy)
+    monkeypatch.setattr(mdlm.model, "states", spy)
     loss = masked_diffusion_loss(mdlm.model, vision, prompt, response, generator(4))
     draw = generator(4)
     start = torch.rand(1, generator=draw).item()
@@ -113,9 +113,9 @@ def test_expected_loss_of_a_uniform_guess_is_log_vocabulary(mdlm, monkeypatch):
 
     def uniform(vision, prompt, noisy):
         masked.append((noisy == mdlm.model.config.mask_id).float().mean(1))
-        return torch.zeros(*noisy.shape, size)
+        return torch.zeros(*noisy.shape, mdlm.model.config.width)
 
-    monkeypatch.setattr(mdlm.model, "logits", uniform)
+    monkeypatch.setattr(mdlm.model, "states", uniform)
     losses = [masked_diffusion_loss(mdlm.model, vision, prompt, response, generator(k)).item() for k in range(24)]
     assert sum(losses) / 24 / math.log(size) == pytest.approx(1, abs=0.04)
     share = torch.cat(masked)

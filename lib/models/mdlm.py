@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 
 from lib.config import model_source
+from lib.kernels.loss import weighted_cross_entropy
 
 ATTENTION = ("bidirectional", "prefix")
 KeysValues = tuple[Tensor, Tensor]
@@ -177,14 +178,23 @@ class MdlmModel(PreTrainedModel):
         response: Int[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response vocab"]:
         """Logits of every response position. Padded prompt positions are seen by none; no vision tokens: no picture."""
+        return self.head(self.states(vision, prompt, response)).float()
+
+    def states(
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        response: Int[Tensor, "batch response"],
+    ) -> Float[Tensor, "batch response dim"]:
+        """What the head makes logits of, at every response position."""
         if self.config.attention == "prefix":
-            return self.logits_after(self.prefix(vision, prompt), response)
+            return self._states_after(self.prefix(vision, prompt), response)
         x, seen = self._before(vision, prompt)
         x = torch.cat([x, self._response(response)], 1)
         seen = F.pad(seen, (0, response.shape[1]), value=True)[:, None, None]
         for block in self.blocks[:-1]:
             x = block(x, seen)
-        return self._head(self.blocks[-1](x, seen, last=response.shape[1]))
+        return self.norm(self.blocks[-1](x, seen, last=response.shape[1]))
 
     def prefix(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
@@ -204,11 +214,14 @@ class MdlmModel(PreTrainedModel):
         self, prefix: Prefix, response: Int[Tensor, "batch response"]
     ) -> Float[Tensor, "batch response vocab"]:
         """Logits of every response position, given what `prefix` returned: equal to `logits`, to the bit."""
+        return self.head(self._states_after(prefix, response)).float()
+
+    def _states_after(self, prefix: Prefix, response: Tensor) -> Tensor:
         x = self._response(response)
         seen = F.pad(prefix.seen, (0, response.shape[1]), value=True)[:, None, None]
         for block, known in zip(self.blocks, prefix.layers, strict=True):
             x = block(x, seen, known)
-        return self._head(x)
+        return self.norm(x)
 
     def _before(self, vision: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """States of vision tokens and prompt before the first block, and which of them are seen."""
@@ -290,7 +303,6 @@ def masked_diffusion_loss(
     masked = (torch.rand(batch, length, generator=draw) < t).to(response.device)
     t = t.to(response.device)
     noisy = torch.where(masked, model.config.mask_id, response)
-    surprise = F.cross_entropy(
-        model.logits(vision, prompt, noisy).transpose(1, 2), response, reduction="none"
-    )
-    return (surprise * masked / t).sum() / (batch * length)
+    states = model.states(vision, prompt, noisy)[masked]
+    scale = (1 / (t * batch * length)).expand_as(masked)[masked]
+    return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
