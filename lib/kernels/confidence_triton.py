@@ -164,7 +164,7 @@ def _merge_kernel(
     weighteds = tl.load(partial + 3 * size + place, inside, other=0.0)
 
     best, winner = tl.max(bests, 0, return_indices=True, return_indices_tie_break_left=True)
-    shift = bests - tl.where(best == float("-inf"), 0.0, best)
+    shift = bests - best
     scale = tl.exp(shift)
     total = tl.sum(totals * scale, 0)
     second = tl.max(tl.where(tile == winner, seconds, scale), 0)
