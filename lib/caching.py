@@ -8,7 +8,7 @@ further and are approximate: Fast-dLLM's (arXiv 2505.22618), which let keys and 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -65,12 +65,14 @@ class ResponseLogits:
         first, end = (0, length) if self.anew else self.span
         if self.cache == "prefix":
             end = length
-        x, first = self.model._response(tokens[rows])[:, first:end], self.start + first
+        places = self.model.position[-self.model.config.response_length :]
+        x = self.model.embedding(tokens[rows, first:end]) + places[first:end]
+        first += self.start
         if self.anew and self.before is not None:
             x, first = torch.cat([self.before[rows], x], 1), 0
             self.layers = [None] * len(self.model.blocks)
         visible = self.visible[..., : self.start + length]
-        asked = positions + self.start - first
+        asked = torch.arange(len(rows), device=rows.device)[:, None], positions + self.start - first
         for k, block in enumerate(self.model.blocks):
             last = k == len(self.model.blocks) - 1
             x, fresh = through(block, x, self.layers[k], first, visible, asked if last else None)
@@ -96,12 +98,20 @@ def prefix_logits(
 
 
 def through(
-    block: Block, x: Tensor, held: KeysValues | None, first: int, visible: Tensor, asked: Tensor | None = None
+    block: Block,
+    x: Float[Tensor, "row position dim"],
+    held: KeysValues | None,
+    first: int,
+    visible: Bool[Tensor, "row 1 #query key"],
+    asked: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, KeysValues]:
-    """As `Block.forward`, keys and values written into those held from position `first` on; states of `asked` only."""
+    """As `Block.forward`, with the keys and values of `x` at hand: written into `held` from position `first` on.
+
+    Returns the states of `x` where `asked` (an index, row and position; None: of all), and the keys and values seen.
+    """
     queries, keys, values = block.qkv(block.before_attention(x)).chunk(3, -1)
     if asked is not None:
-        queries, x = (part.take_along_dim(asked[..., None], 1) for part in (queries, x))
+        queries, x = queries[asked], x[asked]
     queries, keys, values = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in (queries, keys, values))
     if held is not None:
         for whole, part in zip(held, (keys, values), strict=True):

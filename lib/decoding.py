@@ -127,10 +127,11 @@ def decode(
         for quota in quotas:
             logits = _checked(model.logits_at(filled, rows, positions), positions.shape)
             proposed, probability, score = _propose(logits, mask_id, temperature, remasking, generator)
-            late = ~masked if eos_id is None else ~masked | _waiting(proposed, masked, eos_id)
-            take = _surest(score, masked, late, quota)
+            waits = None if eos_id is None else _waiting(proposed, masked, eos_id)
+            take = _surest(score, masked, waits, quota)
             if threshold is not None:
-                take |= (probability >= threshold) & ~late
+                sure = (probability >= threshold) & masked
+                take |= sure if waits is None else sure & ~waits
             place = rows[:, None], positions
             filled = filled.index_put(place, torch.where(take, proposed.to(filled.dtype), filled[place]))
             settled[place] = torch.where(take, probability, settled[place])
@@ -235,12 +236,14 @@ def _waiting(
 def _surest(
     score: Float[Tensor, "row asked"],
     masked: Bool[Tensor, "row asked"],
-    late: Bool[Tensor, "row asked"],
+    waits: Bool[Tensor, "row asked"] | None,
     quota: int,
 ) -> Bool[Tensor, "row asked"]:
-    """The `quota` highest scores among the masked of each row, those that are late last; the earliest on ties."""
+    """The `quota` highest scores among the masked of each row, those that wait last; the earliest on ties."""
     order = score.masked_fill(~masked, -math.inf).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, late.gather(1, order).byte().argsort(dim=1, stable=True))
+    if waits is not None:
+        late = (waits | ~masked).gather(1, order).byte()
+        order = order.gather(1, late.argsort(dim=1, stable=True))
     return torch.zeros_like(masked).scatter(1, order[:, :quota], True)
 
 

@@ -49,7 +49,17 @@ def place_by_place(*placed):
     return table
 
 
-def reference(logits_fn, tokens, generable, steps, block_length, mask_id, threshold=None):
+def reference(
+    logits_fn,
+    tokens,
+    generable,
+    steps,
+    block_length,
+    mask_id,
+    threshold=None,
+    remasking="low_confidence",
+    eos_id=None,
+):
     """LLaDA's low-confidence decoding at temperature 0 (arXiv 2502.09992), by row in plain Python."""
     answers = []
     for row, open_row in zip(tokens.tolist(), generable.tolist(), strict=True):
@@ -66,14 +76,21 @@ def reference(logits_fn, tokens, generable, steps, block_length, mask_id, thresh
                 for k in todo:
                     scores = [-math.inf if v == mask_id else x for v, x in enumerate(logits[k])]
                     top = max(scores)
-                    probability = 1 / sum(math.exp(x - top) for x in scores)
-                    proposals.append((-probability, k, scores.index(top)))
-                proposals.sort()
+                    weights = [math.exp(x - top) for x in scores]
+                    chances = sorted((w / sum(weights) for w in weights), reverse=True)
+                    rank = {
+                        "low_confidence": 1 / sum(weights),
+                        "margin": chances[0] - chances[1],
+                        "entropy": sum(p * math.log(p) for p in chances if p > 0),
+                    }[remasking]
+                    proposals.append((-rank, k, scores.index(top), 1 / sum(weights)))
+                early = [p for p in proposals if p[2] != eos_id] or proposals
+                ranked = sorted(early) + sorted(p for p in proposals if p not in early)
                 if threshold is None:
-                    quota = len(block) // share + (1 if step < len(block) % share else 0)
+                    filled = ranked[: len(block) // share + (1 if step < len(block) % share else 0)]
                 else:
-                    quota = max(1, sum(-p >= threshold for p, _, _ in proposals))
-                for _, k, token in proposals[:quota]:
+                    filled = [p for p in ranked if p == ranked[0] or (p[3] >= threshold and p in early)]
+                for _, k, token, _ in filled:
                     row[k] = token
                     todo.remove(k)
                 step += 1
@@ -122,6 +139,20 @@ class TestAgainstReference:
         result = generate(model, tokens, generable, **options)
         assert torch.equal(result, reference(Model(tokens.shape[1], seed), tokens, generable, **options))
 
+    @given(
+        cases,
+        st.integers(0, 100),
+        st.sampled_from([None, 0.2, 0.6]),
+        st.sampled_from(["low_confidence", "margin", "entropy"]),
+        st.sampled_from([None, *range(VOCAB - 1)]),
+    )
+    def test_other_ranks_and_the_end_token(self, drawn, seed, threshold, remasking, eos_id):
+        tokens, generable, options = drawn
+        options |= {"threshold": threshold, "remasking": remasking, "eos_id": eos_id}
+        model = Model(tokens.shape[1], seed)
+        result = generate(model, tokens, generable, **options)
+        assert torch.equal(result, reference(Model(tokens.shape[1], seed), tokens, generable, **options))
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
     @pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
     def test_dtypes(self, dtype, sharpness):
@@ -148,7 +179,10 @@ class TestAgainstReference:
             reference(Model(16), tokens, generable, steps=steps, block_length=block, mask_id=MASK)
             for steps, block in [(1, 16), (16, 16), (4, 16), (16, 4)]
         ]
-        assert len({str(result.tolist()) for result in results}) == 4
+        options = {"steps": 16, "block_length": 16, "mask_id": MASK}
+        others = {"remasking": "margin"}, {"remasking": "entropy"}, {"eos_id": int(results[1][0, 0])}
+        results += [reference(Model(16), tokens, generable, **options, **other) for other in others]
+        assert len({str(result.tolist()) for result in results}) == 7
 
     def test_rows_do_not_depend_on_the_batch(self):
         tokens, generable = case(5, 12, 8, 3)
@@ -190,6 +224,29 @@ class TestProbability:
 
 
 class TestOrder:
+    @pytest.mark.parametrize(
+        "remasking, order", [("low_confidence", [2, 0, 1]), ("margin", [1, 2, 0]), ("entropy", [0, 2, 1])]
+    )
+    def test_the_ranks_differ(self, remasking, order):
+        """Two likely tokens; one, and the rest even; one, a second, and the rest even."""
+        table = torch.tensor([[0.50, 0.45, 0], [0.48, 0, 0], [0.52, 0.30, 0]]).double()
+        even = (table == 0).double()
+        even = torch.cat([even, torch.ones(3, VOCAB - 4)], 1)
+        table = torch.cat([table, torch.zeros(3, VOCAB - 4)], 1)
+        table += even * (1 - table.sum(1, keepdim=True)) / even.sum(1, keepdim=True)
+        model = fixed(torch.cat([table.log(), torch.full((3, 1), 50.0)], 1))
+        options = {"steps": 3, "block_length": 3, "mask_id": MASK, "remasking": remasking}
+        generate(model, torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), **options)
+        masked = [set((seen[0] == MASK).nonzero()[:, 0].tolist()) for seen in model.seen] + [set()]
+        assert [(a - b).pop() for a, b in zip(masked, masked[1:], strict=False)] == order
+
+    @pytest.mark.parametrize("remasking", ["low_confidence", "margin", "entropy"])
+    def test_ties_take_the_earliest_position_in_every_rank(self, remasking):
+        model = fixed(torch.zeros(40, VOCAB))
+        options = {"steps": 40, "block_length": 40, "mask_id": 0, "remasking": remasking}
+        generate(model, torch.zeros(1, 40).long(), torch.ones(1, 40).bool(), **options)
+        assert all((seen[0, :step] == 1).all() and (seen[0, step:] == 0).all() for step, seen in enumerate(model.seen))
+
     def test_fills_by_quota_the_surest_first(self):
         model = fixed(place_by_place((1, 0.5), (2, 0.9), (3, 0.3), (4, 0.8), (5, 0.6)))
         generable = torch.ones(1, 5, dtype=torch.bool)
@@ -429,6 +486,16 @@ class TestThreshold:
         assert [tokens[0].tolist() for tokens in seen] == [[m] * 4, [0, 1, m, m], [0, 1, m, m], [0, 1, 2, 3]]
         assert len(seen) == 4
 
+    @pytest.mark.parametrize("remasking", ["margin", "entropy"])
+    def test_is_on_the_probability_whatever_the_rank(self, remasking):
+        """Position 1 is first in rank; 0 and 3 are sure, though 0's margin is below the threshold; 2 is unsure."""
+        table = place_by_place((1, 0.82), (2, 0.999), (3, 0.3), (4, 0.81))
+        table[0] = torch.tensor([0.18 - 8e-9, 0.82, *[1e-9] * 8, 0]).log()
+        model = fixed(table)
+        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "threshold": 0.8, "remasking": remasking}
+        generate(model, torch.zeros(1, 4).long(), torch.ones(1, 4).bool(), **options)
+        assert [seen[0].tolist() for seen in model.seen] == [[MASK] * 4, [1, 2, MASK, 4]]
+
     def test_with_random_remasking_the_one_is_random(self):
         options = {"steps": 1, "block_length": 8, "mask_id": MASK, "threshold": 0.8, "remasking": "random"}
         firsts = set()
@@ -437,6 +504,161 @@ class TestThreshold:
             generate(model, torch.zeros(1, 8).long(), torch.ones(1, 8).bool(), seed=seed, **options)
             firsts.add(model.seen[1][0].tolist().index(1))
         assert len(firsts) > 4
+
+
+class TestEndToken:
+    """The hazard: end tokens are surest while nothing is known, and once settled they fix the answer's length."""
+
+    EOS = 9
+
+    def model(self, tokens):
+        """Position k wants token k (0.6) once the one before it holds content, and until then the end (0.9)."""
+        content = (tokens != MASK) & (tokens != self.EOS)
+        follows = torch.nn.functional.pad(content[:, :-1], (1, 0), value=True)
+        follows[:, -1] = False
+        wants, ends = (
+            place_by_place(*[(token(k), p) for k in range(tokens.shape[1])])
+            for token, p in ((lambda k: k, 0.6), (lambda k: self.EOS, 0.9))
+        )
+        return torch.where(follows[..., None], wants, ends)
+
+    @pytest.mark.parametrize("threshold", [None, 0.8])
+    def test_the_length_is_settled_last(self, threshold):
+        blank, full = torch.zeros(2, 6).long(), torch.ones(2, 6).bool()
+        options = {"steps": 6, "block_length": 6, "mask_id": MASK, "threshold": threshold}
+        plain = generate(self.model, blank, full, **options)
+        assert plain.tolist() == [[0, *[self.EOS] * 5]] * 2
+        assert generate(self.model, blank, full, eos_id=self.EOS, **options).tolist() == [[0, 1, 2, 3, 4, self.EOS]] * 2
+
+    def test_waits_for_its_own_row_and_block_only(self):
+        """Row 0 proposes nothing but the end in its first block, row 1 something else in both."""
+        end, sure, unsure = (self.EOS, 0.9), (self.EOS, 0.99), (1, 0.2)
+        tables = torch.stack([place_by_place(end, sure, end, unsure), place_by_place(sure, unsure, unsure, end)])
+        seen = []
+
+        def model(tokens):
+            seen.append(tokens.clone())
+            return tables
+
+        options = {"steps": 4, "block_length": 2, "mask_id": MASK, "eos_id": self.EOS}
+        generate(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
+        m, e = MASK, self.EOS
+        assert seen[1].tolist() == [[m, e, m, m], [m, 1, m, m]]
+        assert seen[3].tolist() == [[e, e, m, 1], [e, 1, 1, m]]
+
+    def test_a_quota_is_met_with_the_surest_ends(self):
+        model = fixed(place_by_place((self.EOS, 0.8), (1, 0.2), (self.EOS, 0.9), (self.EOS, 0.7)))
+        options = {"steps": 2, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS}
+        generate(model, torch.zeros(1, 4).long(), torch.ones(1, 4).bool(), **options)
+        assert model.seen[1].tolist() == [[MASK, 1, self.EOS, MASK]]
+
+    def test_what_is_settled_already_does_not_hold_it_up(self):
+        """With a threshold: row 0 has content and ends left, which must not wait for what row 1 has still to fill."""
+        table = place_by_place((1, 0.95), (self.EOS, 0.95), (self.EOS, 0.95), (2, 0.3))
+        tables = torch.stack([table, table])
+        tables[0, 3] = tables[0, 0]
+        seen = []
+
+        def model(tokens):
+            seen.append(tokens.clone())
+            return tables
+
+        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS, "threshold": 0.9}
+        generate(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
+        m, e = MASK, self.EOS
+        assert [tokens.tolist() for tokens in seen[1:]] == [
+            [[1, m, m, 1], [1, m, m, m]],
+            [[1, e, e, 1], [1, m, m, 2]],
+        ]
+
+
+class Asked:
+    """A `Selective` over a `Model`: checks and keeps what it is asked."""
+
+    def __init__(self, length, seed=0):
+        self.model, self.blocks, self.calls = Model(length, seed), [], []
+
+    def start_block(self, block):
+        self.blocks.append(block.clone())
+
+    def logits_at(self, tokens, rows, positions):
+        block = torch.zeros_like(tokens, dtype=torch.bool).scatter(1, self.blocks[-1], True)
+        masked = (tokens == MASK) & block
+        assert torch.equal(rows, masked.any(1).nonzero()[:, 0])
+        assert positions.shape[1] == masked.sum(1).max()
+        asked = torch.zeros_like(masked)
+        asked[rows[:, None], positions] = True
+        assert not (masked & ~asked).any() and not (asked & ~block).any()
+        assert torch.equal(asked[rows].sum(1), torch.full_like(rows, positions.shape[1]))  # none is asked twice
+        self.calls.append(tuple(positions.shape))
+        return self.model(tokens)[rows[:, None], positions]
+
+
+class TestSelective:
+    @given(cases, st.integers(0, 100), st.sampled_from([None, 0.2, 0.4, 0.9]), st.sampled_from([None, 0, 3]))
+    def test_is_asked_for_masked_positions_of_unfinished_rows_only(self, drawn, seed, threshold, eos_id):
+        tokens, generable, options = drawn
+        options |= {"threshold": threshold, "eos_id": eos_id}
+        asked = Asked(tokens.shape[1], seed)
+        decoded = decode(asked, tokens, generable, **options)
+        plain = decode(Model(tokens.shape[1], seed), tokens, generable, **options)
+        assert torch.equal(decoded.tokens, plain.tokens) and torch.equal(decoded.probability, plain.probability)
+        where = generable.nonzero()[:, 1].view(len(tokens), -1).split(options["block_length"], 1)
+        assert all(torch.equal(a, b) for a, b in zip(asked.blocks, where, strict=True))
+
+    def test_rows_that_are_full_are_left_out(self):
+        tokens, generable = case(16, 12, 8, 0)
+        asked = Asked(12)
+        generate(asked, tokens, generable, steps=1, block_length=8, mask_id=MASK, threshold=0.6)
+        assert asked.calls[0] == (16, 8) and len({rows for rows, _ in asked.calls}) > 2
+
+    @pytest.mark.usefixtures("untyped")
+    def test_what_it_returns_is_checked(self):
+        class Wrong(Asked):
+            def logits_at(self, tokens, rows, positions):
+                return torch.zeros(2, 6, VOCAB)
+
+        tokens, generable = case(2, 6, 4, 0)
+        with pytest.raises(ValueError, match=r"returned shape \[2, 6, 11\]; allowed is \[\*\[2, 4\], vocab\]"):
+            generate(Wrong(6), tokens, generable, steps=1, block_length=4, mask_id=MASK)
+
+
+class TestPadding:
+    PAD = 8
+
+    def model(self, tokens):
+        """As `Model`, with places counted over what is no padding, and padding seen by none."""
+        inner = Model(16)
+        real = tokens != self.PAD
+        place = (real.cumsum(1) - 1).clamp(min=0)
+        hidden = inner.embedding[tokens] + inner.place[place]
+        mix = inner.mix[place[:, :, None], place[:, None, :]] * real[:, None, :]
+        logits = (hidden + mix @ hidden).tanh() @ inner.head
+        logits[..., self.PAD] = -math.inf
+        return logits
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4),
+        st.sampled_from([None, 0.2, 0.5]),
+        st.sampled_from([None, 3]),
+        st.integers(0, 10**6),
+    )
+    def test_a_padded_batch_gives_the_tokens_of_each_row_alone(self, sizes, threshold, eos_id, seed):
+        """Prompts of any lengths, padding to their left, the rest to the right of the response."""
+        draw = torch.Generator().manual_seed(seed)
+        length = 6 + max(left + prompt for left, prompt in sizes)
+        options = {"steps": 4, "block_length": 3, "mask_id": MASK, "threshold": threshold, "eos_id": eos_id}
+        batch, generable = torch.full((len(sizes), length), self.PAD), torch.zeros(len(sizes), length).bool()
+        alone = []
+        for row, (left, prompt) in enumerate(sizes):
+            words = torch.randint(self.PAD, (1, prompt), generator=draw)
+            batch[row, left : left + prompt] = words
+            generable[row, left + prompt : left + prompt + 6] = True
+            tokens = torch.cat([words, torch.zeros(1, 6).long()], 1)
+            alone.append(generate(self.model, tokens, torch.arange(prompt + 6)[None] >= prompt, **options)[0, prompt:])
+        result = generate(self.model, batch, generable, **options)
+        assert torch.equal(result[generable].view(-1, 6), torch.stack(alone))
+        assert torch.equal(result[~generable], batch[~generable])
 
 
 class TestSampling:
@@ -472,6 +694,19 @@ class TestSampling:
         options = {"steps": 1, "block_length": 4, "mask_id": MASK, "temperature": 0.01, "threshold": 0.9}
         result = generate(model, torch.zeros(1, 4).long(), torch.ones(1, 4).bool(), **options)
         assert result.tolist() == [[1, 1, 1, 1]] and len(model.seen) == 4
+
+    @pytest.mark.parametrize("remasking", ["margin", "entropy"])
+    def test_margin_and_entropy_are_the_models_whatever_was_drawn(self, remasking):
+        """At a high temperature position 1 draws other tokens, and is first all the same."""
+        table = place_by_place((1, 0.3), (2, 0.9), (3, 0.4))
+        drawn = set()
+        for seed in range(20):
+            model = fixed(table)
+            options = {"steps": 3, "block_length": 3, "mask_id": MASK, "temperature": 9.0, "seed": seed}
+            generate(model, torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), remasking=remasking, **options)
+            assert (model.seen[1][0] != MASK).tolist() == [False, True, False]
+            drawn.add(int(model.seen[1][0, 1]))
+        assert len(drawn) > 3
 
     def test_large_logits_and_small_temperatures_stay_finite(self):
         tokens, generable = case(2, 6, 6, 0)
@@ -550,6 +785,19 @@ class TestBorders:
         assert torch.equal(strided, expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("remasking", ["low_confidence", "margin", "entropy"])
+def test_the_same_tokens_on_a_gpu(threshold, remasking):
+    tokens, generable = case(4, 16, 12, 5)
+    options = {"steps": 12, "block_length": 6, "mask_id": MASK, "threshold": threshold, "remasking": remasking}
+    model = Model(16, dtype=torch.float32)
+    result = decode(lambda x: model(x.cpu()).cuda(), tokens.cuda(), generable.cuda(), **options)
+    expected = decode(model, tokens, generable, **options)
+    assert torch.equal(result.tokens.cpu(), expected.tokens) and result.probability.is_cuda
+    torch.testing.assert_close(result.probability.cpu(), expected.probability, rtol=1e-5, atol=0)
+
+
 @pytest.mark.usefixtures("untyped")
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -580,11 +828,14 @@ class TestRefusals:
             ({"temperature": math.nan}, "temperature is nan"),
             ({"temperature": math.inf}, "temperature is inf"),
             ({"temperature": None}, "temperature is None"),
-            ({"remasking": "margins"}, "remasking is 'margins'; allowed are low_confidence, random"),
+            ({"remasking": "margins"}, "remasking is 'margins'; allowed are low_confidence, margin, entropy, random"),
             ({"threshold": 0.0}, "threshold is 0.0"),
             ({"threshold": 1.1}, "threshold is 1.1"),
             ({"threshold": math.nan}, "threshold is nan"),
             ({"threshold": "0.9"}, "threshold is '0.9'"),
+            ({"eos_id": -1}, "eos_id is -1; allowed are integers from 0 but mask_id, or None"),
+            ({"eos_id": MASK}, "eos_id is 10"),
+            ({"eos_id": 1.0}, "eos_id is 1.0"),
             ({"seed": -1}, "seed is -1"),
             ({"seed": 0.5}, "seed is 0.5"),
         ],

@@ -135,7 +135,12 @@ def _scan(
     held = flat.new_empty(-(-asked // pieces), vocab, dtype=torch.float64)
     found = []
     for first, last in pairwise(asked * k // pieces for k in range(pieces + 1)):
-        picked = flat[first:last] if rows is None else flat.index_select(0, rows[first:last])
+        if rows is None:
+            picked = flat[first:last]
+        elif last - first == 1:
+            picked = flat.narrow(0, rows[first], 1)  # a view
+        else:
+            picked = flat.index_select(0, rows[first:last])
         wanted = None if given is None else given[first:last]
         found.append(_score(held[: last - first].copy_(picked), score, forbidden, wanted))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
