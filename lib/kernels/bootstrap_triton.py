@@ -1,5 +1,7 @@
 """Sums of bootstrap resamples, each draw made from its own counters where it is added; see `bootstrap`."""
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -36,6 +38,7 @@ def resampled_sums(samples: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["n", "columns", "resamples", "seed"])
+@no_type_check
 def _resampled_sums(
     samples_ptr,  # [n, columns] float64
     out_ptr,  # [resamples, columns] float64

@@ -1,5 +1,7 @@
 """Möbius transform and Shapley interactions in one pass over memory; see `coalitions`."""
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -34,6 +36,7 @@ def butterfly(games: Tensor, nodes: tuple[tuple[float, float], ...], transposed:
 
 
 @triton.jit
+@no_type_check
 def _butterfly(
     games_ptr,  # [game, SIZE], any floating dtype
     out_ptr,  # [game, SIZE] float64

@@ -3,6 +3,8 @@
 Online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867): the first pass keeps maximum and sum block by block.
 """
 
+from typing import no_type_check
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,7 @@ def surprise_(
 
 
 @triton.jit
+@no_type_check
 def _surprise_kernel(
     logits,  # [row, vocab] of up to float32, `stride` from row to row; read, and written where GRADIENT
     target,  # [row] integers

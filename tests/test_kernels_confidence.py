@@ -1,0 +1,392 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lib.kernels import confidence as module
+from lib.kernels.confidence import SCORES, confidence, head_confidence, token_probability
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+TILE = 8192  # the kernel's: from 8193 on tiles are merged
+ANY = "probability"
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NumPy's, in the interpreter
+
+
+@pytest.fixture(params=["torch", "triton"])
+def path(request, monkeypatch):
+    """Both paths in turn, behind the same functions: Triton's runs on CPU tensors where there is no GPU."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setattr(module, "on_gpu", lambda x: request.param == "triton")
+    device = "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        yield request.param
+
+
+def draw(*shape, dtype=torch.float32, seed=0, spread=3):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, device="cpu") * spread).to(torch.get_default_device(), dtype)
+
+
+def reference(logits, score, forbidden=None):
+    """Token and sureness from all probabilities in float64, written out; the lowest index on ties."""
+    logits = logits.double().clone()
+    if forbidden is not None:
+        logits[..., forbidden : forbidden + 1] = -math.inf
+    p = (logits - logits.amax(-1, keepdim=True)).exp()
+    p = p / p.sum(-1, keepdim=True)
+    token = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+    ranked = F.pad(p.sort(-1, descending=True).values, (0, 1))
+    sureness = {
+        "probability": ranked[..., 0],
+        "margin": ranked[..., 0] - ranked[..., 1],
+        "entropy": torch.where(p > 0, p * p.log(), 0).sum(-1),
+    }
+    return token, sureness[score]
+
+
+def check(found, expected, path):
+    token, sureness = found
+    assert token.dtype == torch.int64 and torch.equal(token, expected[0])
+    check_sureness(sureness, expected[1], path)
+
+
+def check_sureness(found, expected, path):
+    """Torch: to float64 rounding. Triton: float32."""
+    assert found.dtype == (torch.float64 if path == "torch" else torch.float32)
+    tolerance = 1e-14 if path == "torch" else 2e-6
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 41, 401, 1271])
+@pytest.mark.parametrize("score", SCORES)
+def test_it_is_what_a_float64_softmax_gives(path, score, vocab, dtype):
+    logits = draw(2, 2, vocab, dtype=dtype)
+    forbidden = int(logits[0, 0].argmax()) if vocab > 1 else None
+    check(confidence(logits, None, score), reference(logits, score), path)
+    at = torch.tensor([[True, False], [True, True]])
+    logits[~at] = math.nan  # is not looked at
+    expected = tuple(part[at] for part in reference(logits, score, forbidden))
+    check(confidence(logits, at, score, forbidden), expected, path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_whole_vocabulary(path, dtype):
+    logits = draw(2, 126_464, dtype=dtype)
+    logits[1, -1] = logits[1].amax() + 4  # the surest in the last tile
+    for score in SCORES:
+        check(confidence(logits[1:], None, score), reference(logits[1:], score), path)
+    check(confidence(logits, None, "margin", 126_463), reference(logits, "margin", 126_463), path)
+
+
+def test_float64_logits_stay_float64(path):
+    logits = draw(3, 41, dtype=torch.float64)
+    logits[:, 7], logits[:, 5] = 20 + 1e-9, 20  # one and the same in float32
+    for score in SCORES:
+        check(confidence(logits, None, score), reference(logits, score), "torch")
+
+
+@pytest.mark.parametrize("vocab", [41, 2 * TILE + 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_given_token(path, vocab, dtype):
+    logits = draw(3, vocab, dtype=dtype)
+    token = torch.tensor([0, vocab - 1, 5])
+    p = logits.double().softmax(-1)
+    check_sureness(token_probability(logits, token), p.gather(-1, token[:, None])[:, 0], path)
+    check_sureness(token_probability(logits, logits.argmax(-1)), confidence(logits)[1].double(), path)
+
+    at = torch.tensor([True, False, True])
+    logits[1] = math.nan
+    allowed = logits.double().index_fill(-1, torch.tensor([5]), -math.inf).softmax(-1)
+    expected = torch.stack([allowed[0, 0], torch.tensor(0.0, dtype=torch.float64)])
+    check_sureness(token_probability(logits, token[at], at, forbidden=5), expected, path)
+    check_sureness(token_probability(logits[:1], torch.tensor([3]).int(), forbidden=vocab), p[:1, 3], path)
+
+
+def test_a_given_token_for_each_of_a_batch(path):
+    logits = draw(2, 2, 9)
+    token = torch.tensor([[1, 2], [3, 8]])
+    expected = logits.double().softmax(-1).gather(-1, token[..., None])[..., 0]
+    check_sureness(token_probability(logits, token), expected, path)
+
+
+@pytest.mark.parametrize("places", [[3, 17, 40], [9000, 9001, 16_388]])
+def test_ties_take_the_lowest_index(path, places):
+    logits = draw(1, max(places) + 1)
+    logits[:, places] = 15
+    for k, forbidden in enumerate([None, *places[:2]]):
+        check(confidence(logits, None, "margin", forbidden), reference(logits, "margin", forbidden), path)
+        logits[:, places[:k]] = 15
+        assert confidence(logits, None, ANY, forbidden)[0] == (places[1] if forbidden == places[0] else places[0])
+    assert confidence(logits, None, "margin")[1] == 0
+
+
+@pytest.mark.parametrize("where", [0, 40, 8000, TILE])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_infinity_make_their_row_nan(path, value, where):
+    logits = draw(2, TILE + 1)
+    expected = confidence(logits[1:])[1]
+    logits[0, where] = value
+    for score in SCORES:
+        token, sureness = confidence(logits, None, score)
+        assert sureness.isnan().tolist() == [True, False] and 0 <= token[0] <= TILE
+    assert confidence(logits)[1][1] == expected[0]
+    assert token_probability(logits, torch.tensor([5, 5])).isnan().tolist() == [True, False]
+    at_forbidden = confidence(logits, None, ANY, forbidden=where)[1][0]
+    assert bool(at_forbidden.isnan()) == math.isnan(value)
+
+
+def test_nothing_but_nan_is_nan(path):
+    token, sureness = confidence(torch.full((1, 41), math.nan), None, "margin")
+    assert sureness.isnan() and 0 <= token < 41
+
+
+@pytest.mark.parametrize("vocab", [1, 41, TILE + 5])
+def test_nothing_but_minus_infinity_is_nan(path, vocab):
+    logits = torch.full((1, vocab), -math.inf)
+    logits[:, vocab // 2] = 1
+    forbidden = vocab // 2
+    for score in SCORES:
+        token, sureness = confidence(logits, None, score, forbidden)
+        assert sureness.isnan() and 0 <= token < vocab
+    assert token_probability(logits, torch.tensor([0]), None, forbidden).isnan()
+
+
+@pytest.mark.parametrize("vocab", [2, 41, 2 * TILE + 5])
+def test_single_minus_infinities_are_impossible_tokens(path, vocab):
+    logits = torch.full((1, vocab), -math.inf)
+    logits[:, -1] = 1  # in the last tile, behind tiles of nothing
+    for score, sureness in (("probability", 1), ("margin", 1), ("entropy", 0)):
+        assert [part.item() for part in confidence(logits, None, score)] == [vocab - 1, sureness]
+    logits[:, 0] = 0.5
+    for score in SCORES:
+        check(confidence(logits, None, score), reference(logits, score), path)
+    assert token_probability(logits, torch.tensor([vocab // 2])) == (0 if vocab > 2 else confidence(logits)[1])
+
+
+def test_one_token_left_has_a_margin_of_one(path):
+    assert confidence(draw(1, 1), None, "margin")[1] == 1
+    assert confidence(draw(1, 2), None, "margin", forbidden=0)[1] == 1
+
+
+def test_logits_of_any_size_neither_overflow_nor_underflow(path):
+    logits = torch.tensor([[3e38, 3e38, -3e38], [-3e38, -3.1e38, -3.2e38], [1e4, 1e4 - 1, -1e4]])
+    for score in SCORES:
+        check(confidence(logits, None, score), reference(logits, score), path)
+
+
+def test_strides_do_not_matter_and_nothing_is_written(path):
+    table = draw(41, 4, 6)  # vocabulary first
+    views = [table.movedim(0, -1)[:, ::2], table.movedim(0, -1)[1:, 1:3], draw(1, 41).expand(3, 41), draw(41)]
+    for logits in views:
+        before = logits.clone()
+        check(confidence(logits, None, ANY, 3), reference(logits, ANY, 3), path)
+        assert torch.equal(logits, before)
+    logits = views[0]
+    at = logits[..., 0] > 0
+    assert 0 < at.sum() < at.numel()
+    check(confidence(logits, at, "margin"), tuple(part[at] for part in reference(logits, "margin")), path)
+
+
+@pytest.mark.parametrize("vocab", [5, 2 * TILE])
+def test_empty_batches_and_nothing_asked(path, vocab):
+    for logits, at, shape in [
+        (draw(0, 3, vocab), None, (0, 3)),
+        (draw(2, 0, vocab), torch.ones(2, 0, dtype=torch.bool), (0,)),
+        (draw(2, 1, vocab), torch.zeros(2, 1, dtype=torch.bool), (0,)),
+        (draw(vocab), torch.tensor(False), (0,)),
+    ]:
+        for score in SCORES:
+            token, sureness = confidence(logits, at, score)
+            assert token.shape == sureness.shape == shape and token.dtype == torch.int64
+        assert token_probability(logits, torch.zeros(shape, dtype=torch.int64), at).shape == shape
+    assert head_confidence(draw(0, 3), draw(vocab, 3))[1].shape == (0,)
+
+
+def test_a_single_position_has_no_batch(path):
+    logits = draw(9)
+    assert confidence(logits)[0].shape == () and confidence(logits, torch.tensor(True))[1].shape == (1,)
+    check_sureness(token_probability(logits, torch.tensor(4)), logits.double().softmax(-1)[4], path)
+
+
+@pytest.mark.parametrize(("rows", "vocab", "piece"), [(301, 619, 2**16), (3, 100_003, 2**18), (3, 126_464, 2**16)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_equal_rows_stay_equal_to_the_bit(rows, vocab, piece, threads, monkeypatch):
+    """In whatever piece and by whatever thread they are counted: decoding breaks true ties by position."""
+    monkeypatch.setattr(module, "PIECE", piece)
+    torch.set_num_threads(threads)
+    try:
+        for seed, score in enumerate(SCORES):
+            logits = draw(1, vocab, seed=seed).repeat(rows, 1)
+            assert len(confidence(logits, None, score)[1].unique()) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+ROWS = st.lists(
+    st.lists(st.one_of(st.just(-math.inf), st.floats(-1e3, 1e3, width=32)), min_size=7, max_size=7), min_size=1
+)
+
+
+@given(rows=ROWS, dtype=st.sampled_from(DTYPES), forbidden=st.sampled_from([None, 0, 6, 7]), data=st.data())
+def test_properties(rows, dtype, forbidden, data):
+    logits = torch.tensor(rows).to(dtype)
+    logits[:, 3] = 1  # at least one token is possible
+    found = {score: confidence(logits, None, score, forbidden) for score in SCORES}
+    token, p = found["probability"]
+    assert all(torch.equal(token, other) for other, _ in found.values())
+    assert forbidden not in token.tolist() and ((p >= 1 / 7 - 1e-15) & (p <= 1)).all()
+    assert ((found["margin"][1] >= 0) & (found["margin"][1] <= p)).all()
+    assert ((-math.log(7) - 1e-14 <= found["entropy"][1]) & (found["entropy"][1] <= 0)).all()
+
+    every = [token_probability(logits, torch.full((len(rows),), k), None, forbidden) for k in range(7)]
+    torch.testing.assert_close(sum(every), torch.ones(len(rows), dtype=torch.float64), rtol=1e-14, atol=0)
+    assert torch.equal(torch.stack(every).amax(0), p)
+
+    at = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
+    for score, (token, sureness) in found.items():
+        some = confidence(logits, at, score, forbidden)
+        assert torch.equal(some[0], token[at]) and torch.equal(some[1], sureness[at])
+
+
+@given(row=st.lists(st.integers(-40, 40), min_size=2, max_size=9), shift=st.integers(-500, 500), data=st.data())
+def test_a_shift_of_all_logits_changes_nothing_and_an_order_only_the_index(row, shift, data):
+    order = data.draw(st.permutations(range(len(row))))
+    logits = torch.tensor([row]).double()
+    for score in SCORES:
+        token, sureness = confidence(logits, None, score)
+        moved = confidence(logits + shift, None, score)
+        assert torch.equal(moved[0], token) and torch.equal(moved[1], sureness)
+        other, shuffled = confidence(logits[:, order], None, score)
+        assert row[order[other]] == row[token]
+        torch.testing.assert_close(shuffled, sureness, rtol=1e-14, atol=1e-15)
+
+
+def exact_head(positions, dim, vocab, dtype):
+    """Small whole numbers and quarters, whose products and sums every dtype holds exactly."""
+    generator = torch.Generator().manual_seed(positions + vocab)
+    hidden = torch.randint(-1, 2, (positions, dim), generator=generator, device="cpu")
+    weight = torch.randint(-4, 5, (vocab, dim), generator=generator, device="cpu") / 4
+    logits = hidden.double() @ weight.double().T
+    assert logits.abs().amax() < 64
+    device = torch.get_default_device()
+    return hidden.to(device, dtype), weight.to(device, dtype), logits.to(device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "vocab"), [(1, 1), (70, 41), (64, 401), (33, 1271)])
+def test_from_hidden_states_it_is_the_same(path, dim, vocab, dtype):
+    if path == "triton" and dtype == torch.bfloat16 and not torch.cuda.is_available():
+        pytest.skip("Triton's interpreter multiplies the bits of bfloat16")
+    hidden, weight, logits = exact_head(18, dim, vocab, dtype)
+    at = torch.arange(18).view(9, 2) % 5 != 0
+    for score in SCORES:
+        forbidden = vocab // 2 if vocab > 1 else vocab
+        found = head_confidence(hidden.view(9, 2, dim), weight, at, score, forbidden)
+        check(found, tuple(part[at.view(-1)] for part in reference(logits, score, forbidden)), path)
+    check(head_confidence(hidden[:3], weight), reference(logits[:3], ANY), path)
+
+
+def test_a_whole_vocabulary_from_hidden_states():
+    hidden, weight, logits = exact_head(3, 8, 126_464, torch.float32)
+    for score in SCORES:
+        check(head_confidence(hidden, weight, None, score), reference(logits, score), "torch")
+
+
+def test_strided_hidden_states_and_weights(path):
+    hidden, weight, logits = exact_head(4, 20, 41, torch.float16)
+    strided = torch.zeros(4, 40, dtype=torch.float16)
+    strided[:, ::2] = hidden
+    check(head_confidence(strided[:, ::2], weight.T.contiguous().T), reference(logits, ANY), path)
+
+
+def test_hidden_states_of_nan_give_nan(path):
+    hidden, weight, _ = exact_head(3, 20, 41, torch.float16)
+    hidden[1, 3] = math.nan
+    assert head_confidence(hidden, weight)[1].isnan().tolist() == [False, True, False]
+
+
+def test_the_head_never_holds_the_logits_of_all_positions(monkeypatch):
+    hidden, weight, logits = exact_head(11, 20, 41, torch.float32)
+    held = []
+
+    def linear(x, weight):
+        held.append(len(x))
+        return x @ weight.T
+
+    monkeypatch.setattr(module.F, "linear", linear)
+    monkeypatch.setattr(module, "HEAD_PIECE", 4 * 41 + 1)
+    check(head_confidence(hidden, weight), reference(logits, ANY), "torch")
+    assert sum(held) == 11 and max(held) <= 4
+
+
+@pytest.mark.parametrize(("positions", "fused"), [(4, 1), (5, 0)])
+def test_the_fused_kernel_runs_for_few_positions_in_half_precision(positions, fused, monkeypatch):
+    triton = pytest.importorskip("lib.kernels.confidence_triton")
+    monkeypatch.setattr(module, "on_gpu", lambda x: True)
+    monkeypatch.setattr(module, "FUSED_ROWS", 4)
+    calls = []
+    for name in ("scan", "scan_head"):
+
+        def stub(*given, name=name):
+            calls.append(name)
+            return torch.zeros(positions).long(), torch.zeros(positions)
+
+        monkeypatch.setattr(triton, name, stub)
+    hidden, weight, _ = exact_head(positions, 4, 9, torch.float16)
+    head_confidence(hidden, weight, torch.ones(positions, dtype=torch.bool))
+    assert calls == ["scan_head" if fused else "scan"]
+    head_confidence(hidden.float(), weight.float(), torch.ones(positions, dtype=torch.bool))
+    assert calls[1:] == ["scan"]
+
+
+def test_no_gradient_flows(path):
+    logits = draw(1, 9).requires_grad_()
+    assert not confidence(logits)[1].requires_grad
+    assert not token_probability(logits, torch.tensor([1])).requires_grad
+    assert not head_confidence(logits, draw(5, 9).requires_grad_())[1].requires_grad
+
+
+LOGITS = torch.zeros(2, 3, 5)
+REFUSED = [
+    (confidence, {"logits": LOGITS.long()}, r"logits is torch.int64 \[2, 3, 5\]; allowed is floating \[\*batch, vocab"),
+    (confidence, {"logits": torch.tensor(0.0)}, r"logits is torch.float32 \[\]"),
+    (confidence, {"logits": LOGITS[..., :0]}, r"logits is .* with vocab at least 1"),
+    (confidence, {"logits": None}, "logits is NoneType"),
+    (confidence, {"at": LOGITS[..., 0]}, r"at is torch.float32 \[2, 3\]; allowed is torch.bool \[2, 3\] on cpu"),
+    (confidence, {"at": torch.ones(2, 4, dtype=torch.bool)}, r"at is torch.bool \[2, 4\]"),
+    (confidence, {"at": [True]}, "at is list"),
+    (confidence, {"score": "given"}, "score is 'given'; allowed are probability, margin, entropy"),
+    (confidence, {"forbidden": -1}, "forbidden is -1; allowed are integers from 0"),
+    (confidence, {"forbidden": True}, "forbidden is True"),
+    (confidence, {"forbidden": 1.0}, "forbidden is 1.0"),
+    (token_probability, {"forbidden": -1}, "forbidden is -1"),
+    (token_probability, {"token": torch.zeros(2, 3)}, "token is torch.float32 .* allowed are int64 and int32 of shape"),
+    (token_probability, {"token": torch.zeros(6).long()}, r"token is torch.int64 \[6\]; .* of shape \[2, 3\]"),
+    (token_probability, {"at": LOGITS[..., 0] == 0}, r"token is torch.int64 \[2, 3\]; .* of shape \[6\]"),
+    (token_probability, {"token": torch.full((2, 3), 5)}, "token is 5 to 5; allowed are 0 to 4"),
+    (token_probability, {"token": torch.full((2, 3), -1)}, "token is -1 to -1"),
+    (head_confidence, {"hidden": LOGITS.long()}, r"hidden is torch.int64 .*\[\*batch, dim\] with dim at least 1"),
+    (head_confidence, {"weight": torch.zeros(9, 4)}, r"weight is torch.float32 \[9, 4\]; allowed is .* \[vocab, 5\]"),
+    (head_confidence, {"weight": torch.zeros(0, 5)}, r"weight is torch.float32 \[0, 5\]"),
+    (head_confidence, {"weight": torch.zeros(9, 5).half()}, "weight is torch.float16 .* allowed is torch.float32"),
+    (head_confidence, {"weight": None}, "weight is NoneType"),
+    (head_confidence, {"score": "surest"}, "score is 'surest'"),
+]
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(("function", "change", "message"), REFUSED)
+def test_refusals_name_the_argument(function, change, message):
+    given = {
+        confidence: {"logits": LOGITS},
+        token_probability: {"logits": LOGITS, "token": torch.zeros(2, 3).long()},
+        head_confidence: {"hidden": LOGITS, "weight": torch.zeros(9, 5)},
+    }[function]
+    function(**given)
+    with pytest.raises(ValueError, match=message):
+        function(**(given | change))
