@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.models.mdlm import Block, KeysValues, MdlmModel
+from lib.models.mdlm import Block, KeysValues, MdlmModel, attention
 
 CACHES = ("prefix", "dual")
 
@@ -117,6 +117,6 @@ def through(
         for whole, part in zip(held, (keys, values), strict=True):
             whole[:, :, first : first + part.shape[2]] = part
         keys, values = (whole[:, :, : visible.shape[-1]] for whole in held)
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+    mixed = attention(queries, keys, values, visible)
     x = x + block.out(mixed.transpose(1, 2).flatten(2))
     return x + block.mlp(block.before_mlp(x)), (keys, values)
