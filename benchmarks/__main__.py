@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in a process of its own, then one table of all ratios and a plot of them.
+"""`make bench`: every benchmark in a process of its own, then one table of all ratios, and a plot a benchmark.
 
     python -m benchmarks --device cpu --llada ../LLaDA --fast-dllm ../Fast-dLLM
 """
@@ -35,8 +35,8 @@ def main() -> None:
     ]
     table = ratios(chosen.device)
     print(f"\nHow many times as long the peer takes, median and quartiles\n{table.round(2).to_string(index=False)}")
-    if not table.empty:
-        save(ratio_dots(table), ROOT / "figures" / "benchmarks" / f"ratios-{chosen.device}")
+    for file, part in table.groupby("file"):
+        save(ratio_dots(part), ROOT / "figures" / "benchmarks" / f"{file}-{chosen.device}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -11,18 +11,18 @@ from lib.store import write_atomic
 
 @matplotlib.style.context(["default", STYLE])
 def ratio_dots(table: pd.DataFrame) -> Figure:
-    """Every ratio with its quartiles on a logarithmic axis, a row each; columns file, case, ours, peer, ratio, …"""
-    figure = Figure(figsize=(WIDTH, 0.6 + 0.17 * len(table)))
+    """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns case, ours, peer, ratio, …"""
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.15 * len(table)))
     axis = figure.subplots()
     rows = range(len(table))
     spread = table["ratio"] - table["ratio_low"], table["ratio_high"] - table["ratio"]
     axis.errorbar(table["ratio"], rows, xerr=spread, fmt="o", markersize=3, color=PALETTE[0], linewidth=1)
     axis.axvline(1, color="0.5", linewidth=0.8, linestyle="--")
-    labels = [f"{row.file}: {row.case}, {row.ours} vs {row.peer}" for row in table.itertuples()]
+    labels = [f"{row.case}: {row.ours} vs {row.peer}" for row in table.itertuples()]
     axis.set_yticks(rows, labels, fontsize=5.5)
-    axis.invert_yaxis()
+    axis.set_ylim(len(table) - 0.5, -0.5)
     axis.set_xscale("log")
-    axis.set_xlabel("times as long as ours (median and quartiles over the rounds)")
+    axis.set_xlabel("peer's time / ours (median, quartiles)")
     axis.grid(axis="x", linewidth=0.3)
     return figure
 
