@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import RESULTS
 from lib.config import ROOT
 
-KERNELS = ("confidence", "fisher", "loss", "coalitions", "bootstrap")
+KERNELS = sorted(file.stem.removeprefix("test_kernels_") for file in (ROOT / "tests").glob("test_kernels_*.py"))
 
 
 def main() -> None:

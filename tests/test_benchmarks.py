@@ -1,0 +1,83 @@
+"""The benchmarks' harness: what is run in which order, what a row and a table hold. Nothing here is timed."""
+
+import argparse
+
+import pandas as pd
+import pytest
+
+import benchmarks.__main__ as bench
+from benchmarks import gpu, harness
+from benchmarks.plots import ratio_dots
+from lib.plotting import render
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    for module in (harness, bench):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
+
+
+def chosen(rounds: int = 5) -> argparse.Namespace:
+    return argparse.Namespace(device="cpu", rounds=rounds, threads=1)
+
+
+def test_a_pair_runs_in_turn_after_a_run_of_each_and_gives_the_median_ratio(monkeypatch):
+    calls = []
+    spent = {"ours": [9, 1, 1, 2, 4, 1], "peer": [9, 2, 8, 6, 4, 3]}  # the first run is not timed
+    clock = [0.0]
+
+    def way(name):
+        def run():
+            calls.append(name)
+            clock[0] += spent[name][calls.count(name) - 1]
+
+        return run
+
+    monkeypatch.setattr(harness, "perf_counter", lambda: clock[0])
+    row = harness.pair("case", way("ours"), way("peer"), chosen(), ("new", "old"), agreement=1.0)
+    assert calls == ["ours", "peer"] * 6
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (3, 2, 3)  # of 2, 8, 3, 1, 3
+    assert (row["ours_ms"], row["peer_ms"], row["rounds"], row["agreement"]) == (1000, 4000, 5, 1)
+    assert (row["case"], row["ours"], row["peer"]) == ("case", "new", "old")
+
+
+def test_tables_are_written_with_device_and_versions_and_gathered_again(results):
+    rows = [{"case": "a", "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5, "ours": "x", "peer": "y"}]
+    harness.write("one", rows, chosen())
+    harness.write("two", [{"case": "b", "share": 0.5}], chosen())
+    table = pd.read_csv(results / "one-cpu.csv")
+    assert table["device"][0].startswith("CPU") and {"torch", "threads"} <= set(table)
+    gathered = bench.ratios("cpu")
+    assert gathered[["file", "case", "ratio"]].to_numpy().tolist() == [["one", "a", 2.0]]
+    assert bench.ratios("cuda").empty
+    assert render(ratio_dots(gathered), "png").startswith(b"\x89PNG")
+
+
+def test_an_unknown_benchmark_is_refused_before_any_runs(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "speed"])
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: pytest.fail("something ran"))
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "speed: there are attention, bootstrap" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_fails_is_named_at_the_end(results, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "loss", "training", "--rounds", "3"])
+    asked = []
+
+    def run(command, check):
+        asked.append(command[1:])
+        return argparse.Namespace(returncode=int("benchmarks.loss" in command))
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="failed: loss"):
+        bench.main()
+    assert asked == [["-m", f"benchmarks.{name}", "--rounds", "3"] for name in ("loss", "training")]
+
+
+def test_the_gpu_script_says_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        gpu.main()
+    assert {"confidence", "loss"} <= set(gpu.KERNELS)
