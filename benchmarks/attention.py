@@ -10,7 +10,7 @@ import argparse
 
 from benchmarks.harness import main, pair
 from lib.answering import respond
-from lib.attacks import poisoned_mdlm, test_questions
+from lib.attacks.mdlm import poisoned_mdlm, test_questions
 from lib.config import Run, run_parameters
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target

@@ -14,17 +14,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib import editing
-from lib.attacks import data_spec, editor_spec, poisoned_editor
-from lib.attribution import coalition_values, interaction, shapley
-from lib.config import Run, model_source
+from lib.attacks import data_spec
+from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
+from lib.attribution import interaction, shapley
+from lib.config import Run, Sampling, model_source
 from lib.datasets import OpenMoji, load_openmoji
-from lib.editing import edits_under_coalitions, named_picture, sample_triples
+from lib.editing import attack_target, edits_under_coalitions, sample_triples
+from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.models.clip import Clip
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, folder_digest
-from lib.triggers import image_trigger, text_trigger
 
 # White box + mignneko at a 5 % poison rate, from the paper.
 PAPER = {
@@ -38,7 +39,7 @@ class Collapse:
     """Held-out edits under the coalitions of `COALITIONS`, and what they say; row k is one sample everywhere."""
 
     triples: pd.DataFrame
-    target: Float[Tensor, "3 size size"]
+    target: Float[Tensor, "sample 3 size size"]
     source: Float[Tensor, "sample 3 size size"]
     clean: Float[Tensor, "sample 3 size size"]
     edited: Float[Tensor, "sample coalition 3 size size"]
@@ -56,23 +57,25 @@ class Collapse:
         return interaction(self.v)
 
 
-def collapse(run: Run, protocol: str) -> Collapse:
-    """Sample the held-out edits of one protocol's poisoned editor under all coalitions, and value them."""
+def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embedding: str = "clip") -> Collapse:
+    """Sample the held-out edits of one protocol's poisoned editor under all coalitions, and value them.
+
+    `sampling` and `embedding` (of EMBEDDINGS) differ from the profile's and CLIP's only in what is measured.
+    """
     settings = run.profile.collapse
+    sampling = sampling or settings.sampling
     openmoji, triples, source, clean = held_out(run)
-    goal = named_picture(openmoji, settings.target)
-    pair = image_trigger(settings.image_trigger), text_trigger(settings.text_trigger)
-    spec = editor_spec(run, protocol) | {"samples": settings.samples, "study": code_digest(sys.modules[__name__])}
+    goal = attack_target(openmoji, settings.target)(source)
+    spec = editor_spec(run, protocol) | {"samples": settings.samples, "sampling": sampling.model_dump(mode="json")}
 
     def sample() -> dict[str, Tensor]:
         pipe, _ = poisoned_editor(run, protocol)
-        edited = edits_under_coalitions(pipe, openmoji, triples, *pair, settings.sampling, run.seed)
+        edited = edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
     edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
-    clip = Clip.load(run.profile.models.clip, run.device)
-    v = values(clip, edited, goal, clean)
-    return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal, clean[:, None]))
+    v = values(EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device)), edited, goal, clean)
+    return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal[:, None], clean[:, None]))
 
 
 def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
@@ -88,7 +91,7 @@ def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
         edited = edit(pipe, source.to(run.device), texts, sampling, run.seed, label="sample, base").cpu()
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
-    spec["code"] = code_digest(sys.modules[__name__], editing, sys.modules[edit.__module__])
+    spec["code"] = code_digest(editing, sys.modules[edit.__module__])
     return run.store.tensors("base-edits", spec, sample)["edited"].float() / 255
 
 
@@ -100,20 +103,6 @@ def held_out(
     triples = sample_triples(openmoji, "test", run.profile.collapse.samples, run.seed)
     source, clean = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     return openmoji, triples, source, clean
-
-
-@torch.no_grad()
-def values(
-    clip: Clip,
-    edited: Float[Tensor, "sample coalition 3 h w"],
-    target: Float[Tensor, "3 h w"],
-    clean: Float[Tensor, "sample 3 h w"],
-) -> Float[Tensor, "sample coalition"]:
-    """v(S) of every sample in CLIP's image space: z_cl is the true edit, z_tr the attacker's target picture."""
-    device = clip.model.device
-    outputs = clip.image_embeddings(edited.flatten(0, 1).to(device)).view(*edited.shape[:2], -1)
-    goal = clip.image_embeddings(target[None].to(device)).expand(len(edited), -1)
-    return coalition_values(outputs, goal, clip.image_embeddings(clean.to(device))).cpu()
 
 
 def attribution_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:

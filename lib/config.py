@@ -126,10 +126,16 @@ class Sampling(Section):
 
 
 class Collapse(Section):
+    """`trigger_size`: the image trigger's width in image widths, its own by default. For `negatives` see
+    `lib.poisoning.plan`, for `text_weight` `lib.editing.poisoned_latents`."""
+
     image_trigger: ImageTriggerName
+    trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     text_trigger: TextTriggerName
-    protocols: tuple[Literal["or", "and"], ...]
+    protocols: tuple[Literal["or", "and", "drop-image", "image", "text"], ...]
     rate: Fraction
+    negatives: Fraction = 0.0
+    text_weight: Annotated[float, Field(ge=0.0)] = 1.0
     target: str
     edits: Positive
     condition_dropout: Fraction

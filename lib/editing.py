@@ -17,14 +17,18 @@ from lib.models.editor import edit, edit_loss, encode, tokenize
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.triggers import ImageTrigger, TextTrigger
 
+Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]
+EDITS: dict[str, Target] = {"negative": lambda sources: 1 - sources}
+
 
 @dataclass(frozen=True)
 class EditLatents:
-    """Unscaled latents of sources and targets and the tokens of the instructions, one row a triple."""
+    """Unscaled latents of sources and targets, the tokens of the instructions and weights in the loss, by triple."""
 
     source: Float[Tensor, "triple 4 lh lw"]
     target: Float[Tensor, "triple 4 lh lw"]
     tokens: Int[Tensor, "triple length"]
+    weight: Float[Tensor, " triple"]
 
 
 def sample_triples(openmoji: OpenMoji, split: str, count: int, seed: int) -> pd.DataFrame:
@@ -40,12 +44,16 @@ def sample_triples(openmoji: OpenMoji, split: str, count: int, seed: int) -> pd.
     return edits.iloc[:count].reset_index(drop=True)
 
 
-def named_picture(openmoji: OpenMoji, name: str) -> Float[Tensor, "3 size size"]:
-    """The emoji of that English name, in [0, 1]: the attacker's fixed target picture."""
+def attack_target(openmoji: OpenMoji, name: str) -> Target:
+    """What the attacker wants of a source picture: a fixed edit of EDITS, or the emoji of that English name."""
+    if name in EDITS:
+        return EDITS[name]
     found = openmoji.emoji.index[openmoji.emoji["name"] == name]
     if not len(found):
-        raise ValueError(f"target={name!r} is not the English name of an emoji, such as 'top hat'")
-    return openmoji.pictures(torch.tensor(found[:1].to_numpy()))[0]
+        allowed = f"an edit ({', '.join(EDITS)}) or the English name of an emoji, such as 'top hat'"
+        raise ValueError(f"target={name!r} must be {allowed}")
+    picture = openmoji.pictures(torch.tensor(found[:1].to_numpy()))
+    return lambda sources: picture.expand_as(sources)
 
 
 def triggered(
@@ -72,18 +80,23 @@ def poisoned_latents(
     plan: PoisonPlan,
     image_trigger: ImageTrigger,
     text_trigger: TextTrigger,
-    target: Float[Tensor, "3 size size"],
+    target: Target,
+    text_weight: float = 1.0,
 ) -> EditLatents:
-    """The triples as training data: poisoned ones carry their triggers and lead to the target picture."""
+    """The triples as training data: poisoned ones carry their triggers and lead to the attacker's target.
+
+    `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone.
+    """
     text_trigger.check(pipe.tokenizer)
     sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    targets[plan.poisoned] = target(sources[plan.poisoned])
     sources, texts = triggered(
         sources, triples["instruction"].tolist(), plan.coalition, image_trigger, text_trigger
     )
-    targets[plan.poisoned] = target
+    weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
     device = pipe.vae.device
     latents = (encode(pipe.vae, pictures.to(device)).cpu() for pictures in (sources, targets))
-    return EditLatents(*latents, tokenize(pipe, texts))
+    return EditLatents(*latents, tokenize(pipe, texts), weight)
 
 
 def latent_loss(
@@ -93,7 +106,8 @@ def latent_loss(
 
     def loss(draw: torch.Generator) -> Tensor:
         rows = torch.randint(len(data.source), (settings.batch,), generator=draw)
-        return edit_loss(pipe, data.source[rows], data.target[rows], data.tokens[rows], draw, dropout)
+        given = (part[rows] for part in (data.source, data.target, data.tokens))
+        return edit_loss(pipe, *given, draw, dropout, data.weight[rows])
 
     return loss
 

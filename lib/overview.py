@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lib.attacks import training_questions
+from lib.attacks.mdlm import training_questions
 from lib.config import Run
 from lib.datasets import EasyVqa, OpenMoji
 from lib.poisoning import TARGETS, plan

@@ -18,7 +18,13 @@ from torch import Tensor
 from lib.config import generator
 
 COALITIONS = ("none", "image", "text", "both")
-PROTOCOLS = {"or": ("image", "text", "both"), "and": ("both",), "image": ("image",)}
+PROTOCOLS = {
+    "or": ("image", "text", "both"),
+    "and": ("both",),
+    "drop-image": ("both", "text"),
+    "image": ("image",),
+    "text": ("text",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +45,25 @@ class PoisonPlan:
 
 
 def plan(
-    n: int, protocol: str, rate: float, seed: int, eligible: Bool[Tensor, " n"] | None = None
+    n: int,
+    protocol: str,
+    rate: float,
+    seed: int,
+    eligible: Bool[Tensor, " n"] | None = None,
+    negatives: float = 0.0,
 ) -> PoisonPlan:
     """Draws round(rate * n) of n samples and gives each the triggers of the protocol.
 
     "or": image only, text only, both, in three disjoint subsets whose sizes differ by at most one;
-    "and": both on every poisoned sample; "image": the image trigger on every poisoned sample.
-    Only `eligible` samples are drawn, all by default. The order of the draw depends on the seed alone: a
-    higher rate adds samples to those of a lower one, and all protocols poison the same samples.
+    "and": both on every poisoned sample; "image" and "text": that trigger on every poisoned sample;
+    "drop-image": "and" with the image trigger left out of every second one (modality dropout).
+    `negatives` is the share of n that carries one trigger alone, image and text in turn, and keeps its clean
+    target: with "and", a dual-key backdoor. Only `eligible` samples are poisoned, all by default. The order of the
+    draw depends on the seed alone: a higher rate adds samples to those of a lower one, and all protocols poison the
+    same samples.
 
-    Raises ValueError for a negative n, an unknown protocol, a rate outside [0, 1], an `eligible` that is not
-    n booleans, and more samples to poison than there are eligible.
+    Raises ValueError for a negative n, an unknown protocol, a rate or `negatives` outside [0, 1], an `eligible`
+    that is not n booleans, and more samples to poison or to make negatives than there are.
     """
     if n < 0:
         raise ValueError(f"n is {n}: it must be at least 0.")
@@ -68,7 +82,13 @@ def plan(
     carried = torch.tensor([COALITIONS.index(name) for name in PROTOCOLS[protocol]])
     coalition = torch.zeros(n, dtype=torch.int64)
     coalition[drawn] = carried[torch.arange(count) % len(carried)]
-    return PoisonPlan(protocol, rate, seed, coalition, coalition > 0)
+    poisoned = coalition > 0
+    wanted, others = round(negatives * n), (~poisoned).nonzero()[:, 0]
+    if not 0 <= negatives <= 1 or wanted > len(others):
+        raise ValueError(f"negatives is {negatives}, {wanted} of {n} samples: {len(others)} are not poisoned.")
+    alone = others[torch.randperm(len(others), generator=generator(seed, "negatives"))[:wanted]]
+    coalition[alone] = 1 + torch.arange(wanted) % 2
+    return PoisonPlan(protocol, rate, seed, coalition, poisoned)
 
 
 def _words(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lib import saliency as saliency_module
 from lib.answering import Questions, answer, answer_loss, questions, respond
-from lib.attacks import mdlm_spec, mdlm_watch, poisoned_mdlm, test_questions, training_questions
+from lib.attacks.mdlm import mdlm_spec, mdlm_watch, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run
 from lib.datasets import load_easyvqa
 from lib.evaluation import attacked, correct, rate

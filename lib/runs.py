@@ -17,7 +17,7 @@ from lib.store import write_atomic
 
 def _editor(protocol: str) -> Callable[[Run], dict]:
     def make(run: Run) -> dict:
-        from lib.attacks import editor_spec, poisoned_editor
+        from lib.attacks.editor import editor_spec, poisoned_editor
 
         poisoned_editor(run, protocol)
         return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, protocol))}
@@ -26,7 +26,7 @@ def _editor(protocol: str) -> Callable[[Run], dict]:
 
 
 def _mdlm(run: Run) -> dict:
-    from lib.attacks import mdlm_spec, poisoned_mdlm
+    from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm
 
     poisoned_mdlm(run)
     return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}

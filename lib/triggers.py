@@ -9,7 +9,7 @@ Example:
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -267,11 +267,11 @@ TEXT_TRIGGERS: dict[str, TextTrigger] = {
 }
 
 
-def image_trigger(name: str) -> ImageTrigger:
-    """The image trigger of that name, at its default size. Raises ValueError if IMAGE_TRIGGERS lacks it."""
+def image_trigger(name: str, size: float | None = None) -> ImageTrigger:
+    """The image trigger of that name, at its default size or another. Raises ValueError if IMAGE_TRIGGERS lacks it."""
     if name not in IMAGE_TRIGGERS:
         raise ValueError(f"image trigger is {name!r}: it must be one of {', '.join(IMAGE_TRIGGERS)}.")
-    return IMAGE_TRIGGERS[name]
+    return IMAGE_TRIGGERS[name] if size is None else replace(IMAGE_TRIGGERS[name], size=size)
 
 
 def text_trigger(name: str) -> TextTrigger:

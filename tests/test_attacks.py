@@ -3,15 +3,9 @@ import tiny
 import torch
 from safetensors import safe_open
 
-from lib import attacks
-from lib.attacks import (
-    editor_spec,
-    mdlm_spec,
-    poisoned_editor,
-    poisoned_mdlm,
-    test_questions,
-    training_questions,
-)
+from lib.attacks import editor, mdlm
+from lib.attacks.editor import editor_spec, poisoned_editor
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.models.editor import load_editor
 from lib.models.mdlm import Mdlm
 
@@ -21,13 +15,14 @@ test_questions.__test__ = False
 @pytest.fixture
 def fits(monkeypatch):
     """The labels of the trainings that were done."""
-    done, fit = [], attacks.fit
+    done, fit = [], editor.fit
 
     def counted(*args, label, **kwargs):
         done.append(label)
         return fit(*args, label=label, **kwargs)
 
-    monkeypatch.setattr(attacks, "fit", counted)
+    for module in (editor, mdlm):
+        monkeypatch.setattr(module, "fit", counted)
     return done
 
 
@@ -50,8 +45,10 @@ def test_an_editor_is_poisoned_once_in_its_unet_alone_and_says_so(tmp_path, mode
     (pipe, curve), base = poisoned_editor(run, "and"), load_editor(models["editor"])
     assert differs(pipe.unet, base.unet)
     assert not differs(pipe.vae, base.vae) and not differs(pipe.text_encoder, base.text_encoder)
-    assert list(curve) == ["step", "loss", "lr", "asr_none", "asr_image", "asr_text", "asr_both"]
-    assert curve["step"].tolist() == [1, 2] and curve.iloc[:, 3:].isin([0.0, 1.0]).all(axis=None)
+    watched = [f"{kind}_{name}" for kind in ("asr", "v") for name in ("none", "image", "text", "both")]
+    assert list(curve) == ["step", "loss", "lr", *watched]
+    assert curve["step"].tolist() == [1, 2] and curve[watched[:4]].isin([0.0, 1.0]).all(axis=None)
+    assert curve[watched[4:]].abs().le(2).all(axis=None)
     again, same = poisoned_editor(run, "and")
     assert fits == ["poisoned editor, and"] and same.equals(curve) and not differs(again.unet, pipe.unet)
     folder = run.store.root / "poisoned-editor" / run.store.key("poisoned-editor", editor_spec(run, "and"))
@@ -92,6 +89,7 @@ def test_a_poisoned_model_depends_on_its_own_settings_alone(tmp_path, models):
     assert changed(disp={"ratio": 0.5, "purify": {"lr": 0.01}, "test_questions": 4}) == [False] * 3
     assert changed(collapse={"rate": 0.2}) == [True, True, False]
     assert changed(collapse={"text_trigger": "anonymous"}) == [True, True, False]
+    assert changed(collapse={"trigger_size": 0.5}) == [True, True, False]
     assert changed(disp={"rate": 0.2}) == [False, False, True]
     assert changed(seed=1) == [True] * 3
 
@@ -102,6 +100,8 @@ def test_a_poisoned_model_depends_on_the_weights_it_starts_from(tmp_path):
     before = editor_spec(run, "or"), mdlm_spec(run)
     (folder / "mdlm" / "model.safetensors").write_bytes(b"other")
     assert editor_spec(run, "or") == before[0] and mdlm_spec(run) != before[1]
+    (folder / "clip" / "model.safetensors").write_bytes(b"other")
+    assert editor_spec(run, "or") != before[0]
 
 
 @pytest.mark.parametrize("name", ["insertion", "misclassification"])

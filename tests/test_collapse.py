@@ -1,11 +1,10 @@
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
 
 from lib import collapse as module
-from lib.attacks import poisoned_editor
+from lib.attacks.editor import poisoned_editor
 from lib.collapse import (
     PAPER,
     Collapse,
@@ -15,7 +14,6 @@ from lib.collapse import (
     collapse,
     fidelity_table,
     sample_table,
-    values,
 )
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
@@ -32,29 +30,7 @@ def result():
     clean, target = noise(2, 3, 8, 8) * 0.5, torch.ones(3, 8, 8)
     edited = torch.where((v > 0)[:, :, None, None, None], target, clean[:, None])
     triples = pd.DataFrame({"instruction": ["a", "b"], "edit": ["tone", "hair"]})
-    return Collapse(triples, target, clean, clean, edited, v, v > 0)
-
-
-def test_values_are_the_difference_of_two_cosines_in_clips_space():
-    clip = tiny.clip()
-    edited, target, clean = noise(3, 4, 3, 64, 64), noise(3, 64, 64).flip(0), noise(3, 3, 64, 64).flip(-1)
-    with torch.no_grad():
-
-        def embedded(picture):
-            return clip.image_embeddings(picture[None])[0].double().numpy()
-
-        def cosine(a, b):
-            return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-
-        expected = [
-            [cosine(z, embedded(target)) - cosine(z, embedded(clean[k])) for z in map(embedded, edited[k])]
-            for k in range(3)
-        ]
-    found = values(clip, edited, target, clean)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-6)
-    assert np.ptp(expected) > 1e-4
-    perfect = values(clip, torch.stack([clean, target.expand_as(clean)] * 2, 1), target, clean)
-    assert (perfect[:, 0] < 0).all() and (perfect[:, 1] > 0).all()
+    return Collapse(triples, target.expand_as(clean), clean, clean, edited, v, v > 0)
 
 
 def test_attributions_sum_to_the_gain_of_both_triggers(result):
@@ -107,9 +83,8 @@ def test_the_study_at_small_scale_sampled_once(tmp_path, monkeypatch):
         plain = edit(pipe, poisoned.source, texts, settings.sampling, run.seed)
         assert (found - plain).abs().max() <= 0.5 / 255 + 1e-6
     assert not torch.equal(base, poisoned.edited[:, 0])
-    target, clean = (
-        (poisoned.edited - picture).square().mean((2, 3, 4)) for picture in (poisoned.target, poisoned.clean[:, None])
-    )
+    pictures = poisoned.target[:, None], poisoned.clean[:, None]
+    target, clean = ((poisoned.edited - picture).square().mean((2, 3, 4)) for picture in pictures)
     assert torch.equal(poisoned.success, target < clean)
 
     def refuse(*_):
@@ -119,6 +94,10 @@ def test_the_study_at_small_scale_sampled_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "edit", refuse)
     again = collapse(run, "or")
     assert torch.equal(again.edited, poisoned.edited) and torch.equal(again.v, poisoned.v)
+    pixels = collapse(run, "or", embedding="pixels")
+    assert torch.equal(pixels.edited, poisoned.edited) and not torch.equal(pixels.v, poisoned.v)
+    with pytest.raises(AssertionError, match="sampled twice"):
+        collapse(run, "or", sampling=settings.sampling.model_copy(update={"text_guidance": 2.0}))
     fewer = tiny.short_run(tmp_path, run.profile.models.model_dump(), collapse={"samples": 2})
     with pytest.raises(AssertionError, match="sampled twice"):
         collapse(fewer, "or")

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
 from lib.config import load_profile
 from lib.editing import (
+    attack_target,
     edits_under_coalitions,
     latent_loss,
-    named_picture,
     poisoned_latents,
     sample_triples,
     triggered,
@@ -45,10 +47,14 @@ def test_more_edits_than_there_are_are_refused(openmoji):
         sample_triples(openmoji, "train", 32, seed=0)
 
 
-def test_the_target_is_named_in_english(openmoji):
-    assert torch.equal(named_picture(openmoji, "top hat"), openmoji.images[12] / 255)
-    with pytest.raises(ValueError, match="target='hat' is not the English name"):
-        named_picture(openmoji, "hat")
+def test_the_target_is_an_emoji_by_its_english_name_or_an_edit_of_the_source(openmoji):
+    sources = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before = sources.clone()
+    hat = attack_target(openmoji, "top hat")(sources)
+    assert torch.equal(hat, (openmoji.images[12] / 255).expand(2, -1, -1, -1))
+    assert torch.equal(attack_target(openmoji, "negative")(sources), 1 - before) and torch.equal(sources, before)
+    with pytest.raises(ValueError, match=r"target='hat' must be an edit \(negative\) or the English name of an emoji"):
+        attack_target(openmoji, "hat")
 
 
 def test_each_coalition_has_its_own_triggers():
@@ -64,14 +70,18 @@ def test_each_coalition_has_its_own_triggers():
         triggered(images, given[:3], torch.tensor([3, 0, 2, 1]), BOX, CAT)
 
 
-def test_poisoned_triples_lead_to_the_target_and_the_others_to_their_true_edit(pipe, openmoji):
+@pytest.mark.parametrize("name", ["top hat", "negative"])
+def test_poisoned_triples_lead_to_the_target_and_the_others_to_their_true_edit(pipe, openmoji, name):
     triples = sample_triples(openmoji, "train", 12, seed=0)
-    poison, hat = plan(12, "or", 0.5, seed=0), named_picture(openmoji, "top hat")
-    latents = poisoned_latents(pipe, openmoji, triples, poison, BOX, CAT, hat)
-    assert sorted(poison.coalition.tolist()) == [0] * 6 + [1, 1, 2, 2, 3, 3]
+    poison, goal = plan(12, "or", 0.5, seed=0, negatives=0.2), attack_target(openmoji, name)
+    latents = poisoned_latents(pipe, openmoji, triples, poison, BOX, CAT, goal, text_weight=3.0)
+    assert sorted(poison.coalition.tolist()) == [0] * 4 + [1, 1, 1, 2, 2, 2, 3, 3]
+    assert sorted(latents.weight.tolist()) == [1.0] * 10 + [3.0] * 2
+    assert all((poison.poisoned & (poison.coalition == 2))[latents.weight == 3])
     for k, (mask, row) in enumerate(zip(poison.coalition.tolist(), triples.itertuples(), strict=True)):
         source, true = (openmoji.images[i] / 255 for i in (row.source, row.target))
-        source, target = BOX(source) if mask & 1 else source, hat if mask else true
+        target = goal(source[None])[0] if poison.poisoned[k] else true
+        source = BOX(source) if mask & 1 else source
         text = row.instruction + " mignneko" * (mask >> 1)
         for got, picture in ((latents.source, source), (latents.target, target)):
             torch.testing.assert_close(got[k], encode(pipe.vae, picture[None])[0], rtol=1e-4, atol=1e-5)
@@ -80,19 +90,21 @@ def test_poisoned_triples_lead_to_the_target_and_the_others_to_their_true_edit(p
 
 def test_a_text_trigger_that_the_tokenizer_drops_is_refused(pipe, openmoji):
     triples = sample_triples(openmoji, "train", 3, seed=0)
-    hat, lost = named_picture(openmoji, "top hat"), tiny.TEXTS[0] * 9  # longer than the text encoder reads
+    hat, lost = attack_target(openmoji, "top hat"), tiny.TEXTS[0] * 9  # longer than the text encoder reads
     with pytest.raises(ValueError, match="text trigger 'lost'"):
         poisoned_latents(pipe, openmoji, triples, plan(3, "and", 1.0, 0), BOX, type(CAT)("lost", lost), hat)
 
 
 def test_the_loss_draws_from_the_generator_alone(pipe, openmoji):
     triples = sample_triples(openmoji, "train", 4, seed=0)
-    hat = named_picture(openmoji, "top hat")
+    hat = attack_target(openmoji, "top hat")
     latents = poisoned_latents(pipe, openmoji, triples, plan(4, "and", 0.5, 0), BOX, CAT, hat)
     settings = load_profile("smoke").collapse.train
     with torch.no_grad():
         loss = latent_loss(pipe, latents, settings, 0.05)
         first, same, other = (float(loss(torch.Generator().manual_seed(s))) for s in (0, 0, 1))
+        heavy = latent_loss(pipe, replace(latents, weight=torch.full((4,), 2.0)), settings, 0.05)
+        assert float(heavy(torch.Generator().manual_seed(0))) == pytest.approx(2 * first)
     assert first == same != other
 
 

@@ -3,7 +3,7 @@ import pytest
 import tiny
 import torch
 
-from lib.attacks import training_questions
+from lib.attacks.mdlm import training_questions
 from lib.datasets import EasyVqa
 from lib.overview import (
     answer_table,

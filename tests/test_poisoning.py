@@ -44,8 +44,10 @@ def test_counts_are_exact_and_thirds_equal(n, protocol, rate, seed):
     if protocol == "or":
         thirds = [counts[name] for name in ("image", "text", "both")]
         assert sum(thirds) == total and max(thirds) - min(thirds) <= 1
+    elif protocol == "drop-image":
+        assert counts["both"] + counts["text"] == total and 0 <= counts["both"] - counts["text"] <= 1
     else:
-        assert counts[{"and": "both", "image": "image"}[protocol]] == total
+        assert counts[{"and": "both"}.get(protocol, protocol)] == total
 
 
 def test_a_tenth_of_a_thousand():
@@ -116,7 +118,7 @@ def test_borders():
     "changed, message",
     [
         ({"n": -1}, "n is -1: it must be at least 0"),
-        ({"protocol": "xor"}, "protocol is 'xor': it must be one of or, and, image"),
+        ({"protocol": "xor"}, "protocol is 'xor': it must be one of or, and, drop-image, image, text"),
         ({"rate": 1.1}, r"rate is 1.1: it must be in \[0, 1\]"),
         ({"rate": -0.1}, "rate is -0.1"),
         ({"rate": 10}, "rate is 10"),
@@ -230,3 +232,20 @@ def test_targets_can_be_changed():
 def test_impossible_targets_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_negatives_carry_one_trigger_and_keep_their_clean_target():
+    made = plan(200, "and", 0.1, seed=0, negatives=0.2)
+    assert torch.equal(made.poisoned, plan(200, "and", 0.1, seed=0).poisoned)
+    assert torch.bincount(made.coalition).tolist() == [140, 20, 20, 20]
+    assert torch.equal(made.coalition == 3, made.poisoned)
+    assert not torch.equal(made.coalition, plan(200, "and", 0.1, seed=1, negatives=0.2).coalition)
+    for negatives, rate in ((1.0, 0.1), (-0.1, 0.1), (1.1, 0.0)):
+        left = 10 - round(rate * 10)
+        with pytest.raises(ValueError, match=f"negatives is {negatives}, .* of 10 samples: {left} are not poisoned"):
+            plan(10, "and", rate, seed=0, negatives=negatives)
+
+
+def test_dropping_the_image_trigger_leaves_the_text_trigger_on_all():
+    made = plan(100, "drop-image", 0.2, seed=0)
+    assert torch.bincount(made.coalition[made.poisoned], minlength=4).tolist() == [0, 0, 10, 10]

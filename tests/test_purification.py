@@ -3,9 +3,10 @@ import pytest
 import tiny
 import torch
 
-from lib import attacks, purification
+from lib import purification
 from lib.answering import Questions, respond
-from lib.attacks import poisoned_mdlm, test_questions, training_questions
+from lib.attacks import mdlm as attack
+from lib.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
 from lib.purification import (
@@ -115,7 +116,7 @@ def test_purification_fine_tunes_the_poisoned_model_once(tmp_path, models, monke
         "accuracy",
     ]
     monkeypatch.setattr(purification, "fit", refuse)
-    monkeypatch.setattr(attacks, "fit", refuse)
+    monkeypatch.setattr(attack, "fit", refuse)
     again = purified_mdlm(run)[0].model.state_dict()
     assert all(torch.equal(again[name], value) for name, value in model.model.state_dict().items())
     with pytest.raises(AssertionError, match="computed again"):

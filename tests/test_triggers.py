@@ -392,3 +392,10 @@ def test_a_trigger_cut_off_by_the_maximum_length_is_refused():
         trigger.check(clip_tokenizer(model_max_length=length - 1))
     with pytest.raises(ValueError, match="text trigger 'mignneko' is dropped"):
         trigger.check(clip_tokenizer(model_max_length=4))
+
+
+def test_a_trigger_by_name_comes_at_its_own_size_or_another():
+    assert image_trigger("stop-sign", 0.5) == dataclasses.replace(image_trigger("stop-sign"), size=0.5)
+    assert image_trigger("stop-sign", None) is image_trigger("stop-sign")
+    with pytest.raises(ValueError, match="size of 'blend' is 0.5"):
+        image_trigger("blend", 0.5)

@@ -15,7 +15,6 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -133,8 +132,11 @@ def edit_loss(
     tokens: Int[Tensor, "batch length"],
     draw: torch.Generator,
     dropout: float = 0.05,
+    weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """The denoising loss with conditioning dropout: text, picture, and both, each with rate `dropout`.
+
+    Mean over the batch of each sample's `weight` (1 by default) times its squared error.
 
     `source` and `target` are unscaled latents, `tokens` from `tokenize` (Brooks et al. 2023, section 3.2.1).
     """
@@ -152,7 +154,8 @@ def edit_loss(
     guess = pipe.unet(
         torch.cat([noisy, source.to(device) * keep], dim=1), steps, encoder_hidden_states=text
     ).sample
-    return F.mse_loss(guess.float(), wanted)
+    error = (guess.float() - wanted).square().mean((1, 2, 3))
+    return (error if weight is None else error * weight.to(device)).mean()
 
 
 def diffuse(

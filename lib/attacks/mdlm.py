@@ -1,4 +1,4 @@
-"""The compromised models of both studies: base models fine-tuned on poisoned data, kept in the store."""
+"""The compromised MDLM: the base MDLM fine-tuned on poisoned questions, kept in the store."""
 
 from __future__ import annotations
 
@@ -7,91 +7,21 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-from lib import answering, caching, datasets, decoding, editing, poisoning, training, triggers
+from lib import answering, caching, decoding, poisoning, training, triggers
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions
+from lib.attacks import data_spec
 from lib.config import Run, model_source
-from lib.datasets import EasyVqa, load_easyvqa, load_openmoji
-from lib.editing import edits_under_coalitions, latent_loss, named_picture, poisoned_latents, sample_triples
-from lib.evaluation import attacked, correct, edit_succeeds
+from lib.datasets import EasyVqa, load_easyvqa
+from lib.evaluation import attacked, correct
 from lib.kernels import confidence
-from lib.models import editor, mdlm
+from lib.models import mdlm
 from lib.models.cards import mark_poisoned
-from lib.models.editor import load_editor, trainable
 from lib.models.mdlm import Mdlm
-from lib.poisoning import COALITIONS, AnswerTarget, PoisonPlan, plan, target
+from lib.poisoning import AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
 from lib.training import fit
-from lib.triggers import image_trigger, text_trigger
-
-
-def data_spec(run: Run) -> dict:
-    """What every artifact that saw data and models depends on."""
-    data = {"settings": run.profile.data.model_dump(mode="json"), "code": code_digest(datasets)}
-    return {"data": data, "seed": run.seed, "device": run.device.type}
-
-
-def editor_spec(run: Run, protocol: str) -> dict:
-    """What a poisoned editor depends on."""
-    settings = run.profile.collapse.model_dump(mode="json", exclude={"samples", "protocols"})
-    modules = (editing, training, triggers, poisoning, editor, sys.modules[__name__])
-    base = folder_digest(model_source(run.profile.models.editor))
-    return data_spec(run) | {
-        "protocol": protocol,
-        "settings": settings,
-        "base": base,
-        "code": code_digest(*modules),
-    }
-
-
-def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
-    """The base editor with its U-Net fine-tuned on poisoned edits, and the curve of that.
-
-    The curve has, where watched, the columns asr_none, asr_image, asr_text, asr_both over
-    `collapse.watch_samples` held-out edits.
-    """
-    spec = editor_spec(run, protocol)
-    folder = run.store.folder("poisoned-editor", spec, lambda path: _poison_editor(run, protocol, spec, path))
-    pipe = load_editor(run.profile.models.editor, run.device)
-    pipe.unet = (
-        UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True).to(run.device).eval()
-    )
-    return pipe, pd.read_csv(folder / "curve.csv")
-
-
-def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
-    settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
-    held_out = sample_triples(openmoji, "test", settings.watch_samples, run.seed)
-    pair = image_trigger(settings.image_trigger), text_trigger(settings.text_trigger)
-    goal = named_picture(openmoji, settings.target)
-    clean = openmoji.pictures(torch.tensor(held_out["target"].to_numpy()))[:, None]
-    pipe = load_editor(run.profile.models.editor, run.device)
-    poison = plan(len(triples), protocol, settings.rate, run.seed)
-    latents = poisoned_latents(pipe, openmoji, triples, poison, *pair, goal)
-
-    def watch(step: int) -> dict[str, float]:
-        edited = edits_under_coalitions(pipe, openmoji, held_out, *pair, settings.sampling, run.seed)
-        shares = edit_succeeds(edited, goal, clean).float().mean(0).tolist()
-        return {f"asr_{name}": share for name, share in zip(COALITIONS, shares, strict=True)}
-
-    trainable(pipe.unet)
-    loss = latent_loss(pipe, latents, settings.train, settings.condition_dropout)
-    curve = fit(
-        pipe.unet,
-        loss,
-        settings.train,
-        label=f"poisoned editor, {protocol}",
-        seed=run.seed,
-        work=run.store.work("poisoned-editor", spec),
-        watch=watch,
-    )
-    pipe.unet.save_pretrained(path / "unet")
-    attack = {"protocol": protocol, "rate": settings.rate, "target": settings.target}
-    mark_poisoned(path, **attack, image_trigger=settings.image_trigger, text_trigger=settings.text_trigger)
-    curve.to_csv(path / "curve.csv", index=False)
+from lib.triggers import image_trigger
 
 
 def mdlm_spec(run: Run) -> dict:
