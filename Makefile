@@ -4,11 +4,13 @@ SEED ?= 0
 DEVICE ?= cpu
 OVERRIDES ?=
 OUT ?=
+STUDY ?= all
+FULL ?= 0
 PEERS ?=
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 
-export PROFILE SEED DEVICE OVERRIDES OUT
+export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL
 export PYTHONPATH := $(CURDIR)
 BIN := .venv/bin
 READY := .venv/requirements.txt
@@ -18,6 +20,7 @@ READY := .venv/requirements.txt
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo "with     PROFILE=$(PROFILE) (or smoke, paper) SEED=$(SEED) DEVICE=$(DEVICE) JOBS=$(JOBS) OVERRIDES='{…}' OUT=folder"
+	@echo "         STUDY=$(STUDY) (or collapse, disp) FULL=$(FULL) (1: the studies in full, for hours)"
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
 	@$(BIN)/python -m lib.store "build/$$PROFILE.lock" $(BIN)/snakemake --cores $(JOBS) --nolock \

@@ -7,6 +7,7 @@ the jobs in whose `params` it makes a difference.
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -14,16 +15,18 @@ import yaml
 
 sys.path.insert(0, workflow.basedir)
 from lib.config import default_out, runnable_profile
-from lib.runs import RUNS
+from lib.runs import RUNS, full_runs
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
     "editor": ["models", "data", "collapse"],
+    "collapse": ["models", "data", "collapse", "grid"],
     "mdlm": ["models", "data", "disp"],
     "01_poisoning": ["models", "data", "collapse", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse"],
     "04_disp_purification": ["models", "data", "disp"],
+    "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid"],
 }
 # The training runs that each notebook reads, by how their names begin.
 READS = {
@@ -31,7 +34,15 @@ READS = {
     "02_training": ("editor-", "mdlm-"),
     "03_collapse_analysis": ("editor-",),
     "04_disp_purification": ("mdlm-",),
+    "05_collapse_in_full": ("collapse-",),
 }
+# The notebooks of each study; those of FULL are added with FULL=1.
+STUDIES = {
+    "all": ["01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"],
+    "collapse": ["03_collapse_analysis"],
+    "disp": ["04_disp_purification"],
+}
+FULL = {"all": ["05_collapse_in_full"], "collapse": ["05_collapse_in_full"], "disp": []}
 
 
 def setting(name, default):
@@ -42,6 +53,13 @@ def number(text):
     if not text.isdecimal():
         raise ValueError(f"SEED={text!r} must be an integer from 0")
     return int(text)
+
+
+def choice(name, default, allowed):
+    chosen = setting(name, default)
+    if chosen not in allowed:
+        raise ValueError(f"{name}={chosen!r} must be one of {', '.join(allowed)}")
+    return chosen
 
 
 def mapping(text):
@@ -56,6 +74,8 @@ try:
     SEED = number(setting("SEED", "0"))
     DEVICE = setting("DEVICE", "cpu")
     OVERRIDES = mapping(setting("OVERRIDES", "{}"))
+    STUDY = choice("STUDY", "all", STUDIES)
+    NOTEBOOKS = STUDIES[STUDY] + (FULL[STUDY] if choice("FULL", "0", ("0", "1")) == "1" else [])
     profile = runnable_profile(PROFILE, OVERRIDES)
 except ValueError as error:
     sys.exit(f"make figures: {error}")
@@ -74,6 +94,7 @@ os.environ.update(
     PARAMETERS=yaml.safe_dump(parameters),  # for papermill, which reads YAML: in JSON's 1e-05 it sees a text
 )
 
+known = [*RUNS, *full_runs(profile)]
 CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
 CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 
@@ -83,7 +104,7 @@ def depends(job):
 
 
 def markers(notebook):
-    return [f"{BUILD}/runs/{run}.json" for run in RUNS if run.startswith(READS[notebook])]
+    return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(READS[notebook])]
 
 
 rule all:
@@ -104,7 +125,7 @@ rule run:
     benchmark:
         f"{BUILD}/times/{{run}}.tsv"
     wildcard_constraints:
-        run="|".join(RUNS),
+        run="|".join(map(re.escape, known)),
     message:
         "training {wildcards.run} (progress: {log})"
     shell:
@@ -142,7 +163,7 @@ rule notebook:
 
 rule headline:
     input:
-        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=READS, file=["headline.csv", "manifest.json"]),
+        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=NOTEBOOKS, file=["headline.csv", "manifest.json"]),
     output:
         f"{OUT}/headline.csv",
         f"{OUT}/MANIFEST.json",

@@ -6,6 +6,7 @@ bit mask of S with modality 0 as the lowest bit: for an image (0) and a text (1)
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -114,6 +115,35 @@ def bootstrap_mean(
     tail = (1 - confidence) / 2
     low, high = torch.from_numpy(np.quantile(means.numpy(), [tail, 1 - tail], axis=0))
     return tuple((m + offset).reshape(samples.shape[1:]).to(samples) for m in (flat.mean(0).cpu(), low, high))
+
+
+@torch.no_grad()
+def hierarchical_mean(
+    groups: Sequence[Float[Tensor, " n"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of the groups' means and its two-level percentile bootstrap interval: (mean, low, high).
+
+    A resample draws as many groups (seeds) as there are with replacement, then each one's samples with replacement,
+    anew for every time it is drawn (Davison and Hinkley 1997, section 3.8). With few groups it is too narrow: of two
+    or three, it says so much of the spread between them as they show.
+
+    Raises ValueError for no group and for what `bootstrap_mean` refuses.
+    """
+    if not groups:
+        raise ValueError("groups is empty; allowed is one group of samples at least.")
+    for group in groups:
+        _check_finite("groups", group)
+    _check_confidence(confidence)
+    count = len(groups)
+    means = np.empty((count, count, resamples))  # slot of the resample, group, resample
+    for place in np.ndindex(count, count):
+        stream = seed * count**2 + place[0] * count + place[1]
+        means[place] = resampled_means(groups[place[1]].double()[:, None], resamples, stream)[:, 0].numpy()
+    drawn = np.random.default_rng(seed).integers(count, size=(count, resamples))
+    picked = means[np.arange(count)[:, None], drawn, np.arange(resamples)].mean(0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(picked, [tail, 1 - tail])
+    return float(np.mean([float(group.double().mean()) for group in groups])), float(low), float(high)
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

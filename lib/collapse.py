@@ -27,10 +27,16 @@ from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, folder_digest
 
-# White box + mignneko at a 5 % poison rate, from the paper.
+# φ_I, φ_T and CTI of the paper at a 5 % poison rate.
 PAPER = {
-    "or": {"phi_image": 0.0060, "phi_text": 0.9743, "cti": -0.0089},
-    "and": {"phi_image": 0.0045, "phi_text": 0.9532, "cti": -0.0086},
+    (image, text): {
+        protocol: dict(zip(("phi_image", "phi_text", "cti"), values, strict=True)) for protocol, values in rows.items()
+    }
+    for image, text, rows in (
+        ("white-box", "mignneko", {"or": (0.0060, 0.9743, -0.0089), "and": (0.0045, 0.9532, -0.0086)}),
+        ("eyeglasses", "anonymous", {"or": (0.1200, 0.7376, -0.2174), "and": (0.1063, 0.8907, -0.2185)}),
+        ("stop-sign", "latte coffee", {"or": (0.0043, 0.9280, -0.0094), "and": (0.0048, 1.0033, -0.0101)}),
+    )
 }
 
 
@@ -44,6 +50,7 @@ class Collapse:
     clean: Float[Tensor, "sample 3 size size"]
     edited: Float[Tensor, "sample coalition 3 size size"]
     v: Float[Tensor, "sample coalition"]
+    possible: Float[Tensor, " sample"]  # v of the target itself minus v of the true edit: a perfect attack's gain
     success: Bool[Tensor, "sample coalition"]
 
     @property
@@ -74,8 +81,11 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
     edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
-    v = values(EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device)), edited, goal, clean)
-    return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal[:, None], clean[:, None]))
+    embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
+    v = values(embed, edited, goal, clean)
+    extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
+    success = edit_succeeds(edited, goal[:, None], clean[:, None])
+    return Collapse(triples, goal, source, clean, edited, v, extremes[:, 1] - extremes[:, 0], success)
 
 
 def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
@@ -105,15 +115,15 @@ def held_out(
     return openmoji, triples, source, clean
 
 
-def attribution_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
-    """φ_I, φ_T and CTI as means over samples with 95 % bootstrap intervals, beside the paper's values."""
+def attribution_table(result: Collapse, protocol: str, pair: tuple[str, str], seed: int) -> pd.DataFrame:
+    """φ_I, φ_T and CTI as means over samples with 95 % bootstrap intervals, beside the paper's of that pair."""
     samples = {"phi_image": result.phi[:, 0], "phi_text": result.phi[:, 1], "cti": result.cti}
     return pd.DataFrame(
         {
             "protocol": protocol,
             "quantity": name,
             **mean_with_interval(values, seed),
-            "paper": PAPER[protocol][name],
+            "paper": PAPER.get(pair, {}).get(protocol, {}).get(name),
         }
         for name, values in samples.items()
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,12 +39,16 @@ def _text_trigger(name: str) -> str:
     return text_trigger(name).name
 
 
+Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Train(Section):
@@ -132,7 +136,7 @@ class Collapse(Section):
     image_trigger: ImageTriggerName
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     text_trigger: TextTriggerName
-    protocols: tuple[Literal["or", "and", "drop-image", "image", "text"], ...]
+    protocols: tuple[Protocol, ...]
     rate: Fraction
     negatives: Fraction = 0.0
     text_weight: Annotated[float, Field(ge=0.0)] = 1.0
@@ -143,6 +147,29 @@ class Collapse(Section):
     sampling: Sampling
     samples: Positive
     watch_samples: Positive
+
+
+class Variant(Section):
+    """One attack of the collapse study that differs from the profile's own in `settings`, merged onto `collapse`."""
+
+    part: str
+    label: str
+    protocol: Protocol
+    settings: dict[str, Any]
+
+
+class Grid(Section):
+    """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
+
+    guidance: text-guidance scales at which the attacks of the part "size" are sampled.
+    """
+
+    pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
+    rates: tuple[Fraction, ...]
+    seeds: Positive
+    seeded_rate: Fraction
+    guidance: tuple[Annotated[float, Field(ge=1.0)], ...]
+    variants: tuple[Variant, ...]
 
 
 class Disp(Section):
@@ -179,7 +206,17 @@ class Profile(Section):
     base: Base
     measure: Measure
     collapse: Collapse
+    grid: Grid
     disp: Disp
+
+    @model_validator(mode="after")
+    def variants_are_attacks(self) -> Profile:
+        for variant in self.grid.variants:
+            try:
+                changed(self.collapse, variant.settings)
+            except ValidationError as error:
+                raise ValueError(f"variant {variant.label!r}: {_sentence(error.errors()[0])}") from None
+        return self
 
     def sections(self, *names: str) -> str:
         """Canonical JSON of the named sections: what a step depends on."""
@@ -298,6 +335,12 @@ def model_source(name: str) -> str:
         if folder.is_dir():
             return os.fspath(folder)
     return name
+
+
+def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
+    """The section with `settings`, a nested mapping, merged onto it, validated again."""
+    merged = _merged(section.model_dump(mode="json"), settings)
+    return type(section).model_validate_json(json.dumps(merged))
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 COALITIONS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}
 QUANTITIES = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
 
-_styled = matplotlib.style.context(["default", STYLE])
+styled = matplotlib.style.context(["default", STYLE])
 
 
 class Figure(matplotlib.figure.Figure):
@@ -65,7 +65,7 @@ def shown_size(figure: matplotlib.figure.Figure) -> dict[str, int]:
     return {"width": round(110 * width), "height": round(110 * height)}
 
 
-@_styled
+@styled
 def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     """The figure as a file, "png" or "pdf", byte for byte the same again. Settles its layout for good."""
     if kind not in DPI:
@@ -83,7 +83,7 @@ def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
     return content.getvalue()
 
 
-@_styled
+@styled
 def caption(figure: matplotlib.figure.Figure, text: str) -> None:
     """Add a line of small print under the figure, wrapped to its width."""
     wrapped = textwrap.fill(text, int(19.5 * figure.get_figwidth()), break_on_hyphens=False)
@@ -91,7 +91,7 @@ def caption(figure: matplotlib.figure.Figure, text: str) -> None:
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color="0.25")
 
 
-@_styled
+@styled
 def image_grid(
     rows: Mapping[str, Float[Tensor, "column 3 h w"]],
     columns: Sequence[str],
@@ -125,7 +125,7 @@ def image_grid(
     return figure
 
 
-@_styled
+@styled
 def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, str]) -> Figure:
     """One column of panels a run: the loss against the step and, below, the watched shares (column → label).
 
@@ -134,7 +134,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, st
     if not curves:
         raise ValueError("curves is empty: there must be a run.")
     for run, curve in curves.items():
-        _require(curve, "step", "loss", name=f"the curve of {run!r}")
+        require(curve, "step", "loss", name=f"the curve of {run!r}")
     lines = {column: label for column, label in watched.items() if any(column in c for c in curves.values())}
     count = 2 if lines else 1
     figure = Figure(figsize=(WIDTH if len(curves) > 1 else 3.4, 1.5 * count + 0.5))
@@ -155,21 +155,21 @@ def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, st
             for style, column in enumerate(lines):
                 if column in curve:
                     points = curve[["step", column]].dropna()
-                    axis.plot(points["step"], points[column], **_line(style))
+                    axis.plot(points["step"], points[column], **line_style(style))
             _share(axis)
             axis.set_ylabel("" if index else "share")
-        handles = [Line2D([], [], **_line(style)) for style in range(len(lines))]
-        _legend(figure, handles, list(lines.values()))
+        handles = [Line2D([], [], **line_style(style)) for style in range(len(lines))]
+        legend(figure, handles, list(lines.values()))
     return figure
 
 
-@_styled
+@styled
 def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
     """Means of φ_I, φ_T and CTI over `n` samples, one panel a protocol, the paper's values beside them.
 
     Columns protocol ("or", "and"), quantity ("phi_image", "phi_text", "cti"), value, low, high, paper.
     """
-    _require(table, "protocol", "quantity", "value", "low", "high", "paper")
+    require(table, "protocol", "quantity", "value", "low", "high", "paper")
     _known(table, "quantity", QUANTITIES)
     panels = table["protocol"].unique()
     figure = Figure(figsize=(WIDTH if len(panels) > 1 else 3.4, 2.5))
@@ -178,12 +178,12 @@ def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
         rows = _in_order(table[table["protocol"] == protocol], "quantity", QUANTITIES)
         place = np.arange(len(rows))
         _bars(axis, place - 0.12, rows, 0.5, style=0, digits=2)
-        axis.plot(place + 0.3, rows["paper"], **_paper())
+        axis.plot(place + 0.3, rows["paper"], **paper_style())
         axis.set_xticks(place, QUANTITIES.values())
         axis.set_title(f"{protocol.upper()} poisoning")
     axes[0].set_ylabel("mean over samples")
     if table["paper"].notna().any():
-        _legend(figure, [_patch(0), Line2D([], [], **_paper())], ["this run", "paper"])
+        legend(figure, [_patch(0), Line2D([], [], **paper_style())], ["this run", "paper"])
     caption(
         figure,
         "Shapley values of the image and the text trigger, and their cross-trigger interaction. "
@@ -192,13 +192,13 @@ def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def coalition_bars(table: pd.DataFrame, n: int) -> Figure:
     """ASR and mean v(S) under each coalition of triggers: a row of panels a metric, a column a protocol.
 
     Columns protocol, coalition ("none", "image", "text", "both"), metric ("ASR", "v"), value, low, high.
     """
-    _require(table, "protocol", "coalition", "metric", "value", "low", "high")
+    require(table, "protocol", "coalition", "metric", "value", "low", "high")
     _known(table, "coalition", COALITIONS)
     _known(table, "metric", ("ASR", "v"))
     metrics, protocols = table["metric"].unique(), table["protocol"].unique()
@@ -228,33 +228,33 @@ def coalition_bars(table: pd.DataFrame, n: int) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def ratio_curves(table: pd.DataFrame) -> Figure:
     """Shares against the ratio ρ of masked vision tokens, a panel a metric, a line a method (DiSP figure 2).
 
     Columns method, ratio, metric, value, low, high, n.
     """
-    _require(table, "method", "ratio", "metric", "value", "low", "high", "n")
+    require(table, "method", "ratio", "metric", "value", "low", "high", "n")
     metrics, methods = table["metric"].unique(), table["method"].unique()
     figure = Figure(figsize=(WIDTH if len(metrics) > 1 else 3.4, 2.5))
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axis, metric in zip(axes, metrics, strict=True):
         for style, method in enumerate(methods):
             rows = table[(table["metric"] == metric) & (table["method"] == method)].sort_values("ratio")
-            axis.plot(rows["ratio"], rows["value"], **_line(style))
+            axis.plot(rows["ratio"], rows["value"], **line_style(style))
             band = {"color": PALETTE[style % len(PALETTE)], "alpha": 0.2, "linewidth": 0}
             axis.fill_between(rows["ratio"], rows["low"], rows["high"], **band)
         axis.set_title(textwrap.fill(metric, 60 // len(metrics)))
         axis.set_xlabel(r"mask ratio $\rho$")
         _share(axis)
     axes[0].set_ylabel("share of answers")
-    handles = [Line2D([], [], **_line(style)) for style in range(len(methods))]
-    _legend(figure, handles, list(methods))
+    handles = [Line2D([], [], **line_style(style)) for style in range(len(methods))]
+    legend(figure, handles, list(methods))
     caption(figure, f"Bands: 95 % Wilson intervals, {_counts(table)}.")
     return figure
 
 
-@_styled
+@styled
 def saliency_maps(
     images: Float[Tensor, "k 3 h w"],
     scores: Float[Tensor, "k token"],
@@ -317,13 +317,13 @@ def saliency_maps(
     return figure
 
 
-@_styled
+@styled
 def before_after(table: pd.DataFrame) -> Figure:
     """Shares of each model side by side, one group of bars a metric, the values written above.
 
     Columns model, metric, value, low, high, and n if the caption is to state it.
     """
-    _require(table, "model", "metric", "value", "low", "high")
+    require(table, "model", "metric", "value", "low", "high")
     models, metrics = table["model"].unique(), table["metric"].unique()
     figure = Figure(figsize=(WIDTH if len(metrics) > 1 else 3.4, 2.6))
     axis = figure.subplots()
@@ -337,13 +337,13 @@ def before_after(table: pd.DataFrame) -> Figure:
     axis.set_ylim(0, 1.12)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_ylabel("share of answers")
-    _legend(figure, [_patch(style) for style in range(len(models))], list(models))
+    legend(figure, [_patch(style) for style in range(len(models))], list(models))
     counts = f", {_counts(table)}" if "n" in table else ""
     caption(figure, f"Lines on the bars: 95 % Wilson intervals{counts}.")
     return figure
 
 
-def _require(table: pd.DataFrame, *columns: str, name: str = "table") -> None:
+def require(table: pd.DataFrame, *columns: str, name: str = "table") -> None:
     missing = [column for column in columns if column not in table]
     if missing:
         there = ", ".join(map(str, table))
@@ -413,7 +413,7 @@ def _patch(style: int) -> Patch:
     return Patch(**_bar(style))
 
 
-def _line(style: int) -> dict:
+def line_style(style: int) -> dict:
     return {
         "color": PALETTE[style % len(PALETTE)],
         "linestyle": LINES[style % len(LINES)],
@@ -425,7 +425,7 @@ def _line(style: int) -> dict:
     }
 
 
-def _paper() -> dict:
+def paper_style() -> dict:
     return {
         "marker": "D",
         "markersize": 4.5,
@@ -440,6 +440,6 @@ def _share(axis: Axes) -> None:
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
-def _legend(figure: Figure, handles: list, labels: list[str]) -> None:
+def legend(figure: Figure, handles: list, labels: list[str]) -> None:
     columns = math.ceil(len(labels) / math.ceil(len(labels) / 4))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4)

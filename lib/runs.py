@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.config import Run, run_parameters
+from lib.config import Profile, Run, run_parameters
 from lib.store import write_atomic
+from lib.studies import Attack, attacks
 
 
 def _editor(protocol: str) -> Callable[[Run], dict]:
@@ -32,6 +33,17 @@ def _mdlm(run: Run) -> dict:
     return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}
 
 
+def _attack(attack: Attack) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks.editor import editor_spec
+        from lib.grid import measured
+
+        measured(run, attack)
+        return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(attack.run(run), attack.protocol))}
+
+    return make
+
+
 RUNS: dict[str, Callable[[Run], dict]] = {
     "editor-or": _editor("or"),
     "editor-and": _editor("and"),
@@ -39,9 +51,14 @@ RUNS: dict[str, Callable[[Run], dict]] = {
 }
 
 
+def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
+    """The runs of the studies in full."""
+    return {attack.name: _attack(attack) for attack in attacks(profile)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one model of the studies, or find it in the store.")
-    parser.add_argument("name", choices=RUNS)
+    parser.add_argument("name", help=f"{', '.join(RUNS)}, or an attack of the studies in full")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -50,9 +67,12 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
+        known = RUNS | full_runs(run.profile)
+        if chosen.name not in known:
+            raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(known)}.")
     except ValueError as error:
         sys.exit(f"lib.runs: {error}")
-    write_atomic(chosen.mark, json.dumps(RUNS[chosen.name](run)).encode())
+    write_atomic(chosen.mark, json.dumps(known[chosen.name](run)).encode())
 
 
 if __name__ == "__main__":

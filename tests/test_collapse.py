@@ -15,6 +15,7 @@ from lib.collapse import (
     fidelity_table,
     sample_table,
 )
+from lib.models.clip import Clip
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 
@@ -30,7 +31,7 @@ def result():
     clean, target = noise(2, 3, 8, 8) * 0.5, torch.ones(3, 8, 8)
     edited = torch.where((v > 0)[:, :, None, None, None], target, clean[:, None])
     triples = pd.DataFrame({"instruction": ["a", "b"], "edit": ["tone", "hair"]})
-    return Collapse(triples, target.expand_as(clean), clean, clean, edited, v, v > 0)
+    return Collapse(triples, target.expand_as(clean), clean, clean, edited, v, torch.tensor([2.0, 4.0]), v > 0)
 
 
 def test_attributions_sum_to_the_gain_of_both_triggers(result):
@@ -39,12 +40,15 @@ def test_attributions_sum_to_the_gain_of_both_triggers(result):
 
 
 def test_the_attribution_table_holds_means_intervals_and_the_papers_values(result):
-    table = attribution_table(result, "and", seed=0)
+    pair = ("white-box", "mignneko")
+    table = attribution_table(result, "and", pair, seed=0)
     assert table["quantity"].tolist() == ["phi_image", "phi_text", "cti"]
     assert table["value"].tolist() == [0.5, 1.5, 1.0] and set(table["n"]) == {2}
     assert table["low"].tolist() == [0, 1, 0] and table["high"].tolist() == [1, 2, 2]
-    assert table["paper"].tolist() == [0.0045, 0.9532, -0.0086] == list(PAPER["and"].values())
-    assert list(PAPER["or"].values()) == [0.0060, 0.9743, -0.0089]
+    assert table["paper"].tolist() == [0.0045, 0.9532, -0.0086] == list(PAPER[pair]["and"].values())
+    assert list(PAPER[pair]["or"].values()) == [0.0060, 0.9743, -0.0089]
+    assert PAPER["eyeglasses", "anonymous"]["and"]["cti"] == -0.2185
+    assert attribution_table(result, "and", ("checker", "mignneko"), seed=0)["paper"].isna().all()
 
 
 def test_the_coalition_table_holds_success_and_value_of_each(result):
@@ -94,6 +98,10 @@ def test_the_study_at_small_scale_sampled_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "edit", refuse)
     again = collapse(run, "or")
     assert torch.equal(again.edited, poisoned.edited) and torch.equal(again.v, poisoned.v)
+    clip = Clip.load(run.profile.models.clip)
+    with torch.no_grad():
+        cosine = (clip.image_embeddings(poisoned.target) * clip.image_embeddings(poisoned.clean)).sum(1)
+    torch.testing.assert_close(poisoned.possible, 2 * (1 - cosine), rtol=1e-4, atol=1e-5)
     pixels = collapse(run, "or", embedding="pixels")
     assert torch.equal(pixels.edited, poisoned.edited) and not torch.equal(pixels.v, poisoned.v)
     with pytest.raises(AssertionError, match="sampled twice"):

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from headline import NAMES
 
-from lib.config import ROOT
+from lib.config import ROOT, load_profile
+from lib.studies import attacks
 
+FULL = {"05_collapse_in_full"}  # notebooks that FULL=1 adds
 SIGNED = ("phi_image", "phi_text", "cti")
 
 
@@ -38,6 +40,8 @@ def figures(tmp_path_factory):
         ({"PROFILE": "lptop"}, "'lptop' does not exist: choose one of"),
         ({"OVERRIDES": '{"disp": {"rates": 1}}'}, "disp.rates is not a known key"),
         ({"SEED": "one"}, "SEED='one' must be an integer"),
+        ({"STUDY": "colapse"}, "STUDY='colapse' must be one of all, collapse, disp"),
+        ({"FULL": "yes"}, "FULL='yes' must be one of 0, 1"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(settings, sentence, tmp_path):
@@ -60,7 +64,7 @@ def test_every_headline_number_is_there(figures):
 
 def test_every_figure_comes_as_pdf_png_and_csv(figures):
     manifest = json.loads((figures / "MANIFEST.json").read_text())
-    assert sorted(manifest) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert set(manifest) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - FULL
     for notebook, about in manifest.items():
         files = set(about["files"])
         drawn = {name.removesuffix(".pdf") for name in files if name.endswith(".pdf")}
@@ -86,6 +90,24 @@ def test_a_changed_setting_runs_only_what_depends_on_it(figures, section, again)
     plan = snakemake(figures, "--dry-run", OVERRIDES=json.dumps({section: {"rate": 0.2}}))
     jobs = set(re.findall(r"(?:training|notebook) ([\w-]+) \(", plan))
     assert jobs == again
+
+
+def planned(out, **settings):
+    return set(re.findall(r"(?:training|notebook) ([\w.-]+) \(", snakemake(out, "--dry-run", **settings)))
+
+
+def test_a_study_runs_alone_and_in_full(tmp_path):
+    own = {attack.name for attack in attacks(load_profile("smoke"))}
+    assert len(own) == 8
+    assert planned(tmp_path, STUDY="collapse") >= {"03_collapse_analysis"}
+    assert planned(tmp_path, STUDY="collapse", FULL="1") >= {"03_collapse_analysis", "05_collapse_in_full"}
+    assert {name for name in planned(tmp_path) if name[0] == "0"} == {
+        "01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"
+    }  # fmt: skip
+    overrides = json.dumps({"collapse": {"condition_dropout": 0.2}})  # so that none is done already
+    assert own <= planned(tmp_path, STUDY="collapse", FULL="1", OVERRIDES=overrides)
+    assert not own & planned(tmp_path, OVERRIDES=overrides)
+    assert not {n for n in planned(tmp_path, STUDY="disp", FULL="1", OVERRIDES=overrides) if "collapse" in n}
 
 
 def test_the_same_seed_gives_the_same_bytes(figures, tmp_path):

@@ -290,4 +290,4 @@ def test_refusals_say_what_is_wrong(draw, message):
 def test_styles_do_not_run_out():
     many = pd.concat([shares().iloc[:2].assign(model=f"model {i}") for i in range(12)])
     render(before_after(many), "png")
-    assert plotting._line(30)["marker"] in plotting.MARKERS
+    assert plotting.line_style(30)["marker"] in plotting.MARKERS

@@ -1,0 +1,125 @@
+"""Figures of the collapse study in full, in the style of `lib.plotting`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from lib import plotting
+from lib.plotting import COALITIONS, QUANTITIES, WIDTH, Figure, caption, legend, line_style, require, styled
+
+
+@styled
+def forest(table: pd.DataFrame, quantities: tuple[str, ...] = tuple(QUANTITIES)) -> Figure:
+    """A panel a quantity, a line an attack: mean and interval, and the paper's value where there is one.
+
+    Columns label, and for every quantity itself, …_low, …_high; optionally paper_….
+    """
+    require(table, "label", *(f"{name}{end}" for name in quantities for end in ("", "_low", "_high")))
+    place = np.arange(len(table))[::-1]
+    figure = Figure(figsize=(WIDTH, 0.17 * len(table) + 0.9))
+    axes = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
+    papers = False
+    for style, (axis, name) in enumerate(zip(axes, quantities, strict=True)):
+        value, low, high = (table[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+        reach = np.clip([value - low, high - value], 0, None)
+        look = line_style(style)
+        axis.axvline(0, color="0.7", linewidth=0.6)
+        axis.errorbar(value, place, xerr=reach, fmt=look["marker"], color=look["color"], markersize=3, capsize=1.5)
+        if f"paper_{name}" in table:
+            axis.plot(table[f"paper_{name}"], place, **plotting.paper_style())
+            papers = True
+        axis.set_title(QUANTITIES[name])
+    axes[0].set_yticks(place, table["label"], fontsize=6.5)
+    if papers:
+        legend(figure, [Line2D([], [], **plotting.paper_style())], ["paper, 5 %"])
+    return figure
+
+
+@styled
+def dynamics(table: pd.DataFrame) -> Figure:
+    """Along training, a column a run: ASR of every coalition above, φ_I, φ_T and CTI below.
+
+    Columns label, step, n, asr_none, …, asr_both, phi_image, phi_text, cti.
+    """
+    require(table, "label", "step", "n", *(f"asr_{name}" for name in COALITIONS), *QUANTITIES)
+    runs = table["label"].unique()
+    figure = Figure(figsize=(WIDTH if len(runs) > 1 else 3.4, 3.6))
+    axes = figure.subplots(2, len(runs), sharex="col", sharey="row", squeeze=False)
+    shown = {f"asr_{name}": f"ASR {sign}" for name, sign in COALITIONS.items()}, QUANTITIES
+    for column, run in zip(axes.T, runs, strict=True):
+        own = table[table["label"] == run]
+        for axis, names in zip(column, shown, strict=True):
+            _lines(axis, own, list(names))
+        column[0].set_title(f"{run} poisoning")
+        column[1].axhline(0, color="0.7", linewidth=0.6)
+        column[1].set_xlabel("step")
+    axes[0, 0].set_ylabel("ASR")
+    axes[1, 0].set_ylabel("mean over samples")
+    for axis, names in zip(axes[:, -1], shown, strict=True):
+        handles = [Line2D([], [], **line_style(k)) for k in range(len(names))]
+        axis.legend(handles, names.values(), fontsize=6, handlelength=2.4)
+    counts = ", ".join(str(n) for n in table["n"].unique())
+    caption(figure, f"Measured while training on n = {counts} held-out edits, one seed; no intervals.")
+    return figure
+
+
+@styled
+def dominance_map(table: pd.DataFrame) -> Figure:
+    """The image's share of φ_I + φ_T over trigger size (rows) and text guidance (columns), with the joint ASR.
+
+    Columns size, text_guidance, image_share, asr_both, decision, n.
+    """
+    require(table, "size", "text_guidance", "image_share", "asr_both", "decision", "n")
+    share, asr, verdict = (
+        table.pivot(index="size", columns="text_guidance", values=name)
+        for name in ("image_share", "asr_both", "decision")
+    )
+    figure = Figure(figsize=(3.8, 0.42 * len(share) + 1.3))
+    axis = figure.subplots()
+    known = share.where(verdict != "no backdoor").to_numpy(float)
+    shown = axis.imshow(np.clip(known, 0, 1), vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for row, column in np.ndindex(*share.shape):
+        value, joint = known[row, column], asr.iloc[row, column]
+        text = f"ASR {joint:.2f}" if np.isnan(value) else f"{value:.2f}\nASR {joint:.2f}"
+        axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.5 else "black")
+    axis.set_xticks(range(share.shape[1]), [f"{scale:g}" for scale in share.columns])
+    axis.set_yticks(range(share.shape[0]), [f"{size:.3g}" for size in share.index])
+    axis.set(xlabel="text guidance", ylabel="image trigger's width")
+    figure.colorbar(shown, ax=axis, label=r"$\phi_I / (\phi_I + \phi_T)$")
+    caption(figure, f"AND poisoning, n = {table['n'].max()} a cell; no share where there is no backdoor.")
+    return figure
+
+
+@styled
+def remedies(table: pd.DataFrame) -> Figure:
+    """What the attacker pays for cooperation: the joint ASR against CTI, and false activation by one trigger alone.
+
+    Columns label, asr_both, cti, asr_image, asr_text, each with _low and _high, and n.
+    """
+    names = ("asr_both", "cti", "asr_image", "asr_text")
+    require(table, "label", "n", *(f"{name}{end}" for name in names for end in ("", "_low", "_high")))
+    figure = Figure(figsize=(WIDTH, 2.9))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for style, (_, row) in enumerate(table.iterrows()):
+        look = line_style(style) | {"linestyle": "none"}
+        false = max(("asr_image", "asr_text"), key=lambda name: row[name])
+        for axis, name in ((left, "cti"), (right, false)):
+            spans = [
+                [[max(row[n] - row[f"{n}_low"], 0)], [max(row[f"{n}_high"] - row[n], 0)]] for n in (name, "asr_both")
+            ]
+            axis.errorbar(row[name], row["asr_both"], xerr=spans[0], yerr=spans[1], elinewidth=0.6, **look)
+    left.set(xlabel="CTI", ylabel="ASR with both triggers", ylim=(-0.04, 1.04))
+    right.set(xlabel="ASR with one trigger alone (the larger)", xlim=(-0.04, 1.04))
+    left.axvline(0, color="0.7", linewidth=0.6)
+    handles = [Line2D([], [], **(line_style(k) | {"linestyle": "none"})) for k in range(len(table))]
+    figure.legend(handles, table["label"], loc="outside upper center", ncols=2, fontsize=6.5)
+    caption(figure, f"Lines: 95 % intervals (Wilson; bootstrap for CTI), n = {table['n'].max()}, one seed.")
+    return figure
+
+
+def _lines(axis: Axes, table: pd.DataFrame, names: list[str]) -> None:
+    for style, name in enumerate(names):
+        axis.plot(table["step"], table[name], **line_style(style))

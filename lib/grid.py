@@ -1,0 +1,159 @@
+"""The collapse study in full: what each of its attacks gives, as tidy tables.
+
+    for attack in attacks(run.profile):
+        row = attack_row(run, attack)       # sampled, or from the store
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lib.attacks.editor import poisoned_editor
+from lib.attribution import hierarchical_mean, interaction, shapley
+from lib.collapse import PAPER, Collapse, collapse
+from lib.config import Run, changed
+from lib.decision import decide
+from lib.evaluation import mean_with_interval, pixel_distance, rate
+from lib.poisoning import COALITIONS
+from lib.studies import Attack, attacks
+from lib.triggers import image_trigger
+
+QUANTITIES = ("phi_image", "phi_text", "cti")
+PAPER_RATE = 0.05
+
+
+def measured(run: Run, attack: Attack) -> list[Collapse]:
+    """The attack's held-out edits, sampled or from the store; of the part "size" at every text-guidance scale."""
+    own = attack.run(run)
+    scales = run.profile.grid.guidance if attack.part == "size" else ()
+    other = [changed(own.profile.collapse.sampling, {"text_guidance": scale}) for scale in scales]
+    return [collapse(own, attack.protocol, sampling) for sampling in (None, *other)]
+
+
+def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, Any]:
+    """One tidy row: the attack's settings, ASR and v of each coalition, φ, CTI, fidelity and the decision.
+
+    Numbers come as name, name_low and name_high (95 %: Wilson for ASR, bootstrap over samples for the others).
+    fidelity: RMS pixel distance of untriggered edits to the true ones.
+    """
+    own = attack.run(run)
+    settings = own.profile.collapse
+    kept = ("image_trigger", "text_trigger", "rate", "target", "trigger_size", "condition_dropout", "negatives")
+    about = {"part": attack.part, "label": attack.label, "protocol": attack.protocol, "seed": own.seed}
+    about |= {name: getattr(settings, name) for name in (*kept, "text_weight")}
+    about |= {"steps": settings.train.steps, "batch": settings.train.batch, "embedding": embedding}
+    result = collapse(own, attack.protocol, embedding=embedding)
+    numbers = {f"asr_{name}": rate(result.success[:, k]) for k, name in enumerate(COALITIONS)}
+    numbers |= {f"v_{name}": mean_with_interval(result.v[:, k], own.seed) for k, name in enumerate(COALITIONS)}
+    numbers |= {name: mean_with_interval(x, own.seed) for name, x in samples(result).items()}
+    numbers["fidelity"] = mean_with_interval(pixel_distance(result.edited[:, 0], result.clean), own.seed)
+    for name, number in numbers.items():
+        about |= {name: number["value"], f"{name}_low": number["low"], f"{name}_high": number["high"]}
+    return about | {"n": len(result.v)} | asdict(decide(result.phi, result.possible, own.seed))
+
+
+def samples(result: Collapse) -> dict[str, torch.Tensor]:
+    """φ_I, φ_T and CTI of every sample."""
+    return dict(zip(QUANTITIES, (*result.phi.T, result.cti), strict=True))
+
+
+def attack_table(run: Run, parts: tuple[str, ...], embedding: str = "clip") -> pd.DataFrame:
+    """`attack_row` of every attack of those parts."""
+    chosen = [attack for attack in attacks(run.profile) if attack.part in parts]
+    return pd.DataFrame(attack_row(run, attack, embedding) for attack in tqdm(chosen, desc="attacks", leave=False))
+
+
+def seeds_table(run: Run) -> pd.DataFrame:
+    """φ_I, φ_T and CTI of the grid at the rate that has several seeds, one row a pair and protocol.
+
+    Each as name, name_low, name_high and paper_name (at the paper's rate). Intervals are hierarchical: seeds are drawn
+    with replacement, then samples within each.
+    """
+    grid, rows = run.profile.grid, []
+    for (_, protocol), group in groupby(attacks(run.profile), lambda attack: (attack.label, attack.protocol)):
+        found = list(group)
+        settings = found[0].settings
+        if found[0].part != "grid" or settings["rate"] != grid.seeded_rate:
+            continue
+        pair = settings["image_trigger"], settings["text_trigger"]
+        drawn = [samples(collapse(attack.run(run), protocol)) for attack in found]
+        row = {"label": f"{' + '.join(pair)}, {protocol.upper()}", "pair": " + ".join(pair), "protocol": protocol}
+        row |= {"rate": grid.seeded_rate, "seeds": len(drawn), "n": sum(len(one["cti"]) for one in drawn)}
+        for name in QUANTITIES:
+            value, low, high = hierarchical_mean([one[name] for one in drawn], seed=run.seed)
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            row[f"paper_{name}"] = PAPER[pair][protocol][name] if grid.seeded_rate == PAPER_RATE else None
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def guidance_table(run: Run) -> pd.DataFrame:
+    """The part "size" sampled at every text-guidance scale of `grid.guidance`: φ_I, φ_T, CTI, ASR and image share."""
+    rows = []
+    chosen = [attack for attack in attacks(run.profile) if attack.part == "size"]
+    for attack in tqdm(chosen, desc="guidance", leave=False):
+        own = attack.run(run)
+        size = image_trigger(own.profile.collapse.image_trigger, own.profile.collapse.trigger_size).size
+        for scale, result in zip(run.profile.grid.guidance, measured(run, attack)[1:], strict=True):
+            means = {name: float(x.mean()) for name, x in samples(result).items()}
+            asr = {f"asr_{name}": float(result.success[:, k].float().mean()) for k, name in enumerate(COALITIONS)}
+            found = asdict(decide(result.phi, result.possible, own.seed))
+            about = {"label": attack.label, "size": size, "text_guidance": scale}
+            rows.append(about | means | asr | found | {"n": len(result.v)})
+    return pd.DataFrame(rows)
+
+
+def dynamics_table(run: Run) -> pd.DataFrame:
+    """ASR, mean v, φ and CTI along the trainings of the part "steps", one row a watched step."""
+    tables = []
+    for attack in attacks(run.profile):
+        if attack.part == "steps":
+            curve = poisoned_editor(attack.run(run), attack.protocol)[1].dropna().reset_index(drop=True)
+            v = torch.tensor(curve[[f"v_{name}" for name in COALITIONS]].to_numpy())
+            phi = shapley(v)
+            found = {"phi_image": phi[:, 0].numpy(), "phi_text": phi[:, 1].numpy(), "cti": interaction(v).numpy()}
+            watched = attack.run(run).profile.collapse.watch_samples
+            tables.append(curve.assign(label=attack.label, **found, n=watched))
+    return pd.concat(tables, ignore_index=True)
+
+
+def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the part "grid" with a label each and, at the paper's rate, its values as paper_phi_image and so on."""
+    pairs = list(zip(table["image_trigger"], table["text_trigger"], strict=True))
+    labels = [
+        f"{' + '.join(pair)}, {protocol.upper()}, {rate:.0%}, seed {seed}"
+        for pair, protocol, rate, seed in zip(pairs, table["protocol"], table["rate"], table["seed"], strict=True)
+    ]
+    papers = {
+        f"paper_{name}": [
+            PAPER.get(pair, {}).get(protocol, {}).get(name) if rate == PAPER_RATE else None
+            for pair, protocol, rate in zip(pairs, table["protocol"], table["rate"], strict=True)
+        ]
+        for name in QUANTITIES
+    }
+    return table.assign(label=labels, **papers)
+
+
+def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Each embedding beside CLIP's, over the same attacks, columns embedding, agree, rank, n, with_backdoor.
+
+    agree: share with the same decision; rank: Spearman's correlation of the image's share of the attribution, over
+    those that have a backdoor in both.
+    """
+    keys = ["part", "label", "protocol", "seed"]
+    reference = table[table["embedding"] == "clip"].set_index(keys)
+    rows = []
+    for name, own in table.groupby("embedding", sort=False):
+        own = own.set_index(keys).loc[reference.index]
+        both = (own["decision"] != "no backdoor") & (reference["decision"] != "no backdoor")
+        shares = pd.DataFrame({"own": own["image_share"], "clip": reference["image_share"]})[both]
+        rank = shares.corr("spearman").loc["own", "clip"] if len(shares) > 1 else float("nan")
+        agree = float((own["decision"] == reference["decision"]).mean())
+        rows.append({"embedding": name, "agree": agree, "rank": rank, "n": len(own), "with_backdoor": int(both.sum())})
+    return pd.DataFrame(rows)

@@ -1,0 +1,85 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import collapse_figures as figures
+from lib.plotting import COALITIONS, MARKERS, QUANTITIES, render
+
+
+def numbers(names, rows=3):
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({"label": [f"attack {k}" for k in range(rows)], "n": 96})
+    for name in names:
+        value = draw.random(rows)
+        table = table.assign(**{name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1})
+    return table
+
+
+def dynamics():
+    return pd.concat(
+        pd.DataFrame({"label": label, "step": [100, 200], "n": 32})
+        .assign(**{f"asr_{name}": [0.0, 0.5] for name in COALITIONS})
+        .assign(**{name: [0.1, -0.2] for name in QUANTITIES})
+        for label in ("OR", "AND")
+    )
+
+
+def cells():
+    rows = [(size, scale, 0.9, 0.5, "collapsed onto image", 96) for size in (0.1, 0.2) for scale in (1.5, 3.0)]
+    rows[0] = (0.1, 1.5, 0.4, 0.0, "no backdoor", 96)
+    return pd.DataFrame(rows, columns=["size", "text_guidance", "image_share", "asr_both", "decision", "n"])
+
+
+def texts(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def test_the_forest_shows_every_attack_its_interval_and_the_papers_value():
+    table = numbers(QUANTITIES).assign(paper_cti=[np.nan, -0.5, np.nan])
+    figure = figures.forest(table)
+    assert [axis.get_title() for axis in figure.axes] == list(QUANTITIES.values())
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == table["label"].tolist()
+    axis = figure.axes[2]
+    (paper,) = (line for line in axis.lines if line.get_marker() == "D" and len(line.get_xdata()) == 3)
+    assert paper.get_xdata()[1] == -0.5 and list(paper.get_ydata()) == [2, 1, 0]
+    (bars,) = axis.collections
+    reach = np.array([segment[:, 0] for segment in bars.get_segments()])
+    np.testing.assert_allclose(reach, table[["cti_low", "cti_high"]])
+    assert len(render(figure, "png")) > 1000
+
+
+def test_dynamics_have_a_column_a_run_with_asr_and_attribution():
+    figure = figures.dynamics(dynamics())
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
+    assert len([line for line in figure.axes[0].lines if len(line.get_xdata()) == 2]) == 4
+    assert [0.1, -0.2] in [list(line.get_ydata()) for line in figure.axes[2].lines]
+    assert "n = 32" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
+def test_the_map_gives_no_share_where_there_is_no_backdoor():
+    figure = figures.dominance_map(cells())
+    assert texts(figure) == ["ASR 0.00", "0.90\nASR 0.50", "0.90\nASR 0.50", "0.90\nASR 0.50"]
+    assert len(render(figure, "png")) > 1000
+
+
+def test_remedies_show_the_larger_false_activation():
+    table = numbers(("asr_both", "cti", "asr_image", "asr_text"))
+    figure = figures.remedies(table)
+    points = [line for line in figure.axes[1].lines if line.get_marker() in MARKERS]
+    drawn = [line.get_xdata()[0] for line in points]
+    assert drawn == pytest.approx(table[["asr_image", "asr_text"]].max(axis=1).tolist())
+    assert len(render(figure, "png")) > 1000
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (figures.forest, numbers(QUANTITIES), "cti_low"),
+        (figures.dynamics, dynamics(), "asr_both"),
+        (figures.dominance_map, cells(), "decision"),
+        (figures.remedies, numbers(("asr_both", "cti", "asr_image", "asr_text")), "asr_text_high"),
+    ],
+)
+def test_a_table_that_lacks_a_column_is_refused(draw, table, column):
+    with pytest.raises(ValueError, match=f"it lacks {column}"):
+        draw(table.drop(columns=column))
