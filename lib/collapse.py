@@ -69,23 +69,28 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
 
     `sampling` and `embedding` (of EMBEDDINGS) differ from the profile's and CLIP's only in what is measured.
     """
-    settings = run.profile.collapse
-    sampling = sampling or settings.sampling
+    sampling = sampling or run.profile.collapse.sampling
     openmoji, triples, source, clean = held_out(run)
-    goal = attack_target(openmoji, settings.target)(source)
-    spec = editor_spec(run, protocol) | {"samples": settings.samples, "sampling": sampling.model_dump(mode="json")}
+    goal = attack_target(openmoji, run.profile.collapse.target)(source)
 
     def sample() -> dict[str, Tensor]:
         pipe, _ = poisoned_editor(run, protocol)
         edited = edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
-    edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
+    edited = run.store.tensors("coalition-edits", edits_spec(run, protocol, sampling), sample)["edited"].float() / 255
     embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
     v = values(embed, edited, goal, clean)
     extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
     success = edit_succeeds(edited, goal[:, None], clean[:, None])
     return Collapse(triples, goal, source, clean, edited, v, extremes[:, 1] - extremes[:, 0], success)
+
+
+def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dict:
+    """What the held-out edits under all coalitions depend on."""
+    settings = run.profile.collapse
+    sampling = (sampling or settings.sampling).model_dump(mode="json")
+    return editor_spec(run, protocol) | {"samples": settings.samples, "sampling": sampling}
 
 
 def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:

@@ -8,7 +8,38 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lib import plotting
+from lib.collapse import Collapse
 from lib.plotting import COALITIONS, QUANTITIES, WIDTH, Figure, caption, legend, line_style, require, styled
+
+
+@styled
+def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figure:
+    """One sample: the input, the true edit and the four outputs; below, v of each coalition, and φ and CTI."""
+    figure = Figure(figsize=(WIDTH, 2.9))
+    grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.1))
+    names = [f"triggers {sign}" for sign in COALITIONS.values()]
+    shown = zip(["input", "true edit", *names], [result.source, result.clean, *result.edited.unbind(1)], strict=True)
+    for column, (name, pictures) in enumerate(shown):
+        axis = figure.add_subplot(grid[0, column])
+        plotting.draw_picture(axis, pictures[sample])
+        axis.set_title(name, fontsize=7)
+    phi = result.phi[sample].tolist()
+    rows = {
+        "$v(S)$": (list(COALITIONS.values()), result.v[sample].tolist()),
+        "attribution": (list(QUANTITIES.values()), [*phi, float(result.cti[sample])]),
+    }
+    for style, (name, (labels, values)) in enumerate(rows.items()):
+        axis = figure.add_subplot(grid[1, 3 * style : 3 * style + 3])
+        none = [float("nan")] * len(values)
+        plotting.draw_bars(
+            axis, np.arange(len(values)), pd.DataFrame({"value": values, "low": none, "high": none}), 0.6,
+            style=style, digits=2,
+        )  # fmt: skip
+        axis.set_xticks(range(len(labels)), labels)
+        axis.set_ylabel(name)
+    figure.suptitle(f"{title}: {result.triples['instruction'].iloc[sample]}", fontsize=7.5)
+    caption(figure, credit)
+    return figure
 
 
 @styled

@@ -115,7 +115,7 @@ def image_grid(
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, label, pictures in zip(axes, labels, rows.values(), strict=True):
         for axis, picture in zip(line, pictures, strict=True):
-            _picture(axis, picture)
+            draw_picture(axis, picture)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=7.5)
@@ -177,7 +177,7 @@ def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
     for axis, protocol in zip(axes, panels, strict=True):
         rows = _in_order(table[table["protocol"] == protocol], "quantity", QUANTITIES)
         place = np.arange(len(rows))
-        _bars(axis, place - 0.12, rows, 0.5, style=0, digits=2)
+        draw_bars(axis, place - 0.12, rows, 0.5, style=0, digits=2)
         axis.plot(place + 0.3, rows["paper"], **paper_style())
         axis.set_xticks(place, QUANTITIES.values())
         axis.set_title(f"{protocol.upper()} poisoning")
@@ -208,7 +208,7 @@ def coalition_bars(table: pd.DataFrame, n: int) -> Figure:
         for axis, protocol in zip(line, protocols, strict=True):
             chosen = table[(table["metric"] == metric) & (table["protocol"] == protocol)]
             rows = _in_order(chosen, "coalition", COALITIONS)
-            _bars(axis, np.arange(len(rows)), rows, 0.6, style=0 if metric == "ASR" else 1, digits=2)
+            draw_bars(axis, np.arange(len(rows)), rows, 0.6, style=0 if metric == "ASR" else 1, digits=2)
             axis.set_xticks(range(len(rows)), COALITIONS.values())
             if metric == "ASR":
                 axis.set_ylim(0, 1.2)
@@ -287,9 +287,9 @@ def saliency_maps(
     for column in range(k):
         picture, (top, middle, bottom) = images[column], axes[:, column]
         height, width = picture.shape[1:]
-        _picture(top, picture)
+        draw_picture(top, picture)
         top.set_title(titles[column], fontsize=6.5)
-        _picture(middle, 0.5 + 0.5 * picture.mean(0, keepdim=True).expand_as(picture))
+        draw_picture(middle, 0.5 + 0.5 * picture.mean(0, keepdim=True).expand_as(picture))
         heat = middle.imshow(
             relative[column].cpu().numpy(),
             cmap="YlOrRd",
@@ -298,7 +298,7 @@ def saliency_maps(
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             interpolation="nearest",
         )
-        _picture(bottom, picture)
+        draw_picture(bottom, picture)
         down, right = height / side, width / side
         cells = [
             Rectangle((token % side * right - 0.5, token // side * down - 0.5), right, down)
@@ -331,7 +331,7 @@ def before_after(table: pd.DataFrame) -> Figure:
     for style, model in enumerate(models):
         rows = _in_order(table[table["model"] == model], "metric", metrics)
         place = np.arange(len(metrics)) + (style - (len(models) - 1) / 2) * wide
-        _bars(axis, place, rows, wide * 0.9, style=style, digits=3)
+        draw_bars(axis, place, rows, wide * 0.9, style=style, digits=3)
     axis.set_xticks(range(len(metrics)), [textwrap.fill(metric, 72 // len(metrics)) for metric in metrics])
     axis.tick_params(axis="x", length=0)
     axis.set_ylim(0, 1.12)
@@ -377,14 +377,14 @@ def _counts(table: pd.DataFrame) -> str:
     return ", ".join(f"{span} ({', '.join(names)})" for span, names in metrics.items())
 
 
-def _picture(axis: Axes, picture: Float[Tensor, "3 h w"]) -> None:
+def draw_picture(axis: Axes, picture: Float[Tensor, "3 h w"]) -> None:
     axis.imshow(picture.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, color="0.7", linewidth=0.5)
 
 
-def _bars(
+def draw_bars(
     axis: Axes, place: np.ndarray, rows: pd.DataFrame, width: float, *, style: int, digits: int
 ) -> None:
     """Bars with their intervals and, beyond those, their values."""

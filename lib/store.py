@@ -49,6 +49,10 @@ class Store:
         """SHA-256, in hexadecimal, of the kind and the spec, whatever the order of mappings in it."""
         return hashlib.sha256(_canonical(kind, spec)).hexdigest()
 
+    def has(self, kind: str, spec: Mapping[str, Any]) -> bool:
+        """Whether the artifact is there, damaged or not."""
+        return (self.root / kind / self.key(kind, spec)).is_dir()
+
     def folder(self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], Any]) -> Path:
         """The artifact's folder, filled by `make(path)`, which gets an empty folder, where there is none yet.
 

@@ -18,6 +18,7 @@ FIGURES = {
     "04_disp_purification": {"saliency", "ratios", "purification"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "remedies"},
 }
+WIDGETS = {"03_collapse_analysis": 1}
 REFUSED = [
     ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of laptop, paper, smoke"),
     ({"seed": -1}, "seed=-1 must be an integer from 0"),
@@ -65,8 +66,10 @@ def test_the_notebook_runs_and_leaves_its_files(path, tmp_path):
     for name in figures:
         assert (folder / f"{name}.png").stat().st_size > 1000
         assert len(pd.read_csv(folder / f"{name}.csv"))
-    shown = [o for cell in cells for o in cell.outputs if "image/png" in o.get("data", {})]
-    assert len(shown) == len(figures)  # each figure once
+    shown = [o.data for cell in cells for o in cell.outputs if "image/png" in o.get("data", {})]
+    widget = "application/vnd.jupyter.widget-view+json"
+    assert len([data for data in shown if widget not in data]) == len(figures)  # each figure once
+    assert len([data for data in shown if widget in data]) == WIDGETS.get(path.stem, 0)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["notebook"] == path.stem and manifest["profile"] == "smoke"
     assert manifest["parameters"]["seed"] == 0 and manifest["seconds"] > 0 and manifest["code"]
