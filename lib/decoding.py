@@ -33,7 +33,10 @@ class Selective(Protocol):
     def logits_at(
         self, tokens: Int[Tensor, "batch length"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
     ) -> Float[Tensor, "row asked vocab"]:
-        """Logits at some positions of the block, of the rows (ascending) that are named. Writes on no argument."""
+        """Logits at positions of the block, of the rows (ascending) that are named. Writes on no argument.
+
+        All that is masked is asked for; where a row has less of it than another, filled positions beside it.
+        """
 
 
 class Decoded(NamedTuple):
@@ -242,8 +245,7 @@ def _surest(
     """The `quota` highest scores among the masked of each row, those that wait last; the earliest on ties."""
     order = score.masked_fill(~masked, -math.inf).argsort(dim=1, descending=True, stable=True)
     if waits is not None:
-        late = (waits | ~masked).gather(1, order).byte()
-        order = order.gather(1, late.argsort(dim=1, stable=True))
+        order = order.gather(1, waits.gather(1, order).byte().argsort(dim=1, stable=True))
     return torch.zeros_like(masked).scatter(1, order[:, :quota], True)
 
 

@@ -496,6 +496,25 @@ class TestThreshold:
         generate(model, torch.zeros(1, 4).long(), torch.ones(1, 4).bool(), **options)
         assert [seen[0].tolist() for seen in model.seen] == [[MASK] * 4, [1, 2, MASK, 4]]
 
+    @pytest.mark.parametrize("then", [place_by_place(*[(7, 0.99)] * 4), torch.full((4, VOCAB), math.nan)])
+    @pytest.mark.parametrize("eos_id", [None, 2])
+    def test_settled_positions_keep_token_and_probability_whatever_the_model_says_of_them_later(self, then, eos_id):
+        """Row 0 has three left when row 1 has one: what it is asked beside that one is settled."""
+        placed = ((1, 0.9), (2, 0.5), (3, 0.6), (4, 0.4)), ((1, 0.9), (3, 0.95), (3, 0.3), (5, 0.85))
+        tables, calls = torch.stack([place_by_place(*row) for row in placed]), []
+
+        def model(tokens):
+            calls.append(tokens)
+            return torch.where((tokens == MASK)[..., None], tables, then)
+
+        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "threshold": 0.8, "eos_id": eos_id}
+        decoded = decode(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
+        assert decoded.tokens.tolist() == [[token for token, _ in row] for row in placed]
+        expected = torch.tensor([[p for _, p in row] for row in placed], dtype=torch.float64)
+        torch.testing.assert_close(decoded.probability, expected)
+        left = [(tokens == MASK).sum(1).tolist() for tokens in calls]
+        assert left == [[4, 4], [3, 1], [2, 0], [1, 0]]
+
     def test_with_random_remasking_the_one_is_random(self):
         options = {"steps": 1, "block_length": 8, "mask_id": MASK, "threshold": 0.8, "remasking": "random"}
         firsts = set()
