@@ -1,12 +1,23 @@
-"""Which vision tokens carry the output: the Fisher–Jacobian score of DiSP, and random scores beside it."""
+"""Which vision tokens carry the output: the Fisher–Jacobian score of DiSP, exact or estimated, and random scores.
+
+Other scores to compare it with are in `saliency_rivals`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.config import generator
+from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probe, fisher_probes, signs
+
+DEALT = "dealt"
+TAIL = 1e-5  # share of the response's Fisher trace that the exact score may leave out
+ENTRIES = 8  # most probable tokens of a position whose directions are dealt to the probes one by one
+HEAVY = 32  # directions of a sample dealt by their weight; the others in turn
 
 
 def fisher_jacobian(
@@ -17,6 +28,7 @@ def fisher_jacobian(
     probes: int = 4,
     seed: int = 0,
     exact: bool = False,
+    noise: str = "sign",
 ) -> Float[Tensor, "batch vision"]:
     """tr(J_iᵀ F J_i) for every vision token i, at the first denoising step (the response fully masked).
 
@@ -24,61 +36,126 @@ def fisher_jacobian(
     softmax Fisher matrix of each response position, so the score is the curvature of the KL divergence of the
     output along perturbations of that token, summed over directions and response positions (arXiv 2602.22246).
 
-    Estimated by Hutchinson's method: g = √p ∘ ε − p ⟨√p, ε⟩ with ε ~ N(0, I) has covariance F, so the mean over
-    `probes` of ‖J_iᵀ g‖² is unbiased. The noise of a sample depends on `seed` and its place in the batch.
-    `exact` takes every direction √p_k (e_k − p) in turn instead: one backward pass per response position and
-    vocabulary entry, for tests.
+    Estimated by Hutchinson's method: g = √p ∘ ε − p ⟨√p, ε⟩ with noise ε of covariance I has covariance F, so the
+    mean over `probes` of ‖J_iᵀ g‖² is unbiased. It costs one forward pass and `probes` backward passes. The noise of
+    a sample depends on `seed` and its place in the batch.
 
-    `model` gives `logits(vision, prompt, response)`, `config.mask_id` and `config.response_length`.
-    Returns non-negative scores. Raises ValueError for wrong shapes, dtypes, NaN, or `probes` below 1.
+    noise  "sign" or "normal": independent probes, see `fisher_probes`. "dealt": every direction of F in one probe
+           only, the heaviest apart from each other, see `dealt_noise`: with 3 or 4 probes somewhat nearer to the exact
+           score (benchmarks/saliency.py), but drawn on the CPU.
+    exact  Takes the eigenvectors of F, as `model.head.weight` sees it where there is one, in turn: one backward pass
+           each, until what is left out is below `TAIL` of the whole.
+
+    `model` gives `logits(vision, prompt, response)`, `config.mask_id` and `config.response_length`; where it has a
+    `head.weight` [vocab, width], the logits must be linear in what that is multiplied with.
+    Returns non-negative scores. Raises ValueError for wrong shapes, dtypes, NaN, `probes` below 1, other noises.
     """
-    if not isinstance(vision, Tensor) or vision.ndim != 3 or not vision.is_floating_point():
-        raise ValueError(f"vision must be floating [batch, vision, dim], not {_describe(vision)}")
-    if (
-        not isinstance(prompt, Tensor)
-        or prompt.ndim != 2
-        or prompt.is_floating_point()
-        or prompt.dtype == torch.bool
-    ):
-        raise ValueError(f"prompt must be integers [batch, prompt], not {_describe(prompt)}")
-    if len(prompt) != len(vision):
-        raise ValueError(f"prompt has {len(prompt)} rows for {len(vision)} of vision: they must be equal")
+    check_inputs(vision, prompt)
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
         raise ValueError(f"probes={probes!r} must be an integer of at least 1")
-    if bool(vision.isnan().any()):
-        raise ValueError("vision holds NaN")
+    if noise not in (*NOISES, DEALT):
+        raise ValueError(f"noise={noise!r} must be one of {', '.join((*NOISES, DEALT))}")
+    score = torch.zeros(vision.shape[:2], device=vision.device)
     if not len(vision):
-        return vision.new_zeros(vision.shape[:2], dtype=torch.float32)
-    blank = torch.full(
-        (len(vision), model.config.response_length), model.config.mask_id, device=vision.device
-    )
+        return score
     with torch.enable_grad():
         token = vision.detach().clone().requires_grad_()
-        logits = model.logits(token, prompt, blank).float()
+        logits = model.logits(token, prompt, masked_response(model, vision)).float()
+    head = getattr(model, "head", None)
+    weight = None if head is None else head.weight.detach().float()
+    if exact:
+        cotangents = _eigenvectors(logits.detach(), weight)
+    elif noise == DEALT:
         p = logits.detach().softmax(-1)
-        score = torch.zeros(vision.shape[:2], device=vision.device)
-        if exact:
-            for row in range(p.shape[1]):
-                for k in range(p.shape[2]):
-                    direction = torch.zeros_like(p)
-                    direction[:, row] = -p[:, row]
-                    direction[:, row, k] += 1
-                    direction[:, row] *= p[:, row, k, None].sqrt()
-                    score += _squared_norm(logits, direction, token)
-            return score
-        draw = generator(seed, "fisher probes")
-        for _ in range(probes):
-            noise = torch.randn(p.shape, generator=draw).to(p.device)
-            score += _squared_norm(logits, fisher_probe(p, noise), token)
-    return score / probes
+        cotangents = fisher_probe(p, dealt_noise(p, probes, seed, weight))
+    else:
+        cotangents = fisher_probes(logits, probes, seed, noise) / probes**0.5
+    for cotangent in cotangents:
+        (gradient,) = torch.autograd.grad(logits, token, cotangent, retain_graph=True)
+        add_squared_norm(score, gradient)
+    return score
 
 
-def fisher_probe(
-    p: Float[Tensor, "*batch vocab"], noise: Float[Tensor, "*batch vocab"]
-) -> Float[Tensor, "*batch vocab"]:
-    """g = √p ∘ ε − p ⟨√p, ε⟩, whose covariance over standard normal ε is F = diag(p) − p pᵀ."""
-    scaled = p.sqrt() * noise
-    return scaled - p * scaled.sum(-1, keepdim=True)
+@torch.no_grad()
+def dealt_noise(
+    p: Float[Tensor, "batch position vocab"],
+    probes: int,
+    seed: int,
+    weight: Float[Tensor, "vocab width"] | None = None,
+) -> Float[Tensor, "probe batch position vocab"]:
+    """Noise of few probes, the sum of whose covariances is I, made so that heavy directions of F do not interfere.
+
+    At each position F has the factor R = diag(√p) (I − 1 pᵀ), F = Rᵀ R. The rows of R of its `ENTRIES` most probable
+    tokens are turned to the eigenvectors of R Rᵀ, or of R W (R W)ᵀ with the output embeddings W = `weight`, whose
+    eigenvalues say how much each direction moves what comes before. A sample's `HEAVY` heaviest directions, over all
+    positions, are dealt to the probes, each to the one that carries least so far; the lighter ones and the other
+    tokens' are dealt in turn. Within a probe the signs are random. What makes Hutchinson's estimate noisy, the products
+    of gradients along different directions, is then left only within a probe, and between light ones.
+    """
+    batch, positions, vocab = p.shape
+    entries = min(ENTRIES, vocab)
+    top, index = p.topk(entries, -1)
+    if weight is None:
+        norm = p.square().sum(-1)[..., None, None]
+        gram = torch.eye(entries, device=p.device) - top[..., None] - top[..., None, :] + norm
+    else:
+        away = weight[index] - (p @ weight)[..., None, :]
+        gram = (away @ away.mT).float()
+    gram = gram * (top[..., None] * top[..., None, :]).sqrt()
+    heaviness, turn = torch.linalg.eigh(gram.nan_to_num())  # turn: [batch, position, entry, direction]
+
+    draw = generator(seed, "dealt probes")
+    sign = signs((batch, positions, entries), draw).to(p)
+    probe = _deal(heaviness.flatten(1), probes).view(batch, positions, entries)
+    light = signs(p.shape, draw).to(p)
+    noise = p.new_zeros(probes, *p.shape)
+    for k, epsilon in enumerate(noise):
+        epsilon[..., k::probes] = light[..., k::probes]
+        epsilon.scatter_(-1, index, (turn * (sign * (probe == k))[..., None, :]).sum(-1))
+    return noise
+
+
+def _deal(weight: Float[Tensor, "batch direction"], hands: int) -> Int[Tensor, "batch direction"]:
+    """Which hand each direction goes to: the heaviest in turn to the hand with the least, the others round by round."""
+    weight, order = weight.clamp(min=0).sort(1, descending=True)
+    hand = (torch.arange(weight.shape[1], device=weight.device) % hands).repeat(len(weight), 1)
+    held = weight.new_zeros(len(weight), hands)
+    for k in range(min(HEAVY, weight.shape[1])):
+        least = held.argmin(1, keepdim=True)
+        held.scatter_add_(1, least, weight[:, k : k + 1])
+        hand[:, k : k + 1] = least
+    return torch.empty_like(hand).scatter_(1, order, hand)
+
+
+def _eigenvectors(logits: Tensor, weight: Tensor | None) -> Iterator[Tensor]:
+    """Cotangents [batch, position, vocab] u √λ, heaviest first, one at a position of every sample.
+
+    λ and v are the eigenvalues and -vectors of Wᵀ F W at all positions, and u = F W v / λ: then Wᵀ u √λ = v √λ, so
+    what flows back through W has the covariance Wᵀ F W. Without `weight`, W = I.
+    """
+    p = logits.double().softmax(-1)
+    basis = torch.eye(p.shape[-1]).to(p) if weight is None else weight.double()
+    values, vectors = [], []
+    for sample in p:
+        mean = sample @ basis
+        seen = torch.stack([(basis.mT * row) @ basis for row in sample]) - mean[:, :, None] * mean[:, None]
+        value, vector = torch.linalg.eigh(seen)
+        values.append(value.clamp(min=0).flatten())
+        vectors.append(vector.mT.flatten(0, 1))
+    value, order = torch.stack(values).sort(1, descending=True)
+    left = value.flip(1).cumsum(1).flip(1)  # from this direction on
+    count = int((left > TAIL * left[:, :1]).sum(1).max())
+    rows = torch.arange(len(p), device=p.device)
+    for k in range(count):
+        place = order[:, k]
+        position = place // basis.shape[1]
+        own = p[rows, position]
+        along = torch.stack([vector[at] for vector, at in zip(vectors, place, strict=True)]) @ basis.mT
+        known = value[:, k] > 1e-12 * value[:, 0]
+        scale = torch.where(known, value[:, k].rsqrt(), 0.0)[:, None]
+        cotangent = torch.zeros_like(logits)
+        cotangent[rows, position] = (scale * own * (along - (own * along).sum(1, keepdim=True))).to(logits)
+        yield cotangent
 
 
 def random_scores(batch: int, tokens: int, seed: int) -> Float[Tensor, "batch vision"]:
@@ -98,10 +175,22 @@ def most_salient(scores: Float[Tensor, "batch vision"], ratio: float) -> Bool[Te
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
-def _squared_norm(logits: Tensor, direction: Tensor, token: Tensor) -> Tensor:
-    """‖J_iᵀ direction‖² for every token i."""
-    (gradient,) = torch.autograd.grad(logits, token, direction, retain_graph=True)
-    return gradient.detach().float().square().sum(-1)
+def masked_response(model, vision: Float[Tensor, "batch vision dim"]) -> Int[Tensor, "batch response"]:
+    """The first step's response: nothing but mask tokens."""
+    return torch.full((len(vision), model.config.response_length), model.config.mask_id, device=vision.device)
+
+
+def check_inputs(vision: Tensor, prompt: Tensor) -> None:
+    """Raises ValueError unless they are floating [batch, vision, dim] without NaN, and integers [batch, prompt]."""
+    if not isinstance(vision, Tensor) or vision.ndim != 3 or not vision.is_floating_point():
+        raise ValueError(f"vision must be floating [batch, vision, dim], not {_describe(vision)}")
+    integers = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
+    if not integers or prompt.ndim != 2:
+        raise ValueError(f"prompt must be integers [batch, prompt], not {_describe(prompt)}")
+    if len(prompt) != len(vision):
+        raise ValueError(f"prompt has {len(prompt)} rows for {len(vision)} of vision: they must be equal")
+    if bool(vision.isnan().any()):
+        raise ValueError("vision holds NaN")
 
 
 def _describe(value: object) -> str:

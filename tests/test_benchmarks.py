@@ -7,7 +7,7 @@ import pytest
 
 import benchmarks.__main__ as bench
 from benchmarks import gpu, harness
-from benchmarks.plots import ratio_dots
+from benchmarks.plots import cost_curves, ratio_dots
 from lib.plotting import render
 
 
@@ -80,4 +80,18 @@ def test_the_gpu_script_says_where_there_is_none(monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
         gpu.main()
-    assert {"confidence", "loss"} <= set(gpu.KERNELS)
+    assert {"confidence", "fisher", "loss"} <= set(gpu.KERNELS)
+
+
+def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
+    costs = [("a", "sign", 1, 0.8, 2.0), ("a", "sign", 4, 0.9, 6.0), ("a", "occlusion", 0, 0.4, 60.0)]
+    costs += [("b", *row[1:]) for row in costs]
+    table = pd.DataFrame(costs, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
+    figure = cost_curves(table.assign(overlap_low=0.3, overlap_high=1.0), 4, 0.95)
+    left, right = figure.axes
+    assert [axis.get_title() for axis in (left, right)] == ["a", "b"]
+    assert [text.get_text() for text in left.texts] == ["1", "4"]
+    curves = [line.get_xydata().tolist() for line in left.lines]
+    assert [[2, 0.8], [6, 0.9]] in curves and [[60, 0.4]] in curves
+    assert [[4, 0], [4, 1]] in curves and [[0, 0.95], [1, 0.95]] in curves
+    assert render(figure, "png").startswith(b"\x89PNG")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.func import jacrev
 
+from lib.kernels.fisher import NOISES, fisher_probe
 from lib.models.mdlm import MdlmConfig, MdlmModel
-from lib.saliency import fisher_jacobian, fisher_probe, most_salient, random_scores
+from lib.saliency import DEALT, dealt_noise, fisher_jacobian, most_salient, random_scores
 
 VISION, WIDTH, POSITIONS, VOCABULARY = 4, 3, 2, 5
 
@@ -26,10 +27,10 @@ class Linear:
         return torch.einsum("lvid,bid->blv", self.weight.to(vision.dtype), vision)
 
 
-def mdlm():
+def mdlm(vocabulary=7):
     torch.manual_seed(0)
     vision = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shapes = {"vocab_size": 7, "width": 8, "layers": 2, "prompt_length": 3, "response_length": 2}
+    shapes = {"vocab_size": vocabulary, "width": 8, "layers": 2, "prompt_length": 3, "response_length": 2}
     model = MdlmModel(MdlmConfig(vision | {"image_size": 16, "patch_size": 8}, **shapes)).eval()
     for parameter in model.blocks.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -57,7 +58,7 @@ def reference(model, vision, prompt):
         p = logits(sample).double().softmax(-1)
         fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         rows.append(torch.einsum("lvid,lvw,lwid->i", jacobian, fisher, jacobian))
-    return torch.stack(rows)
+    return torch.stack(rows).detach()
 
 
 @pytest.mark.parametrize("make", [Linear, mdlm])
@@ -69,39 +70,117 @@ def test_exact_is_the_trace_of_the_explicit_quadratic_form(make):
     torch.testing.assert_close(score.double(), reference(model, vision, prompt), rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1, 20])  # of the logits: at 20 nearly all positions are certain
+def test_exact_takes_no_more_passes_than_the_head_is_wide(scale):
+    model = mdlm(vocabulary=40)
+    model.head.weight.data *= scale
+    vision, prompt = inputs(8)
+    expected = reference(model, vision, prompt)
+    passes = []
+    hook = model.norm.register_full_backward_hook(lambda *given: passes.append(1))
+    score = fisher_jacobian(model, vision, prompt, exact=True)
+    hook.remove()
+    torch.testing.assert_close(score.double(), expected, rtol=2e-4, atol=1e-7 * float(expected.max()))
+    assert 0 < len(passes) <= 2 * 8  # positions × width, not × vocabulary
+
+
+def test_exact_of_a_certain_response_is_zero():
+    model = Linear()
+    model.weight[:, 0] += 1e4
+    score = fisher_jacobian(model, inputs()[0].abs(), inputs()[1], exact=True)
+    assert (score == 0).all()
+
+
+@pytest.mark.parametrize("noise", [*NOISES, DEALT])
 @pytest.mark.parametrize("make", [Linear, mdlm])
-def test_the_estimate_is_unbiased_and_more_probes_bring_it_nearer(make):
+def test_the_estimate_is_unbiased_and_more_probes_bring_it_nearer(make, noise):
     model = make()
     vision, prompt = inputs(WIDTH if make is Linear else 8)
     exact = fisher_jacobian(model, vision, prompt, exact=True)
-    single = torch.stack([fisher_jacobian(model, vision, prompt, probes=1, seed=s) for s in range(300)])
+
+    def estimate(probes, seed):
+        return fisher_jacobian(model, vision, prompt, probes=probes, seed=seed, noise=noise)
+
+    single = torch.stack([estimate(1, s) for s in range(300)])
     error = single.std(0) / 300**0.5
     assert ((single.mean(0) - exact).abs() <= 4.5 * error + 1e-6).all()
     assert (error < 0.2 * exact + 1e-6).all()  # so the line above can fail
-    many = fisher_jacobian(model, vision, prompt, probes=300, seed=1000)
+    many = estimate(300, 1000)
     assert ((many - exact).abs() <= 4.5 * error + 1e-6).all()
     assert (single >= 0).all() and (exact >= 0).all()
+
+
+def spread(make, noise, probes):
+    """Mean squared error of the estimate, relative to the exact score, token by token."""
+    model = make()
+    vision, prompt = inputs(WIDTH if make is Linear else 8)
+    exact = fisher_jacobian(model, vision, prompt, exact=True)
+    seen = exact > 1e-6
+    found = [fisher_jacobian(model, vision, prompt, probes=probes, seed=s, noise=noise) for s in range(100)]
+    return float(((torch.stack(found) / exact - 1)[:, seen]).square().mean())
+
+
+@pytest.mark.parametrize("make", [Linear, mdlm])
+def test_signs_are_nearer_than_normal_noise_and_dealt_ones_nearer_still(make):
+    normal, sign, dealt = (spread(make, noise, 4) for noise in ("normal", "sign", DEALT))
+    assert sign < 0.9 * normal and dealt < 0.7 * sign
+
+
+@pytest.mark.parametrize("make", [Linear, mdlm])
+def test_dealt_probes_are_exact_where_every_direction_has_its_own(make):
+    model = make()
+    vision, prompt = inputs(WIDTH if make is Linear else 8)
+    score = fisher_jacobian(model, vision, prompt, probes=14, noise=DEALT)
+    torch.testing.assert_close(score, fisher_jacobian(model, vision, prompt, exact=True), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("width", [None, 3])
+@pytest.mark.parametrize("vocabulary", [3, 8, 30])
+def test_dealt_noise_takes_every_direction_once(vocabulary, width):
+    """Σ_k ‖ε_k‖² is the number of directions, and Σ_k E ε_k ε_kᵀ = I, also across the positions of a sample."""
+    draw = torch.Generator().manual_seed(0)
+    p = torch.randn(2, 3, vocabulary, generator=draw).mul(2).softmax(-1)
+    weight = None if width is None else torch.randn(vocabulary, width, generator=draw)
+    noise = torch.stack([dealt_noise(p, 2, seed, weight) for seed in range(400)])
+    assert noise.shape == (400, 2, 2, 3, vocabulary)
+    lengths = noise.square().sum((1, 4))
+    torch.testing.assert_close(lengths, torch.full_like(lengths, vocabulary), rtol=1e-4, atol=0)
+    rows = noise[:, :, 0].flatten(2)  # seed, probe, entries of the first sample
+    covariance = torch.einsum("ski,skj->ij", rows, rows) / 400
+    torch.testing.assert_close(covariance, torch.eye(3 * vocabulary), rtol=0, atol=5 / 400**0.5)
+
+
+def test_dealt_noise_keeps_the_two_heaviest_directions_apart():
+    """Of two uncertain positions among certain ones, each is alone in its probe."""
+    p = torch.full((1, 6, 5), 1e-4)
+    p[..., 0] = 1 - 4e-4
+    p[0, [1, 4], :2] = (1 - 3e-4) / 2
+    first, second = (fisher_probe(p, dealt_noise(p, 2, 0)).square().sum(-1)[:, 0]).sqrt()
+    alone = {tuple((probe > 0.5).nonzero()[:, 0].tolist()) for probe in (first, second)}
+    assert alone == {(1,), (4,)}
 
 
 def test_the_response_is_fully_masked_and_an_unseen_token_scores_zero():
     model = Linear()
     vision, prompt = inputs()
-    for exact in (True, False):
-        score = fisher_jacobian(model, vision, prompt, exact=exact)
+    for way in ({"exact": True}, {}, {"noise": DEALT}):
+        score = fisher_jacobian(model, vision, prompt, **way)
         assert model.blank.tolist() == [[0, 0]] * 3
         assert (score[:, 1] == 0).all() and (score[:, [0, 2, 3]] > 0).all()
 
 
-def test_the_seed_alone_decides():
+@pytest.mark.parametrize("noise", [*NOISES, DEALT])
+def test_the_seed_alone_decides(noise):
     model = Linear()
     vision, prompt = inputs()
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = fisher_jacobian(model, vision, prompt, seed=5)
+    first = fisher_jacobian(model, vision, prompt, seed=5, noise=noise)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(fisher_jacobian(model, vision, prompt, seed=5), first)
-    assert not torch.equal(fisher_jacobian(model, vision, prompt, seed=6), first)
+    assert torch.equal(fisher_jacobian(model, vision, prompt, seed=5, noise=noise), first)
+    assert not torch.equal(fisher_jacobian(model, vision, prompt, seed=6, noise=noise), first)
+    assert torch.equal(fisher_jacobian(model, vision, prompt, seed=5), first) == (noise == "sign")
 
 
 def test_it_leaves_model_and_vision_alone_and_works_without_gradients():
@@ -126,6 +205,17 @@ def test_bf16_vision_gives_nearly_the_float32_scores():
     torch.testing.assert_close(half, fisher_jacobian(model, vision.float(), prompt, exact=True), rtol=0.05, atol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [*NOISES, DEALT])
+def test_autocast_gives_nearly_the_float32_scores(noise):
+    model = mdlm()
+    vision, prompt = inputs(8)
+    full = fisher_jacobian(model, vision, prompt, noise=noise, probes=14)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = fisher_jacobian(model, vision, prompt, noise=noise, probes=14)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, full, rtol=0.15, atol=0.02 * float(full.max()))
+
+
 def test_an_empty_batch_and_a_single_token():
     model = mdlm()
     vision, prompt = inputs(8)
@@ -148,6 +238,7 @@ REFUSED = [
     ({"probes": 0}, "probes=0 must be"),
     ({"probes": 1.5}, "probes=1.5 must be"),
     ({"probes": True}, "probes=True must be"),
+    ({"noise": "uniform"}, "noise='uniform' must be one of sign, normal, dealt"),
 ]
 
 
@@ -157,14 +248,6 @@ def test_refusals_name_the_field(change, message):
     given = {"vision": VISION_OK, "prompt": PROMPT_OK} | change
     with pytest.raises(ValueError, match=message):
         fisher_jacobian(Linear(), **given)
-
-
-def test_the_probe_is_a_linear_map_whose_square_is_the_fisher_matrix():
-    p = torch.tensor([0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
-    rows = fisher_probe(p.expand(4, 4), torch.eye(4, dtype=torch.float64))
-    torch.testing.assert_close(rows.T @ rows, torch.diag(p) - torch.outer(p, p))
-    noise = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(fisher_probe(p, noise), noise @ rows)
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 1), (0.3, 2), (0.5, 4), (1.0, 7)])

@@ -1,0 +1,116 @@
+"""Other scores of how much a vision token matters, at the first denoising step, to compare with `saliency`'s.
+
+All are functions `(model, vision [batch, vision, dim], prompt [batch, prompt]) -> [batch, vision]`, float32 and
+non-negative, and raise ValueError for wrong shapes, dtypes or NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from lib.config import generator
+from lib.kernels.fisher import signs
+from lib.models.mdlm import MdlmModel
+from lib.saliency import check_inputs, masked_response
+
+VARIANTS = 128  # pictures with one token changed that go through the model at once
+
+
+@torch.no_grad()
+def attention_received(
+    model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+) -> Float[Tensor, "batch vision"]:
+    """Attention from the masked response positions to each vision token, mean over positions, heads and layers.
+
+    RedVTP's importance (arXiv 2511.12428). One forward pass, whose blocks' inputs are caught by hooks; the attention
+    of the response positions is then computed once more from the blocks' own projections.
+    """
+    check_inputs(vision, prompt)
+    response = masked_response(model, vision)
+    score = torch.zeros(vision.shape[:2], device=vision.device)
+    asking, prefix = response.shape[1], vision.shape[1] + prompt.shape[1]
+
+    def add(block, given, named) -> None:
+        x, visible, known = [*given, named.get("known")][:3]
+        if visible.shape[-1] == prefix:
+            return  # the prefix by itself: no response position asks
+        normed = block.before_attention(x)
+        keys = block.keys_values(normed)[0]
+        keys = keys if known is None else torch.cat([known[0], keys], 2)
+        width = normed.shape[-1]
+        asked = F.linear(normed[:, -asking:], block.qkv.weight[:width], block.qkv.bias[:width])
+        queries = asked.unflatten(-1, (block.heads, -1)).transpose(1, 2)
+        weight = (queries @ keys.mT).float() / queries.shape[-1] ** 0.5
+        weight = weight.masked_fill(~visible, -torch.inf).softmax(-1)
+        score.add_(weight[..., : vision.shape[1]].mean((1, 2)))
+
+    hooks = [block.register_forward_pre_hook(add, with_kwargs=True) for block in model.blocks]
+    try:
+        model.logits(vision, prompt, response)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return score / len(model.blocks)
+
+
+@torch.no_grad()
+def occlusion(
+    model, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+) -> Float[Tensor, "batch vision"]:
+    """KL(p ‖ p without token i) in nats, summed over response positions: what masking that token alone changes.
+
+    The mask token's embedding takes its place, as in DiSP. One forward pass per token, and one.
+    """
+    check_inputs(vision, prompt)
+    return _divergence(model, vision, prompt, model.mask_embedding.detach().to(vision).expand_as(vision))
+
+
+@torch.no_grad()
+def finite_difference(
+    model,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    *,
+    probes: int = 1,
+    step: float = 0.1,
+    seed: int = 0,
+) -> Float[Tensor, "batch vision"]:
+    """2 KL(p ‖ p with token i moved by h δ) / h², h = `step` and δ random signs, mean over `probes` of δ.
+
+    As h → 0 its mean is tr(J_iᵀ F J_i), without a gradient: one forward pass per token and probe, and one. Too small an
+    h drowns in rounding. Raises ValueError for `probes` below 1 or a step that is not above 0.
+    """
+    check_inputs(vision, prompt)
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise ValueError(f"probes={probes!r} must be an integer of at least 1")
+    if not 0 < step < float("inf"):
+        raise ValueError(f"step={step!r} must be a number above 0")
+    draw = generator(seed, "finite differences")
+    score = torch.zeros(vision.shape[:2], device=vision.device)
+    for _ in range(probes):
+        score += _divergence(model, vision, prompt, vision + step * signs(vision.shape, draw).to(vision))
+    return score * (2 / step**2 / probes)
+
+
+def _divergence(
+    model,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    other: Float[Tensor, "batch vision dim"],
+) -> Float[Tensor, "batch vision"]:
+    """KL(p ‖ p with `other` in the place of token i), summed over response positions, for every token i."""
+    response = masked_response(model, vision)
+    log_p = model.logits(vision, prompt, response).double().log_softmax(-1)
+    score = torch.zeros(vision.shape[:2], device=vision.device)
+    for k, row in enumerate(vision):
+        for tokens in torch.arange(len(row), device=row.device).split(VARIANTS):
+            changed = row.repeat(len(tokens), 1, 1)
+            changed[torch.arange(len(tokens), device=row.device), tokens] = other[k, tokens]
+            asked = (words[k].expand(len(tokens), -1) for words in (prompt, response))
+            log_q = model.logits(changed, *asked).double().log_softmax(-1)
+            divergence = (log_p[k].exp() * (log_p[k] - log_q)).sum((1, 2))
+            score[k, tokens] = divergence.clamp(min=0).float()
+    return score
