@@ -50,6 +50,8 @@ def cost_curves(table: pd.DataFrame, forwards: float, overlap: float) -> Figure:
         axis.axvline(forwards, color="0.5", linewidth=0.6, linestyle="--")
         axis.axhline(overlap, color="0.5", linewidth=0.6, linestyle="--")
         axis.set_xscale("log")
+        axis.set_xticks([1, 2, 4, 10, 20, 50], [1, 2, 4, 10, 20, 50])
+        axis.set_xticks([], minor=True)
         axis.set_title(pictures)
         axis.set_xlabel("cost in forward passes")
     axes[0].set_ylabel("overlap of the top 20 %")
