@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from lib import plotting
 from lib.collapse import Collapse
@@ -59,8 +60,9 @@ def forest(table: pd.DataFrame, quantities: tuple[str, ...] = tuple(QUANTITIES))
         look = line_style(style)
         axis.axvline(0, color="0.7", linewidth=0.6)
         axis.errorbar(value, place, xerr=reach, fmt=look["marker"], color=look["color"], markersize=3, capsize=1.5)
-        if f"paper_{name}" in table:
-            axis.plot(table[f"paper_{name}"], place, **plotting.paper_style())
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if f"paper_{name}" in table and table[f"paper_{name}"].notna().any():
+            axis.plot(table[f"paper_{name}"].astype(float), place, **plotting.paper_style())
             papers = True
         axis.set_title(QUANTITIES[name])
     axes[0].set_yticks(place, table["label"], fontsize=6.5)
@@ -84,7 +86,7 @@ def dynamics(table: pd.DataFrame) -> Figure:
         own = table[table["label"] == run]
         for axis, names in zip(column, shown, strict=True):
             _lines(axis, own, list(names))
-        column[0].set_title(f"{run} poisoning")
+        column[0].set(title=f"{run} poisoning", ylim=(-0.04, 1.04))
         column[1].axhline(0, color="0.7", linewidth=0.6)
         column[1].set_xlabel("step")
     axes[0, 0].set_ylabel("ASR")

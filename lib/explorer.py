@@ -66,7 +66,7 @@ class Explorer(widgets.VBox):
         fields = tuple(menu.value for menu in self.menus.values())
         result = self._load(fields)
         self.sample.max = len(result.v) - 1
-        title = f"{fields[0]}, {fields[1].upper()}, {fields[2]:.0%}, seed {fields[3]}"
+        title = f"{fields[0]}, {fields[1].upper()}, {100 * fields[2]:g} %, seed {fields[3]}"
         self.image.value = render(sample_view(result, self.sample.value, title, CREDIT), "png")
 
     def _collapse(self, fields: tuple) -> Collapse:

@@ -127,7 +127,7 @@ def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the part "grid" with a label each and, at the paper's rate, its values as paper_phi_image and so on."""
     pairs = list(zip(table["image_trigger"], table["text_trigger"], strict=True))
     labels = [
-        f"{' + '.join(pair)}, {protocol.upper()}, {rate:.0%}, seed {seed}"
+        f"{' + '.join(pair)}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
         for pair, protocol, rate, seed in zip(pairs, table["protocol"], table["rate"], table["seed"], strict=True)
     ]
     papers = {

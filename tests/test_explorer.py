@@ -37,7 +37,7 @@ def test_it_offers_what_is_there_and_redraws_without_sampling(run, monkeypatch):
     assert shown.attack.protocol == "or" and shown.sample.max == 2
 
     def drawn(protocol, sample):
-        title = f"white-box + mignneko, {protocol.upper()}, 10%, seed 0"
+        title = f"white-box + mignneko, {protocol.upper()}, 10 %, seed 0"
         return render(sample_view(results[protocol], sample, title, CREDIT), "png")
 
     assert shown.image.value == drawn("or", 0)

@@ -98,5 +98,5 @@ def test_labels_name_the_attack_and_carry_the_papers_values_at_its_rate():
     rows += [("checker", "mignneko", "or", 0.05, 0)]
     table = pd.DataFrame(rows, columns=["image_trigger", "text_trigger", "protocol", "rate", "seed"])
     labelled = grid.grid_labels(table)
-    assert labelled["label"][0] == "white-box + mignneko, AND, 5%, seed 3"
+    assert labelled["label"][0] == "white-box + mignneko, AND, 5 %, seed 3"
     assert labelled["paper_phi_text"].iloc[0] == 0.9532 and labelled["paper_phi_text"].iloc[1:].isna().all()
