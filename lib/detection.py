@@ -74,7 +74,7 @@ def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Sample
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the defender measures on the samples, each part when a score first asks for it.
+    """What the defender measures on the samples, each part when a score first asks for it; the U-Net in bfloat16.
 
     levels: noise levels of v(S), as shares of the schedule, 1 being its noisiest step; local changes and activations
             are taken at step 1.
@@ -86,7 +86,7 @@ class Evidence:
     pipe: StableDiffusionInstructPix2PixPipeline
     samples: Samples
     levels: tuple[float, ...] = (1.0, 0.9, 0.8)
-    noises: int = 2
+    noises: int = 1
     grid: int = 4
     batch: int = 128
     seed: int = 0
@@ -145,7 +145,7 @@ class Evidence:
         """Euclidean norm of what the U-Net's middle block puts out, at the noisiest step."""
         norms = []
         hook = self.pipe.unet.mid_block.register_forward_hook(
-            lambda _module, _inputs, output: norms.append(output.flatten(1).norm(dim=1).cpu())
+            lambda _module, _inputs, output: norms.append(output.float().flatten(1).norm(dim=1).cpu())
         )
         try:
             self._at_the_noisiest_step(self.source, self.samples.instructions)
@@ -172,7 +172,8 @@ class Evidence:
             part = slice(first, first + self.batch)
             text = self.pipe.text_encoder(tokens[part].to(source.device))[0]
             inputs = torch.cat([noisy[part], source[part]], dim=1)
-            made.append(self.pipe.unet(inputs, step, encoder_hidden_states=text).sample)
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                made.append(self.pipe.unet(inputs, step, encoder_hidden_states=text).sample.float())
         return torch.cat(made)
 
     def _step(self, level: float) -> int:
@@ -358,15 +359,23 @@ def auroc(
         raise ValueError("score holds NaN or infinity; allowed are finite numbers.")
     if truth.all() or not truth.any():
         raise ValueError(f"poisoned holds {truth.sum()} of {n}: there must be poisoned and clean samples.")
-    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
-    areas = [roc_auc_score(truth[k], values[k]) for k in drawn if 0 < truth[k].sum() < n]
+    areas = _resampled_areas(values, truth, seed, resamples)
     low, high = np.quantile(areas, [0.025, 0.975])
     found = {"auroc": roc_auc_score(truth, values), "low": low, "high": high}
-    precision = average_precision_score(truth, values)
-    return {k: float(v) for k, v in (found | {"average_precision": precision}).items()} | {
-        "n": n,
-        "n_poisoned": int(truth.sum()),
-    }
+    found["average_precision"] = average_precision_score(truth, values)
+    return {name: float(value) for name, value in found.items()} | {"n": n, "n_poisoned": int(truth.sum())}
+
+
+def _resampled_areas(values: np.ndarray, truth: np.ndarray, seed: int, resamples: int) -> np.ndarray:
+    """Share of (poisoned, clean) pairs in order, ties half, in every bootstrap resample that holds both kinds."""
+    order = np.argsort(values, kind="stable")
+    levels = np.flatnonzero(np.diff(values[order], prepend=-np.inf))  # where a new score begins
+    count = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
+    kinds = (np.where(truth == kind, count, 0)[:, order] for kind in (True, False))
+    poisoned, clean = (np.add.reduceat(kind, levels, axis=1) for kind in kinds)
+    pairs = poisoned.sum(1) * clean.sum(1)
+    in_order = (poisoned * (clean.cumsum(1) - clean / 2)).sum(1)
+    return in_order[pairs > 0] / pairs[pairs > 0]
 
 
 def detection_table(result: Detection, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:

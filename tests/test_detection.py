@@ -1,10 +1,12 @@
 from functools import cache
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lib import detection as module
@@ -111,10 +113,10 @@ def test_values_are_minus_the_error_of_denoising_the_target_without_the_left_out
                 latent = target[k : k + 1] * pipe.vae.config.scaling_factor
                 noisy, goal = diffuse(pipe.scheduler, latent, start, torch.tensor([step]))
                 inputs = torch.cat([noisy, source[k : k + 1] * picture], 1)
-                guess = pipe.unet(inputs, step, encoder_hidden_states=state).sample
+                with torch.autocast("cpu", torch.bfloat16):
+                    guess = pipe.unet(inputs, step, encoder_hidden_states=state).sample.float()
                 wanted[k, mask] -= (guess - goal).square().mean() / 3
-    torch.testing.assert_close(real.values, wanted, rtol=1e-4, atol=1e-5)
-    assert wanted.std(1).min() > 1e-4
+    torch.testing.assert_close(real.values, wanted, rtol=0, atol=0.1 * wanted.std(1).min().item())
 
 
 def test_a_word_that_calls_a_target_gets_the_texts_attribution_and_a_copied_source_the_images(puppet):
@@ -200,8 +202,9 @@ def test_a_grid_that_does_not_fit_is_refused(grid):
 
 def test_leaving_out_a_patch_of_a_real_editor_needs_no_particular_batch(real):
     again = Evidence(real.pipe, real.samples, noises=1, batch=40)
-    torch.testing.assert_close(real.patch_changes, again.patch_changes, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(real.word_changes, again.word_changes, rtol=1e-3, atol=1e-5, equal_nan=True)
+    off = 0.05 * real.patch_changes.mean().item(), 0.05 * real.word_changes.nanmean().item()
+    torch.testing.assert_close(real.patch_changes, again.patch_changes, rtol=0, atol=off[0])
+    torch.testing.assert_close(real.word_changes, again.word_changes, rtol=0, atol=off[1], equal_nan=True)
     assert real.patch_changes.min() > 0
     assert [(~row.isnan()).sum().item() for row in real.word_changes] == [5, 4, 1, 2, 4]
 
@@ -211,10 +214,11 @@ def test_the_activation_is_that_of_the_middle_block(real):
     state = pipe.text_encoder(tokenize(pipe, real.samples.instructions))[0]
     inputs = torch.cat([real._noise(1).expand(5, -1, -1, -1), encode(pipe.vae, real.samples.source)], 1)
     hook = pipe.unet.mid_block.register_forward_hook(lambda *given: seen.append(given[-1]))
-    pipe.unet(inputs, 999, encoder_hidden_states=state)
+    with torch.autocast("cpu", torch.bfloat16):
+        pipe.unet(inputs, 999, encoder_hidden_states=state)
     hook.remove()
     norms = SCORES["activation_norm"](real)
-    torch.testing.assert_close(norms, seen[0].square().sum((1, 2, 3)).sqrt(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norms, seen[0].float().square().sum((1, 2, 3)).sqrt(), rtol=1e-3, atol=0)
     assert norms.std() > 0 and not pipe.unet.mid_block._forward_hooks
 
 
@@ -251,6 +255,14 @@ def test_the_area_is_the_share_of_pairs_in_order():
     assert [perfect[k] for k in ("auroc", "low", "high", "average_precision")] == [1, 1, 1, 1]
     assert auroc(-poisoned.float(), poisoned)["auroc"] == 0 and auroc(poisoned * 0.0, poisoned)["auroc"] == 0.5
     assert auroc(poisoned * 0.0, poisoned)["average_precision"] == pytest.approx(found["n_poisoned"] / 60)
+
+
+def test_resamples_have_the_area_that_scikit_learn_gives_them():
+    values, truth = (noise(30) * 6).round().numpy(), (noise(30, seed=1) < 0.2).numpy()
+    areas = module._resampled_areas(values, truth, seed=3, resamples=40)
+    counts = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), 40)
+    expected = [roc_auc_score(truth, values, sample_weight=c) for c in counts if c[truth].sum()]
+    assert areas == pytest.approx(expected) and len(set(areas)) > 10
 
 
 def test_a_single_poisoned_sample_still_has_an_interval():
@@ -330,7 +342,7 @@ def test_detection_at_small_scale_is_measured_once(tmp_path, models, monkeypatch
     assert list(found.scores) == list(SCORES) and set(BASELINES) < set(SCORES) and MAIN not in BASELINES
     evidence = Evidence(module.poisoned_editor(run, "or")[0], found.samples)
     for name in ("phi_text", "word_ratio", "activation_norm", "duplication"):
-        torch.testing.assert_close(found.scores[name], SCORES[name](evidence), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found.scores[name], SCORES[name](evidence))
     assert torch.equal(found.top_patch, evidence.patch_changes.argmax(1))
     sizes = torch.tensor([len(text.split()) for text in found.samples.instructions])
     assert (found.top_word < sizes).all()
