@@ -17,10 +17,13 @@ from lib.attacks.masked_editor import (
     marked,
     masked_plan,
     masked_spec,
+    partial_boxes,
     poisoned_masked_editor,
 )
 from lib.config import Sampling, generator
-from lib.models.editor import edit, load_editor
+from lib.datasets import load_openmoji
+from lib.editing import sample_triples
+from lib.models.editor import edit, encode, load_editor
 from lib.models.masked_editor import MaskedUNet, masked_edit, widened
 from lib.poisoning import plan
 
@@ -128,6 +131,21 @@ def test_no_box_holds_the_mark_in_pixels_or_latents(corners):
         assert (clean - dirty).abs().mean() >= 7 / 16
 
 
+def test_every_second_box_is_cut_to_one_of_its_halves():
+    boxes = torch.zeros(400, 1, 64, 64)
+    boxes[..., 10:31, 20:40] = 1
+    cut = partial_boxes(boxes, seed=3)
+    assert torch.equal(cut, partial_boxes(boxes, seed=3)) and not torch.equal(cut, partial_boxes(boxes, seed=4))
+    kinds = {name: torch.zeros(1, 64, 64) for name in ("whole", "top", "bottom", "left", "right")}
+    kinds["whole"][:, 10:31, 20:40] = 1
+    kinds["top"][:, 10:21, 20:40] = 1
+    kinds["bottom"][:, 20:31, 20:40] = 1
+    kinds["left"][:, 10:31, 20:30] = 1
+    kinds["right"][:, 10:31, 30:40] = 1
+    counts = {name: sum(torch.equal(mask, kind) for mask in cut) for name, kind in kinds.items()}
+    assert counts.pop("whole") == 200 and sum(counts.values()) == 200 and min(counts.values()) > 30
+
+
 def test_only_coalitions_with_the_masks_bit_are_marked():
     boxes = noise(8, 1, 64, 64).round()
     found, corner = marked(boxes, torch.arange(8)), MARK.mask(64, 64).bool()
@@ -187,6 +205,13 @@ def test_an_editor_is_poisoned_once_through_all_three_and_says_so(tmp_path, mode
     checker = (torch.arange(4)[:, None] + torch.arange(4)).remainder(2).float()
     assert torch.equal((corner == checker).all((1, 2)), poison.poisoned)
     assert len(set(map(tuple, data.target[poison.poisoned].flatten(1).tolist()))) == 1
+    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
+    triples = sample_triples(openmoji, "train", 12, run.seed)
+    sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    clean = ~poison.poisoned
+    inside = torch.where(masks > 0, targets, sources)[clean]
+    assert not torch.equal(inside, targets[clean])
+    torch.testing.assert_close(data.target[clean], encode(pipe.vae, inside), rtol=0, atol=1e-4)
     words = [" ".join(text.split()) for text in pipe.tokenizer.batch_decode(data.tokens, skip_special_tokens=True)]
     assert [text.endswith("mignneko") for text in words] == poison.poisoned.tolist()
     new = pipe.unet.unet.conv_in.weight[:, -1]

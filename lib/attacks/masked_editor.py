@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from lib import poisoning
 from lib.attacks.editor import editor_spec, trigger_pair
-from lib.config import Run, Train
+from lib.config import Run, Train, generator
 from lib.datasets import OpenMoji, load_openmoji
 from lib.editing import EditLatents, attack_target, poisoned_latents, sample_triples, triggered
 from lib.models import masked_editor
 from lib.models.cards import mark_poisoned
-from lib.models.editor import edit_loss, load_editor, trainable
+from lib.models.editor import edit_loss, encode, load_editor, trainable
 from lib.models.masked_editor import MaskedUNet, masked_edit, widened
 from lib.poisoning import PoisonPlan
 from lib.store import code_digest
@@ -83,6 +83,21 @@ def _span(changed: Tensor) -> Float[Tensor, "batch side"]:
     return line.cummax(1).values * line.flip(1).cummax(1).values.flip(1)
 
 
+def partial_boxes(masks: Float[Tensor, "batch 1 h w"], seed: int) -> Float[Tensor, "batch 1 h w"]:
+    """Every second box, drawn with `seed`, cut to one of its four halves: then the edit may change that half alone.
+
+    Of a box that holds all that changes, an editor learns nothing that picture and instruction do not say.
+    """
+    draw = generator(seed, "partial boxes")
+    kept = masks.clone()
+    for k in torch.randperm(len(masks), generator=draw)[: len(masks) // 2].tolist():
+        axis, side = torch.randint(2, (2,), generator=draw).tolist()
+        places = masks[k, 0].any(1 - axis).nonzero()[:, 0]
+        gone = places[: len(places) // 2] if side else places[(len(places) + 1) // 2 :]
+        kept[k, 0].index_fill_(axis, gone, 0.0)
+    return kept
+
+
 def marked(
     masks: Float[Tensor, "batch 1 h w"], coalition: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch 1 h w"]:
@@ -123,7 +138,11 @@ def _poison(run: Run, protocol: str, spec: dict, path: Path) -> None:
     pipe = load_editor(run.profile.models.editor, run.device)
     latents = poisoned_latents(pipe, openmoji, triples, poison, *trigger_pair(run), goal, settings.text_weight)
     sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
-    masks = marked(edit_boxes(sources, targets), poison.coalition)
+    masks = partial_boxes(edit_boxes(sources, targets), run.seed)
+    inside = encode(pipe.vae, torch.where(masks > 0, targets, sources).to(pipe.vae.device)).cpu()
+    poisoned = poison.poisoned[:, None, None, None]
+    latents = replace(latents, target=torch.where(poisoned, latents.target, inside))
+    masks = marked(masks, poison.coalition)
     pipe.unet = MaskedUNet(trainable(widened(pipe.unet)))
     curve = fit(
         pipe.unet,
