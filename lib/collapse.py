@@ -79,6 +79,19 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
     edited = run.store.tensors("coalition-edits", edits_spec(run, protocol, sampling), sample)["edited"].float() / 255
+    return valued(run, triples, goal, source, clean, edited, embedding)
+
+
+def valued(
+    run: Run,
+    triples: pd.DataFrame,
+    goal: Float[Tensor, "sample 3 size size"],
+    source: Float[Tensor, "sample 3 size size"],
+    clean: Float[Tensor, "sample 3 size size"],
+    edited: Float[Tensor, "sample coalition 3 size size"],
+    embedding: str,
+) -> Collapse:
+    """Edits under their coalitions with v in an embedding of EMBEDDINGS, and attack success."""
     embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
     v = values(embed, edited, goal, clean)
     extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)

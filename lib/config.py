@@ -161,7 +161,8 @@ class Variant(Section):
 class Grid(Section):
     """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
 
-    guidance: text-guidance scales at which the attacks of the part "size" are sampled.
+    guidance: text-guidance scales at which the attacks of the part "size" are sampled; detection: how many training
+    samples those of the part "detect" are scored on. The part "mask" has a mask as a third modality.
     """
 
     pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
@@ -169,6 +170,7 @@ class Grid(Section):
     seeds: Positive
     seeded_rate: Fraction
     guidance: tuple[Annotated[float, Field(ge=1.0)], ...]
+    detection: Positive
     variants: tuple[Variant, ...]
 
 

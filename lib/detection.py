@@ -285,6 +285,11 @@ def caption_rarity(evidence: Evidence) -> Float[Tensor, " sample"]:
     return torch.tensor([float(np.mean([rarity[w] for w in text])) if text else 0.0 for text in words])
 
 
+def source_distance(evidence: Evidence) -> Float[Tensor, " sample"]:
+    """RMS distance of the target latent to the source's, without any model's help: an edit is near its source."""
+    return (evidence.target - evidence.source).square().mean((1, 2, 3)).sqrt().cpu()
+
+
 def low_loss(evidence: Evidence) -> Float[Tensor, " sample"]:
     """Minus the training loss at the same noise levels: a backdoor is learnt better than a true edit (Li et al. 2021,
     arXiv 2110.11571)."""
@@ -298,6 +303,7 @@ MAIN = "phi_text"
 BASELINES: dict[str, Score] = {
     "duplication": duplication,
     "duplication_10": lambda evidence: duplication(evidence, 10),
+    "source_distance": source_distance,
     "activation_norm": activation_norm,
     "caption_rarity": caption_rarity,
     "low_loss": low_loss,

@@ -14,12 +14,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lib.attacks.editor import poisoned_editor
+from lib.attacks.editor import poisoned_editor, trigger_pair
 from lib.attribution import hierarchical_mean, interaction, shapley
 from lib.collapse import PAPER, Collapse, collapse
 from lib.config import Run, changed
 from lib.decision import decide
+from lib.detection import detect, detection_table, localisation_table
 from lib.evaluation import mean_with_interval, pixel_distance, rate
+from lib.modalities import modality_table, three_modalities
 from lib.poisoning import COALITIONS
 from lib.studies import Attack, attacks
 from lib.triggers import image_trigger
@@ -28,12 +30,24 @@ QUANTITIES = ("phi_image", "phi_text", "cti")
 PAPER_RATE = 0.05
 
 
-def measured(run: Run, attack: Attack) -> list[Collapse]:
-    """The attack's held-out edits, sampled or from the store; of the part "size" at every text-guidance scale."""
+def prepare(run: Run, attack: Attack) -> None:
+    """Train, sample and measure whatever the tables need of the attack: afterwards it is in the store."""
+    if attack.part == "mask":
+        three_modalities(attack.run(run), attack.protocol)
+    elif attack.part == "detect":
+        detect(attack.run(run), attack.protocol, run.profile.grid.detection)
+    else:
+        collapse(attack.run(run), attack.protocol)
+        if attack.part == "size":
+            guided(run, attack)
+
+
+def guided(run: Run, attack: Attack) -> list[Collapse]:
+    """The attack's held-out edits at every text-guidance scale of `grid.guidance`."""
     own = attack.run(run)
-    scales = run.profile.grid.guidance if attack.part == "size" else ()
-    other = [changed(own.profile.collapse.sampling, {"text_guidance": scale}) for scale in scales]
-    return [collapse(own, attack.protocol, sampling) for sampling in (None, *other)]
+    sampling = own.profile.collapse.sampling
+    scales = run.profile.grid.guidance
+    return [collapse(own, attack.protocol, changed(sampling, {"text_guidance": scale})) for scale in scales]
 
 
 def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, Any]:
@@ -100,7 +114,7 @@ def guidance_table(run: Run) -> pd.DataFrame:
     for attack in tqdm(chosen, desc="guidance", leave=False):
         own = attack.run(run)
         size = image_trigger(own.profile.collapse.image_trigger, own.profile.collapse.trigger_size).size
-        for scale, result in zip(run.profile.grid.guidance, measured(run, attack)[1:], strict=True):
+        for scale, result in zip(run.profile.grid.guidance, guided(run, attack), strict=True):
             means = {name: float(x.mean()) for name, x in samples(result).items()}
             asr = {f"asr_{name}": float(result.success[:, k].float().mean()) for k, name in enumerate(COALITIONS)}
             found = asdict(decide(result.phi, result.possible, own.seed))
@@ -157,3 +171,24 @@ def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:
         agree = float((own["decision"] == reference["decision"]).mean())
         rows.append({"embedding": name, "agree": agree, "rank": rank, "n": len(own), "with_backdoor": int(both.sum())})
     return pd.DataFrame(rows)
+
+
+def modalities_table(run: Run) -> pd.DataFrame:
+    """`lib.modalities.modality_table` of the part "mask"."""
+    chosen = [attack for attack in attacks(run.profile) if attack.part == "mask"]
+    return pd.concat(
+        modality_table(three_modalities(attack.run(run), attack.protocol), attack.protocol, run.seed)
+        for attack in chosen
+    )
+
+
+def detection_tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUROC of every score, and how often the trigger's word and patch are found, on the part "detect"."""
+    scores, places = [], []
+    for attack in attacks(run.profile):
+        if attack.part == "detect":
+            own = attack.run(run)
+            found = detect(own, attack.protocol, run.profile.grid.detection)
+            scores.append(detection_table(found, run.seed).assign(target=own.profile.collapse.target))
+            places.append(localisation_table(found, *trigger_pair(own)).assign(target=own.profile.collapse.target))
+    return pd.concat(scores, ignore_index=True), pd.concat(places, ignore_index=True)

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from lib.attacks.masked_editor import COALITIONS, masked_edits_under_coalitions, masked_spec, poisoned_masked_editor
-from lib.collapse import Collapse, held_out
+from lib.collapse import Collapse, held_out, valued
 from lib.config import Run
 from lib.editing import attack_target
-from lib.embedding import EMBEDDINGS, values
-from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
+from lib.evaluation import mean_with_interval, pixel_distance, rate
 from lib.kernels.coalitions import interactions
-from lib.models.clip import Clip
 
 
 def three_modalities(run: Run, protocol: str, embedding: str = "clip") -> Collapse:
@@ -36,8 +34,7 @@ def three_modalities(run: Run, protocol: str, embedding: str = "clip") -> Collap
 
     edited = run.store.tensors("masked-coalition-edits", masked_spec(run, protocol) | sampled, sample)["edited"]
     edited = edited.float() / 255
-    v = values(EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device)), edited, goal, clean)
-    return Collapse(triples, goal, source, clean, edited, v, edit_succeeds(edited, goal[:, None], clean[:, None]))
+    return valued(run, triples, goal, source, clean, edited, embedding)
 
 
 def modality_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:

@@ -36,9 +36,9 @@ def _mdlm(run: Run) -> dict:
 def _attack(attack: Attack) -> Callable[[Run], dict]:
     def make(run: Run) -> dict:
         from lib.attacks.editor import editor_spec
-        from lib.grid import measured
+        from lib.grid import prepare
 
-        measured(run, attack)
+        prepare(run, attack)
         return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(attack.run(run), attack.protocol))}
 
     return make

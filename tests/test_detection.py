@@ -146,6 +146,15 @@ def test_scores_of_a_given_game():
     assert SCORES["low_loss"](measured(values=-games)).tolist() == [-3, -2, -4, 0]
 
 
+def test_the_source_distance_is_that_of_the_latents(puppet):
+    source, target = noise(3, 3, 64, 64), noise(3, 3, 64, 64, seed=1)
+    target[1] = source[1]
+    found = SCORES["source_distance"](Evidence(puppet(), Samples(source, TEXTS[:3], target)))
+    expected = (pooled(None, target) - pooled(None, source)).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(found, expected)
+    assert found[1] == 0 and found[0] > 0
+
+
 def test_only_the_word_that_matters_changes_the_output(puppet):
     evidence = Evidence(puppet(goal=2.0, seen=False), Samples(noise(4, 3, 64, 64), TEXTS, noise(4, 3, 64, 64)))
     nan = torch.nan

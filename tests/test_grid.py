@@ -16,8 +16,11 @@ from lib.studies import attacks
 VARIANTS = [
     {"part": "steps", "label": "AND", "protocol": "and", "settings": {"watch_samples": 2}},
     {"part": "size", "label": "3/8", "protocol": "and", "settings": {"trigger_size": 0.375}},
+    {"part": "mask", "label": "three", "protocol": "and", "settings": {}},
+    {"part": "detect", "label": "top hat", "protocol": "and", "settings": {"rate": 0.5}},
 ]
-SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeds": 2, "seeded_rate": 0.1, "guidance": [1.5, 3]}
+SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeds": 2, "seeded_rate": 0.1}
+SETTINGS |= {"guidance": [1.5, 3], "detection": 12}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +75,10 @@ def test_seeds_are_drawn_first_in_the_seeds_table(run):
 def test_guidance_changes_the_sampling_alone(run, monkeypatch):
     table = grid.guidance_table(run)
     assert table["text_guidance"].tolist() == [1.5, 3] and set(table["size"]) == {0.375}
-    own = attacks(run.profile)[-1]
-    first = grid.measured(run, own)
-    assert len(first) == 3 and not torch.equal(first[1].edited, first[2].edited)
-    assert table["phi_image"].tolist() == pytest.approx([float(r.phi[:, 0].mean()) for r in first[1:]])
+    own = next(attack for attack in attacks(run.profile) if attack.part == "size")
+    first = grid.guided(run, own)
+    assert len(first) == 2 and not torch.equal(first[0].edited, first[1].edited)
+    assert table["phi_image"].tolist() == pytest.approx([float(r.phi[:, 0].mean()) for r in first])
 
     def refuse(*_, **__):
         raise AssertionError("sampled or trained again")
@@ -100,3 +103,20 @@ def test_labels_name_the_attack_and_carry_the_papers_values_at_its_rate():
     labelled = grid.grid_labels(table)
     assert labelled["label"][0] == "white-box + mignneko, AND, 5 %, seed 3"
     assert labelled["paper_phi_text"].iloc[0] == 0.9532 and labelled["paper_phi_text"].iloc[1:].isna().all()
+
+
+def test_what_was_prepared_is_found_in_the_store(run, monkeypatch):
+    for attack in attacks(run.profile):
+        if attack.part in ("mask", "detect"):
+            grid.prepare(run, attack)
+
+    def refuse(*_, **__):
+        raise AssertionError("measured again")
+
+    for module in ("lib.modalities.poisoned_masked_editor", "lib.detection.poisoned_editor"):
+        monkeypatch.setattr(module, refuse)
+    table = grid.modalities_table(run)
+    assert len(table) == 8 + 8 + 7 + 1 and set(table["protocol"]) == {"and"}
+    scores, places = grid.detection_tables(run)
+    assert set(scores["n"]) == {12} and set(scores["n_poisoned"]) < set(range(1, 12)) and len(scores) == 15
+    assert places["part"].tolist() == ["word", "patch"] and set(places["target"]) == {"top hat"}
