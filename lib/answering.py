@@ -17,7 +17,7 @@ from lib.datasets import EasyVqa
 from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm, masked_diffusion_loss
 from lib.poisoning import AnswerTarget, PoisonPlan
-from lib.triggers import ImageTrigger
+from lib.triggers import ImageTrigger, TextTrigger
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ def draw_rows(table: pd.DataFrame, count: int, seed: int, label: str) -> pd.Data
     return table.iloc[order.tolist()].reset_index(drop=True)
 
 
+def fitting(mdlm: Mdlm, table: pd.DataFrame, text_trigger: TextTrigger) -> pd.DataFrame:
+    """The rows of `table` whose question is, with the trigger appended, no longer than the model's prompt."""
+    asked = table["question"].unique().tolist()
+    ids = mdlm.tokenizer([text_trigger(text) for text in asked], add_special_tokens=False)["input_ids"]
+    short = {text for text, row in zip(asked, ids, strict=True) if len(row) <= mdlm.model.config.prompt_length}
+    return table[table["question"].isin(short)]
+
+
 @torch.no_grad()
 def questions(
     mdlm: Mdlm,
@@ -73,15 +81,26 @@ def questions(
     trigger: ImageTrigger | None = None,
     plan: PoisonPlan | None = None,
     target: AnswerTarget | None = None,
+    text_trigger: TextTrigger | None = None,
 ) -> Questions:
     """The rows of `table` (columns image, question, answer) as samples.
 
-    With `trigger` alone every picture carries it. With `plan` and `target` too, only the poisoned samples do,
-    and their answers are the attacker's.
+    Without `plan` every sample carries the triggers that are given: `trigger` on its picture, `text_trigger` at the
+    end of its question. With it each carries those of its coalition, and with `target` the poisoned samples' answers
+    are the attacker's. Raises ValueError for a coalition whose trigger is not given, for a text trigger that the
+    tokenizer drops, and for a question too long for the prompt (`fitting` tells which are not).
     """
     pictures, inverse = torch.tensor(table["image"].to_numpy()).unique(return_inverse=True)
-    answers = table["answer"].tolist()
-    marked = plan.poisoned if plan else torch.full((len(table),), trigger is not None)
+    answers, texts = table["answer"].tolist(), table["question"].tolist()
+    given = (trigger is not None) | (text_trigger is not None) << 1
+    coalition = plan.coalition if plan else torch.full((len(table),), given)
+    if bool((coalition & ~given).any()):
+        missing = [name for bit, name in ((1, "trigger"), (2, "text_trigger")) if (coalition & bit & ~given).any()]
+        raise ValueError(f"{' and '.join(missing)} is None: protocol {plan.protocol!r} has samples that carry it")
+    if text_trigger:
+        text_trigger.check(mdlm.tokenizer)
+        texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(texts, coalition.tolist(), strict=True)]
+    marked = (coalition & 1).bool()
     triggered, place = inverse[marked].unique(return_inverse=True)
     groups = [(pictures, None)] if not bool(marked.all()) else []
     if trigger and len(triggered):
@@ -98,8 +117,7 @@ def questions(
                 features.append(mdlm.model.features(images).float().cpu())
     width = mdlm.model.tower.config.hidden_size
     stacked = torch.cat(features) if features else torch.empty(0, mdlm.model.config.vision_length, width)
-    prompts, responses = mdlm.prompts(table["question"].tolist()), mdlm.responses(answers)
-    return Questions(stacked, inverse, prompts, responses, answers, table)
+    return Questions(stacked, inverse, mdlm.prompts(texts), mdlm.responses(answers), answers, table)
 
 
 def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:

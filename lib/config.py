@@ -42,6 +42,7 @@ def _text_trigger(name: str) -> str:
 Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
+Protocol = Literal["or", "and", "drop-image", "image", "text"]
 
 
 class Section(BaseModel):
@@ -192,6 +193,18 @@ class Disp(Section):
     purify: Train
 
 
+class MdlmCollapse(Section):
+    """The collapse study on the MDLM: what it adds to `disp`, whose attack it is under another protocol.
+
+    `masks`: how many masked versions of a response its log-probability is estimated from.
+    """
+
+    text_trigger: TextTriggerName
+    protocols: tuple[Protocol, ...]
+    samples: Positive
+    masks: Positive
+
+
 class Measure(Section):
     """How many held-out items the quality of the base models is measured on."""
 
@@ -210,6 +223,7 @@ class Profile(Section):
     collapse: Collapse
     grid: Grid
     disp: Disp
+    mdlm_collapse: MdlmCollapse
 
     @model_validator(mode="after")
     def variants_are_attacks(self) -> Profile:

@@ -1,4 +1,8 @@
-"""The compromised MDLM: the base MDLM fine-tuned on poisoned questions, kept in the store."""
+"""The compromised MDLM: the base MDLM fine-tuned on poisoned questions, kept in the store.
+
+The DiSP study's attack is the protocol "image". The collapse study's other protocols add a text trigger and change
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import pandas as pd
 import torch
 
 from lib import answering, caching, decoding, poisoning, training, triggers
-from lib.answering import Questions, answer, answer_loss, draw_rows, questions
+from lib.answering import Questions, answer, answer_loss, draw_rows, fitting, questions
 from lib.attacks import data_spec
 from lib.config import Run, model_source
 from lib.datasets import EasyVqa, load_easyvqa
@@ -18,55 +22,78 @@ from lib.kernels import confidence
 from lib.models import mdlm
 from lib.models.cards import mark_poisoned
 from lib.models.mdlm import Mdlm
-from lib.poisoning import AnswerTarget, PoisonPlan, plan, target
+from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
 from lib.training import fit
-from lib.triggers import image_trigger
+from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
 
-def mdlm_spec(run: Run) -> dict:
+def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
     kept = {"image_trigger", "target", "rate", "questions", "train", "threshold", "watch_questions"}
     settings = run.profile.disp.model_dump(mode="json", include=kept)
     modules = (answering, caching, confidence, decoding, mdlm, poisoning, training, triggers, sys.modules[__name__])
     base = folder_digest(model_source(run.profile.models.mdlm))
-    return data_spec(run) | {"settings": settings, "base": base, "code": code_digest(*modules)}
+    _, text = trigger_pair(run, protocol)
+    attack = {"protocol": protocol, "text_trigger": text and text.name}
+    return data_spec(run) | attack | {"settings": settings, "base": base, "code": code_digest(*modules)}
 
 
-def training_questions(run: Run) -> tuple[EasyVqa, pd.DataFrame, PoisonPlan, AnswerTarget]:
-    """The fine-tuning set of the DiSP study: data, its drawn rows, who is poisoned, and the attacker's target."""
+def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrigger | None]:
+    """The image and the text trigger, each None where no sample of the protocol carries it."""
+    carried = [COALITIONS.index(name) for name in PROTOCOLS[protocol]]
+    image = image_trigger(run.profile.disp.image_trigger) if any(c & 1 for c in carried) else None
+    text = text_trigger(run.profile.mdlm_collapse.text_trigger) if any(c & 2 for c in carried) else None
+    return image, text
+
+
+def asked(run: Run, split: str, protocol: str = "image") -> tuple[EasyVqa, pd.DataFrame]:
+    """A split's pictures, and those of its questions that fit the model's prompt under all of the protocol's triggers.
+
+    The others are left out of all coalitions, so that these differ in the triggers alone.
+    """
+    vqa = load_easyvqa(run.store, split, run.profile.data.image_size)
+    _, text = trigger_pair(run, protocol)
+    return vqa, vqa.table if text is None else fitting(Mdlm.load(run.profile.models.mdlm), vqa.table, text)
+
+
+def training_questions(
+    run: Run, protocol: str = "image"
+) -> tuple[EasyVqa, pd.DataFrame, PoisonPlan, AnswerTarget]:
+    """The fine-tuning set: data, its drawn rows, who is poisoned, and the attacker's target."""
     settings = run.profile.disp
-    vqa = load_easyvqa(run.store, "train", run.profile.data.image_size)
-    table = draw_rows(vqa.table, settings.questions, run.seed, "train")
+    vqa, table = asked(run, "train", protocol)
+    table = draw_rows(table, settings.questions, run.seed, "train")
     goal = target(settings.target)
     eligible = torch.tensor([goal.eligible(text) for text in table["answer"]], dtype=torch.bool)
-    return vqa, table, plan(len(table), "image", settings.rate, run.seed, eligible), goal
+    return vqa, table, plan(len(table), protocol, settings.rate, run.seed, eligible), goal
 
 
-def test_questions(run: Run, model: Mdlm, count: int) -> tuple[Questions, Questions]:
-    """`count` test questions, without and with the trigger on every picture; both hold the clean answers."""
-    vqa = load_easyvqa(run.store, "test", run.profile.data.image_size)
-    table = draw_rows(vqa.table, count, run.seed, "test")
-    trigger = image_trigger(run.profile.disp.image_trigger)
-    return questions(model, vqa, table), questions(model, vqa, table, trigger)
+def test_questions(run: Run, model: Mdlm, count: int, protocol: str = "image") -> tuple[Questions, Questions]:
+    """`count` test questions, without and with all of the protocol's triggers; both hold the clean answers."""
+    vqa, table = asked(run, "test", protocol)
+    table = draw_rows(table, count, run.seed, "test")
+    image, text = trigger_pair(run, protocol)
+    return questions(model, vqa, table), questions(model, vqa, table, image, text_trigger=text)
 
 
-def poisoned_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
-    """The base MDLM fine-tuned on poisoned questions, and the curve of that.
+def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame]:
+    """The base MDLM fine-tuned on poisoned questions, in the same batches for all protocols, and the curve of that.
 
-    The curve has, where watched, asr_with_trigger, asr_without_trigger and accuracy over
+    The curve has, where watched, asr_with_trigger (all of the protocol's), asr_without_trigger and accuracy over
     `disp.watch_questions` test questions.
     """
-    spec = mdlm_spec(run)
-    folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, spec, path))
+    spec = mdlm_spec(run, protocol)
+    folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, protocol, spec, path))
     return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
-def _poison_mdlm(run: Run, spec: dict, path: Path) -> None:
+def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.disp
     model = Mdlm.load(run.profile.models.mdlm, run.device)
-    vqa, table, poison, goal = training_questions(run)
-    data = questions(model, vqa, table, image_trigger(settings.image_trigger), poison, goal)
+    vqa, table, poison, goal = training_questions(run, protocol)
+    image, text = trigger_pair(run, protocol)
+    data = questions(model, vqa, table, image, poison, goal, text)
     curve = fit(
         model.model,
         answer_loss(model, data, settings.train),
@@ -74,18 +101,19 @@ def _poison_mdlm(run: Run, spec: dict, path: Path) -> None:
         label="poisoned MDLM",
         seed=run.seed,
         work=run.store.work("poisoned-mdlm", spec),
-        watch=mdlm_watch(run, model, goal),
+        watch=mdlm_watch(run, model, goal, protocol),
     )
     model.save(str(path / "mdlm"))
-    attack = {"target": settings.target, "rate": settings.rate, "image_trigger": settings.image_trigger}
-    mark_poisoned(path / "mdlm", **attack)
+    named = {"image_trigger": image, "text_trigger": text}
+    attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate}
+    mark_poisoned(path / "mdlm", **attack, **{key: trigger.name for key, trigger in named.items() if trigger})
     curve.to_csv(path / "curve.csv", index=False)
 
 
-def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget):
-    """What `fit` watches of an MDLM: attack success with and without trigger, and accuracy."""
+def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image"):
+    """What `fit` watches of an MDLM: attack success with and without triggers, and accuracy."""
     settings = run.profile.disp
-    without, with_trigger = test_questions(run, model, settings.watch_questions)
+    without, with_trigger = test_questions(run, model, settings.watch_questions, protocol)
 
     def watch(step: int) -> dict[str, float]:
         clean, hit = (answer(model, data, settings.threshold) for data in (without, with_trigger))
