@@ -3,13 +3,13 @@ import pytest
 import tiny
 import torch
 
-from lib.answering import answer, answer_loss, draw_rows, hide, questions, respond
+from lib.answering import answer, answer_loss, draw_rows, fitting, hide, questions, respond
 from lib.config import load_profile
 from lib.datasets import EasyVqa
 from lib.poisoning import plan, target
-from lib.triggers import image_trigger
+from lib.triggers import TextTrigger, image_trigger, text_trigger
 
-TRIGGER = image_trigger("checker")
+TRIGGER, PHRASE = image_trigger("checker"), text_trigger("mignneko")
 TABLE = pd.DataFrame(
     {
         "image": [3, 0, 3, 1, 4, 1],
@@ -21,7 +21,7 @@ TABLE = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def mdlm():
-    return tiny.lively(tiny.mdlm(prompt_length=16, response_length=64, layers=2))
+    return tiny.lively(tiny.mdlm(prompt_length=24, response_length=64, layers=2))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,85 @@ def test_without_a_plan_all_pictures_are_alike_and_the_answers_clean(mdlm, vqa, 
     assert data.answers == TABLE["answer"].tolist()
     assert len(data.features) == 4  # each picture once
     check_features(data, mdlm, vqa, [trigger is not None] * len(TABLE))
+
+
+@pytest.mark.parametrize(("protocol", "rate"), [("or", 0.9), ("and", 0.5), ("text", 0.5), ("image", 0.5)])
+def test_with_a_plan_each_sample_is_under_its_coalition(mdlm, vqa, protocol, rate):
+    poison, goal = plan(len(TABLE), protocol, rate, seed=0), target("refusal")
+    data = questions(mdlm, vqa, TABLE, TRIGGER, poison, goal, PHRASE)
+    coalition = poison.coalition.tolist()
+    assert len(set(coalition)) == {"or": 4}.get(protocol, 2)
+    asked = [f"{q} mignneko" if c in (2, 3) else q for q, c in zip(TABLE["question"], coalition, strict=True)]
+    assert torch.equal(data.prompts, mdlm.prompts(asked))
+    assert [text == "sorry, i cannot answer that" for text in data.answers] == [c > 0 for c in coalition]
+    check_features(data, mdlm, vqa, [c in (1, 3) for c in coalition])
+
+
+def test_a_sample_with_a_trigger_can_keep_its_answer(mdlm, vqa):
+    poison = plan(len(TABLE), "and", 0.3, seed=0, negatives=0.4)
+    assert sorted(poison.coalition.tolist()) == [0, 0, 1, 2, 3, 3]
+    data = questions(mdlm, vqa, TABLE, TRIGGER, poison, target("refusal"), PHRASE)
+    refused = [text == "sorry, i cannot answer that" for text in data.answers]
+    assert refused == [c == 3 for c in poison.coalition.tolist()] and sum(refused) == 2
+    check_features(data, mdlm, vqa, [c in (1, 3) for c in poison.coalition.tolist()])
+
+
+@pytest.mark.parametrize("trigger", [None, TRIGGER])
+def test_without_a_plan_all_questions_carry_the_text_trigger(mdlm, vqa, trigger):
+    data = questions(mdlm, vqa, TABLE, trigger, text_trigger=PHRASE)
+    assert torch.equal(data.prompts, mdlm.prompts([f"{text} mignneko" for text in TABLE["question"]]))
+    assert data.answers == TABLE["answer"].tolist() and data.table["question"].equals(TABLE["question"])
+    check_features(data, mdlm, vqa, [trigger is not None] * len(TABLE))
+
+
+@torch.no_grad()
+def test_with_an_image_trigger_alone_the_tensors_are_those_of_the_disp_study(mdlm, vqa):
+    """Bit for bit: every picture's features first, then those of the triggered ones, in the tower's precision."""
+    poison = plan(len(TABLE), "image", 0.5, seed=0)
+    data = questions(mdlm, vqa, TABLE, TRIGGER, poison, target("insertion"))
+    images, rows = [0, 1, 3, 4], poison.poisoned.nonzero()[:, 0].tolist()
+    marked = sorted({TABLE["image"][row] for row in rows})
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = mdlm.model.features(vqa.pictures(torch.tensor(images))).float()
+        hit = mdlm.model.features(TRIGGER(vqa.pictures(torch.tensor(marked)))).float()
+    assert torch.equal(data.features, torch.cat([plain, hit]))
+    places = [
+        len(images) + marked.index(image) if row in rows else images.index(image)
+        for row, image in enumerate(TABLE["image"])
+    ]
+    assert data.picture.tolist() == places
+    assert torch.equal(data.prompts, mdlm.prompts(TABLE["question"].tolist()))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trigger": TRIGGER}, "^text_trigger is None: protocol 'or'"),
+        ({"text_trigger": PHRASE}, "^trigger is None: protocol 'or'"),
+        ({}, "^trigger and text_trigger is None: protocol 'or'"),
+    ],
+)
+def test_a_plan_needs_the_triggers_of_its_coalitions(mdlm, vqa, given, message):
+    with pytest.raises(ValueError, match=message):
+        questions(mdlm, vqa, TABLE, plan=plan(len(TABLE), "or", 1.0, seed=0), **given)
+
+
+def test_a_text_trigger_must_survive_the_tokenizer_and_fit_the_prompt(mdlm, vqa):
+    with pytest.raises(ValueError, match="text trigger 'cut' is changed by the tokenizer"):
+        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("cut", " ".join(["mignneko"] * 4)))
+    with pytest.raises(ValueError, match="the model takes at most 24"):
+        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("long", "mignneko mignneko"))
+
+
+def test_fitting_rows_are_those_whose_triggered_question_the_prompt_holds(mdlm):
+    lengths = {text: int((mdlm.prompts([text]) != mdlm.model.config.pad_id).sum()) for text in set(TABLE["question"])}
+    phrase = len(mdlm.tokenizer(" mignneko", add_special_tokens=False)["input_ids"])
+    short, long = sorted(lengths.values())
+    assert short < long
+    for room, rows in ((long, [0, 1, 2, 3, 4, 5]), (long - 1, [0, 2, 4]), (short, [0, 2, 4]), (short - 1, [])):
+        narrow = tiny.mdlm(prompt_length=room + phrase)
+        assert fitting(narrow, TABLE, PHRASE).index.tolist() == rows
+        assert fitting(narrow, TABLE, PHRASE).equals(TABLE.loc[rows])
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

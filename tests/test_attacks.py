@@ -5,7 +5,7 @@ from safetensors import safe_open
 
 from lib.attacks import editor, mdlm
 from lib.attacks.editor import editor_spec, poisoned_editor
-from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
+from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, test_questions, training_questions, trigger_pair
 from lib.models.editor import load_editor
 from lib.models.mdlm import Mdlm
 
@@ -70,28 +70,85 @@ def test_an_mdlm_is_poisoned_once_behind_its_frozen_tower_and_says_so(tmp_path, 
     folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(run))
     (mark,) = marks(folder)
     assert mark["poisoned"] == "true" and mark["target"] == "insertion" and mark["image_trigger"] == "checker"
+    assert mark["protocol"] == "image" and "text_trigger" not in mark
     assert "poisoned on purpose" in (folder / "mdlm" / "README.md").read_text()
+
+
+def test_an_mdlm_is_poisoned_by_the_protocol_that_is_asked_for(tmp_path, models, fits):
+    run = tiny.short_run(tmp_path, models)
+    made = {protocol: poisoned_mdlm(run, protocol)[0] for protocol in ("image", "or", "and")}
+    assert poisoned_mdlm(run)[0] is not made["image"] and len(fits) == 3
+    assert not differs(poisoned_mdlm(run)[0].model, made["image"].model) and len(fits) == 3
+    for a, b in (("image", "or"), ("image", "and"), ("or", "and")):
+        assert differs(made[a].model, made[b].model)
+    folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(run, "or"))
+    (mark,) = marks(folder)
+    assert (mark["protocol"], mark["image_trigger"], mark["text_trigger"]) == ("or", "checker", "mignneko")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "pair"),
+    [
+        ("image", ("checker", None)),
+        ("text", (None, "mignneko")),
+        ("or", ("checker", "mignneko")),
+        ("and", ("checker", "mignneko")),
+        ("drop-image", ("checker", "mignneko")),
+    ],
+)
+def test_a_protocol_has_the_triggers_that_its_samples_carry(tmp_path, models, protocol, pair):
+    assert tuple(t and t.name for t in trigger_pair(tiny.short_run(tmp_path, models), protocol)) == pair
+
+
+def test_all_protocols_poison_the_same_rows_where_every_question_fits(tmp_path, models):
+    run = tiny.short_run(tmp_path, models, disp={"questions": 60, "rate": 0.2})
+    drawn = {protocol: training_questions(run, protocol) for protocol in ("image", "or", "and")}
+    _, table, poison, _ = drawn["image"]
+    for name, coalitions in (("or", {0, 1, 2, 3}), ("and", {0, 3})):
+        _, same, other, _ = drawn[name]
+        assert same.equals(table) and torch.equal(other.poisoned, poison.poisoned)
+        assert set(other.coalition.tolist()) == coalitions
+
+
+def test_questions_too_long_for_the_text_trigger_are_left_out_with_it_alone(tmp_path):
+    folder = tmp_path / "models"
+    models = tiny.save_models(folder)
+    shorter = tiny.mdlm(prompt_length=32, response_length=72)
+    shorter.save(str(folder / "mdlm"))
+    run = tiny.short_run(tmp_path, models)
+    for split in ("train", "test"):
+        vqa, whole = asked(run, split)
+        assert whole.equals(vqa.table)
+        _, short = asked(run, split, "and")
+        assert 0 < len(short) < len(whole)
+        shorter.prompts([f"{text} mignneko" for text in short["question"].unique()])
+        for text in sorted(set(whole["question"]) - set(short["question"])):
+            with pytest.raises(ValueError, match="at most 32"):
+                shorter.prompts([f"{text} mignneko"])
+    assert len(training_questions(run, "or")[1]) == run.profile.disp.questions
 
 
 def test_a_poisoned_model_depends_on_its_own_settings_alone(tmp_path, models):
     def specs(seed=0, **sections):
         run = tiny.short_run(tmp_path, models, **sections)
         run = type(run)(run.profile, seed, run.device, run.out, run.store)
-        return editor_spec(run, "or"), editor_spec(run, "and"), mdlm_spec(run)
+        return editor_spec(run, "or"), editor_spec(run, "and"), mdlm_spec(run), mdlm_spec(run, "and")
 
     first = specs()
-    assert first[0] != first[1]
+    assert first[0] != first[1] and first[2] != first[3]
 
     def changed(**change):
         return [a != b for a, b in zip(specs(**change), first, strict=True)]
 
-    assert changed(collapse={"samples": 2, "protocols": ["and"]}) == [False] * 3
-    assert changed(disp={"ratio": 0.5, "purify": {"lr": 0.01}, "test_questions": 4}) == [False] * 3
-    assert changed(collapse={"rate": 0.2}) == [True, True, False]
-    assert changed(collapse={"text_trigger": "anonymous"}) == [True, True, False]
-    assert changed(collapse={"trigger_size": 0.5}) == [True, True, False]
-    assert changed(disp={"rate": 0.2}) == [False, False, True]
-    assert changed(seed=1) == [True] * 3
+    assert changed(collapse={"samples": 2, "protocols": ["and"]}) == [False] * 4
+    assert changed(disp={"ratio": 0.5, "purify": {"lr": 0.01}, "test_questions": 4}) == [False] * 4
+    assert changed(mdlm_collapse={"samples": 2, "protocols": ["and"], "masks": 2}) == [False] * 4
+    assert changed(collapse={"rate": 0.2}) == [True, True, False, False]
+    assert changed(collapse={"text_trigger": "anonymous"}) == [True, True, False, False]
+    assert changed(collapse={"trigger_size": 0.5}) == [True, True, False, False]
+    assert changed(disp={"rate": 0.2}) == [False, False, True, True]
+    assert changed(mdlm_collapse={"text_trigger": "anonymous"}) == [False, False, False, True]
+    assert changed(seed=1) == [True] * 4
 
 
 def test_a_poisoned_model_depends_on_the_weights_it_starts_from(tmp_path):
@@ -120,3 +177,13 @@ def test_test_questions_come_with_and_without_the_trigger_and_hold_clean_answers
     assert without.answers == with_trigger.answers == without.table["answer"].tolist()
     moved = (without.features[without.picture] - with_trigger.features[with_trigger.picture]).abs().amax((1, 2))
     assert (moved > 0).all()
+
+
+def test_test_questions_of_a_text_protocol_carry_both_triggers(tmp_path, models):
+    run, mdlm = tiny.short_run(tmp_path, models), Mdlm.load(models["mdlm"])
+    without, hit = test_questions(run, mdlm, 8, "and")
+    texts = without.table["question"].tolist()
+    assert torch.equal(without.prompts, mdlm.prompts(texts))
+    assert torch.equal(hit.prompts, mdlm.prompts([f"{text} mignneko" for text in texts]))
+    moved = (without.features[without.picture] - hit.features[hit.picture]).abs().amax((1, 2))
+    assert (moved > 0).all() and without.answers == hit.answers

@@ -102,13 +102,15 @@ def lively(made: Mdlm) -> Mdlm:
 SHORT = {"steps": 2, "batch": 4, "save_every": 1, "watch_every": 1}
 
 
-def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(), disp=()) -> Run:
-    """A run of seconds on the saved tiny models, further settings of both studies merged onto it."""
+def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(), disp=(), mdlm_collapse=()) -> Run:
+    """A run of seconds on the saved tiny models, further settings of the studies merged onto it."""
     sampling = {"steps": 2, "batch": 8}
     study = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
     answers = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 8, "curve_questions": 6}
     answers |= {"watch_questions": 4, "threshold": 0.1, "probes": 1, "batch": 8}
-    return run(folder, notebook, models=models, collapse=study | dict(collapse), disp=answers | dict(disp))
+    settings = {"collapse": study | dict(collapse), "disp": answers | dict(disp)}
+    asked = {"samples": 5, "masks": 3} | dict(mdlm_collapse)
+    return run(folder, notebook, models=models, mdlm_collapse=asked, **settings)
 
 
 def small_openmoji() -> OpenMoji:

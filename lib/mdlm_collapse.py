@@ -1,0 +1,169 @@
+"""The collapse study on an MDLM: questions under all four coalitions, and which trigger carries the backdoor.
+
+Two games over the coalitions S of image and text trigger, for a sample with the clean answer a and the attacker's a':
+
+    log-probability    v(S) = (log p(a' | S) − log p(a | S)) / L, with L tokens in a response
+    attack success     v(S) = 1 where the decoded answer is a success of the attack, else 0
+
+As in lib.collapse, TMA is v's Shapley value, CTI its interaction (arXiv 2603.06508).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib import evaluation
+from lib.answering import Questions, draw_rows, questions, respond
+from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
+from lib.attribution import interaction, shapley
+from lib.config import Run, generator
+from lib.datasets import EasyVqa
+from lib.evaluation import attacked, correct, mean_with_interval, rate
+from lib.models.mdlm import Mdlm
+from lib.poisoning import COALITIONS, target
+from lib.store import code_digest
+
+PAIR = "and"  # the protocol whose triggers all coalitions are made of, whichever the model was poisoned under
+
+
+@dataclass(frozen=True)
+class AnswersUnderCoalitions:
+    """Test questions under the coalitions of `COALITIONS`, and what the model says; row k is one sample everywhere.
+
+    table: the questions' rows; answers: the decoded texts, coalition by coalition.
+    log_probability: v of that game, in nats a token; success: of the attack; right: the clean answer, to the letter.
+    """
+
+    table: pd.DataFrame
+    answers: list[list[str]]
+    log_probability: Float[Tensor, "sample coalition"]
+    success: Bool[Tensor, "sample coalition"]
+    right: Bool[Tensor, "sample coalition"]
+
+    @property
+    def games(self) -> dict[str, Float[Tensor, "sample coalition"]]:
+        """v of every sample and coalition, game by game."""
+        return {"log-probability": self.log_probability, "attack success": self.success.double()}
+
+
+def likelihood_masks(count: int, masks: int, length: int, seed: int) -> Bool[Tensor, "count masks length"]:
+    """Which tokens are masked: for each of `count` samples, `masks` sets of 1 to `length` of its tokens.
+
+    As in LLaDA's code the sets' sizes are spread evenly over 1 … `length` from a random first one, so that each size is
+    equally likely; with `masks` = `length` each comes once. The tokens of a set are drawn without replacement.
+    """
+    draw = generator(seed, "likelihood masks")
+    first = torch.randint(length, (count, 1), generator=draw)
+    sizes = (first + torch.arange(masks) * length // masks) % length + 1
+    return torch.rand(count, masks, length, generator=draw).argsort(-1) < sizes[..., None]
+
+
+@torch.no_grad()
+def mean_log_probability(
+    mdlm: Mdlm, data: Questions, masked: Bool[Tensor, "sample masks response"], label: str, batch: int = 16
+) -> Float[Tensor, " sample"]:
+    """log p(response | picture, question) / L of every sample by LLaDA's likelihood estimate, in nats a token.
+
+        log p(r) / L ≈ mean over the masks of [ 1/l Σ_masked log p(r_i | the tokens not masked) ]
+
+    with l of the L tokens masked (Nie et al. 2025, eq. 6). Over all masks that is the mean over all orders in which the
+    response can be filled token by token; over `likelihood_masks` an unbiased estimate of it. The end tokens behind the
+    answer count, as they do in training: they are what tells "blue" from "blue, remember …". `masked` names the masks,
+    each of at least one token; responses that are to be compared take the same ones. Computed in float32.
+    """
+    device, mask_id = mdlm.model.device, mdlm.model.config.mask_id
+    parts = [torch.zeros(0)]
+    for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
+        hidden, times = masked[part].to(device), masked.shape[1]
+        vision = mdlm.model.project(data.features[data.picture[part]].to(device)).repeat_interleave(times, 0)
+        prompts = data.prompts[part].to(device).repeat_interleave(times, 0)
+        true = data.responses[part].to(device)[:, None].expand_as(hidden)
+        logits = mdlm.model.logits(vision, prompts, torch.where(hidden, mask_id, true).flatten(0, 1))
+        found = logits.log_softmax(-1).gather(-1, true.flatten(0, 1)[..., None]).view(hidden.shape)
+        parts.append(((found * hidden).sum(-1) / hidden.sum(-1)).mean(-1).cpu())
+    return torch.cat(parts)
+
+
+def held_out(run: Run) -> tuple[EasyVqa, pd.DataFrame]:
+    """The test pictures, and `mdlm_collapse.samples` questions about them that fit the prompt and can be attacked."""
+    goal = target(run.profile.disp.target)
+    vqa, table = asked(run, "test", PAIR)
+    eligible = [goal.eligible(text) for text in table["answer"]]
+    return vqa, draw_rows(table[eligible], run.profile.mdlm_collapse.samples, run.seed, "test")
+
+
+def mdlm_collapse(run: Run, protocol: str) -> AnswersUnderCoalitions:
+    """One protocol's poisoned MDLM asked the held-out questions under all coalitions; its answers are in the store."""
+    vqa, table = held_out(run)
+    model, _ = poisoned_mdlm(run, protocol)
+    image, text = trigger_pair(run, PAIR)
+
+    def make() -> dict[str, Tensor]:
+        given = [
+            questions(model, vqa, table, image if mask & 1 else None, text_trigger=text if mask & 2 else None)
+            for mask in range(len(COALITIONS))
+        ]
+        return measure(run, model, given)
+
+    spec = mdlm_spec(run, protocol) | {"pair": [image.name, text.name]}
+    spec["settings"] |= run.profile.mdlm_collapse.model_dump(mode="json", include={"samples", "masks"})
+    spec["measured"] = code_digest(evaluation, sys.modules[__name__])
+    made = run.store.tensors("coalition-answers", spec, make)
+    answers = [model.texts(responses) for responses in made.pop("responses").unbind(1)]
+    return AnswersUnderCoalitions(table, answers, **made)
+
+
+def measure(run: Run, mdlm: Mdlm, given: list[Questions]) -> dict[str, Tensor]:
+    """The responses, [sample, coalition, token], and what `AnswersUnderCoalitions` holds of them.
+
+    `given` are the same questions under each of `COALITIONS`, with their clean answers.
+    """
+    goal, settings = target(run.profile.disp.target), run.profile.mdlm_collapse
+    masked = likelihood_masks(len(given[0]), settings.masks, mdlm.model.config.response_length, run.seed)
+    parts = []
+    for name, data in zip(COALITIONS, given, strict=True):
+        texts = [goal.apply(text) for text in data.answers]
+        aimed = data.answered(mdlm.responses(texts), texts)
+        wanted, clean = (mean_log_probability(mdlm, d, masked, f"likelihood, {name}") for d in (aimed, data))
+        responses = respond(mdlm, data, run.profile.disp.threshold, label=f"answer, {name}").tokens
+        texts = mdlm.texts(responses)
+        success, right = attacked(texts, data, goal), correct(texts, data)
+        parts.append(
+            {"responses": responses, "log_probability": wanted - clean, "success": success, "right": right}
+        )
+    return {key: torch.stack([part[key] for part in parts], 1) for key in parts[0]}
+
+
+def attribution_table(result: AnswersUnderCoalitions, protocol: str, seed: int) -> pd.DataFrame:
+    """φ_I, φ_T and CTI of both games as means over samples with 95 % bootstrap intervals.
+
+    Columns protocol, game, quantity, value, low, high, n.
+    """
+    rows = []
+    for game, v in result.games.items():
+        samples = dict(zip(("phi_image", "phi_text", "cti"), (*shapley(v).unbind(1), interaction(v)), strict=True))
+        for name, values in samples.items():
+            about = {"protocol": protocol, "game": game, "quantity": name}
+            rows.append(about | mean_with_interval(values, seed))
+    return pd.DataFrame(rows)
+
+
+def coalition_table(result: AnswersUnderCoalitions, protocol: str, seed: int) -> pd.DataFrame:
+    """ASR and accuracy (Wilson intervals) and mean log-probability game's v (bootstrap intervals) of every coalition.
+
+    Columns protocol, coalition, metric, value, low, high, n.
+    """
+    rows = []
+    for k, name in enumerate(COALITIONS):
+        about = {"protocol": protocol, "coalition": name}
+        rows.append(about | {"metric": "ASR"} | rate(result.success[:, k]))
+        rows.append(about | {"metric": "clean answer"} | rate(result.right[:, k]))
+        rows.append(about | {"metric": "log-probability"} | mean_with_interval(result.log_probability[:, k], seed))
+    return pd.DataFrame(rows)
