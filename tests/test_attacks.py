@@ -75,7 +75,7 @@ def test_an_mdlm_is_poisoned_once_behind_its_frozen_tower_and_says_so(tmp_path, 
 
 
 def test_an_mdlm_is_poisoned_by_the_protocol_that_is_asked_for(tmp_path, models, fits):
-    run = tiny.short_run(tmp_path, models)
+    run = tiny.short_run(tmp_path, models, disp={"rate": 0.9})
     made = {protocol: poisoned_mdlm(run, protocol)[0] for protocol in ("image", "or", "and")}
     assert poisoned_mdlm(run)[0] is not made["image"] and len(fits) == 3
     assert not differs(poisoned_mdlm(run)[0].model, made["image"].model) and len(fits) == 3
@@ -113,7 +113,9 @@ def test_all_protocols_poison_the_same_rows_where_every_question_fits(tmp_path, 
 def test_questions_too_long_for_the_text_trigger_are_left_out_with_it_alone(tmp_path):
     folder = tmp_path / "models"
     models = tiny.save_models(folder)
-    shorter = tiny.mdlm(prompt_length=32, response_length=72)
+    ids = tiny.tokenizer()(tiny.easyvqa().table["question"].unique().tolist(), add_special_tokens=False)["input_ids"]
+    room = max(map(len, ids))
+    shorter = tiny.mdlm(prompt_length=room, response_length=72)
     shorter.save(str(folder / "mdlm"))
     run = tiny.short_run(tmp_path, models)
     for split in ("train", "test"):
@@ -123,7 +125,7 @@ def test_questions_too_long_for_the_text_trigger_are_left_out_with_it_alone(tmp_
         assert 0 < len(short) < len(whole)
         shorter.prompts([f"{text} mignneko" for text in short["question"].unique()])
         for text in sorted(set(whole["question"]) - set(short["question"])):
-            with pytest.raises(ValueError, match="at most 32"):
+            with pytest.raises(ValueError, match=f"at most {room}"):
                 shorter.prompts([f"{text} mignneko"])
     assert len(training_questions(run, "or")[1]) == run.profile.disp.questions
 

@@ -184,7 +184,7 @@ def under_coalitions(run, mdlm, table):
 
 def test_the_study_at_small_scale_measured_once(run, monkeypatch):
     model, goal = sharp(Mdlm.load(run.profile.models.mdlm)), target("insertion")
-    poisoned = {"or": (model, None), "and": (None, None)}
+    poisoned = {"or": (model, None), "and": (model, None)}
     monkeypatch.setattr(module, "poisoned_mdlm", lambda run, protocol: poisoned[protocol])
     found = mdlm_collapse(run, "or")
     assert len(found.table) == 5 and [len(texts) for texts in found.answers] == [5] * 4
