@@ -20,13 +20,13 @@ from lib.runs import RUNS, full_runs
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
     "editor": ["models", "data", "collapse"],
-    "collapse": ["models", "data", "collapse", "grid"],
+    "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
     "mdlm": ["models", "data", "disp"],
     "01_poisoning": ["models", "data", "collapse", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse"],
     "04_disp_purification": ["models", "data", "disp"],
-    "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid"],
+    "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
 }
 # The training runs that each notebook reads, by how their names begin.
 READS = {

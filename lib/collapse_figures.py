@@ -153,6 +153,48 @@ def remedies(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
+def mdlm_forest(table: pd.DataFrame) -> Figure:
+    """φ_I, φ_T and CTI of the MDLM's games, a line a protocol and game.
+
+    Columns protocol, game, quantity, value, low, high, n.
+    """
+    require(table, "protocol", "game", "quantity", "value", "low", "high", "n")
+    rows = []
+    for (protocol, game), part in table.groupby(["protocol", "game"], sort=False):
+        row = {"label": f"{protocol.upper()}, {game}"}
+        for line in part.itertuples():
+            row |= {line.quantity: line.value, f"{line.quantity}_low": line.low, f"{line.quantity}_high": line.high}
+        rows.append(row)
+    figure = forest(pd.DataFrame(rows))
+    caption(figure, f"Means over n = {table['n'].max()} held-out questions with 95 % bootstrap intervals, one seed.")
+    return figure
+
+
+@styled
+def detection_dots(table: pd.DataFrame) -> Figure:
+    """AUROC of every score over all poisoned samples, a panel a target.
+
+    Columns target, score, coalition, auroc, low, high, n, n_poisoned.
+    """
+    require(table, "target", "score", "coalition", "auroc", "low", "high", "n", "n_poisoned")
+    table = table[table["coalition"] == "any"]
+    names, targets = table["score"].unique(), table["target"].unique()
+    figure = Figure(figsize=(WIDTH, 0.17 * len(names) + 1.0))
+    axes = figure.subplots(1, len(targets), sharey=True, sharex=True, squeeze=False)[0]
+    for axis, target in zip(axes, targets, strict=True):
+        own = table[table["target"] == target].set_index("score").loc[names]
+        reach = np.clip([own["auroc"] - own["low"], own["high"] - own["auroc"]], 0, None)
+        place = np.arange(len(names))[::-1]
+        axis.errorbar(own["auroc"], place, xerr=reach, fmt="o", color=plotting.PALETTE[0], markersize=3, capsize=1.5)
+        axis.axvline(0.5, color="0.7", linewidth=0.6)
+        axis.set(title=f"target: {target}", xlabel="AUROC", xlim=(-0.04, 1.04))
+    axes[0].set_yticks(place, names, fontsize=6.5)
+    counts = f"{table['n_poisoned'].max()} poisoned of {table['n'].max()} training samples"
+    caption(figure, f"{counts} a target; 95 % bootstrap intervals; 0.5 is chance, one seed.")
+    return figure
+
+
 def _lines(axis: Axes, table: pd.DataFrame, names: list[str]) -> None:
     for style, name in enumerate(names):
         axis.plot(table["step"], table[name], **line_style(style))

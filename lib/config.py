@@ -42,7 +42,6 @@ def _text_trigger(name: str) -> str:
 Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
-Protocol = Literal["or", "and", "drop-image", "image", "text"]
 
 
 class Section(BaseModel):

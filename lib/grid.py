@@ -86,7 +86,7 @@ def attack_table(run: Run, parts: tuple[str, ...], embedding: str = "clip") -> p
 def seeds_table(run: Run) -> pd.DataFrame:
     """φ_I, φ_T and CTI of the grid at the rate that has several seeds, one row a pair and protocol.
 
-    Each as name, name_low, name_high and paper_name (at the paper's rate). Intervals are hierarchical: seeds are drawn
+    Each as name, name_low, name_high and paper_name (at 5 %). Intervals are hierarchical: seeds are drawn
     with replacement, then samples within each.
     """
     grid, rows = run.profile.grid, []
@@ -102,7 +102,7 @@ def seeds_table(run: Run) -> pd.DataFrame:
         for name in QUANTITIES:
             value, low, high = hierarchical_mean([one[name] for one in drawn], seed=run.seed)
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            row[f"paper_{name}"] = PAPER[pair][protocol][name] if grid.seeded_rate == PAPER_RATE else None
+            row[f"paper_{name}"] = PAPER.get(pair, {}).get(protocol, {}).get(name)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -44,6 +44,17 @@ def _attack(attack: Attack) -> Callable[[Run], dict]:
     return make
 
 
+def _answers(protocol: str) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks.mdlm import mdlm_spec
+        from lib.mdlm_collapse import mdlm_collapse
+
+        mdlm_collapse(run, protocol)
+        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run, protocol))}
+
+    return make
+
+
 RUNS: dict[str, Callable[[Run], dict]] = {
     "editor-or": _editor("or"),
     "editor-and": _editor("and"),
@@ -53,7 +64,8 @@ RUNS: dict[str, Callable[[Run], dict]] = {
 
 def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
     """The runs of the studies in full."""
-    return {attack.name: _attack(attack) for attack in attacks(profile)}
+    answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
+    return answers | {attack.name: _attack(attack) for attack in attacks(profile)}
 
 
 def main() -> None:

@@ -71,9 +71,42 @@ def test_remedies_show_the_larger_false_activation():
     assert len(render(figure, "png")) > 1000
 
 
+def games():
+    values = [(name, k / 10, k / 10 - 0.05, k / 10 + 0.05) for k, name in enumerate(QUANTITIES)]
+    table = pd.DataFrame(values, columns=["quantity", "value", "low", "high"])
+    return table.assign(protocol="and", game="attack success", n=500)
+
+
+def areas():
+    rows = [(t, s, c, a, a - 0.1, a + 0.1, 100, 9) for t in ("hat", "negative") for s, c, a in SCORED]
+    return pd.DataFrame(
+        rows, columns=["target", "score", "coalition", "auroc", "low", "high", "n", "n_poisoned"]
+    )
+
+
+SCORED = (("phi_text", "any", 0.2), ("phi_text", "image", 0.9), ("low_loss", "any", 0.7))
+
+
+def test_the_mdlms_games_have_a_line_each():
+    figure = figures.mdlm_forest(games())
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND, attack success"]
+    assert [axis.lines[1].get_xdata()[0] for axis in figure.axes] == [0, 0.1, 0.2]
+    assert "n = 500" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
+def test_detection_shows_every_score_over_all_poisoned_samples():
+    figure = figures.detection_dots(areas())
+    assert [axis.get_title() for axis in figure.axes] == ["target: hat", "target: negative"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["phi_text", "low_loss"]
+    assert all(list(axis.lines[0].get_xdata()) == [0.2, 0.7] for axis in figure.axes)
+    assert "9 poisoned of 100" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
 @pytest.mark.parametrize(
     ("draw", "table", "column"),
     [
+        (figures.mdlm_forest, games(), "game"),
+        (figures.detection_dots, areas(), "auroc"),
         (figures.forest, numbers(QUANTITIES), "cti_low"),
         (figures.dynamics, dynamics(), "asr_both"),
         (figures.dominance_map, cells(), "decision"),

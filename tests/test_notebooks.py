@@ -16,7 +16,7 @@ FIGURES = {
     "02_training": {"edits", "training"},
     "03_collapse_analysis": {"samples_or", "samples_and", "coalitions", "attribution"},
     "04_disp_purification": {"saliency", "ratios", "purification"},
-    "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "remedies"},
+    "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
 }
 WIDGETS = {"03_collapse_analysis": 1}
 REFUSED = [

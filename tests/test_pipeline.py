@@ -97,8 +97,8 @@ def planned(out, **settings):
 
 
 def test_a_study_runs_alone_and_in_full(tmp_path):
-    own = {attack.name for attack in attacks(load_profile("smoke"))}
-    assert len(own) == 8
+    own = {attack.name for attack in attacks(load_profile("smoke"))} | {"collapse-mdlm-or", "collapse-mdlm-and"}
+    assert len(own) == 12
     assert planned(tmp_path, STUDY="collapse") >= {"03_collapse_analysis"}
     assert planned(tmp_path, STUDY="collapse", FULL="1") >= {"03_collapse_analysis", "05_collapse_in_full"}
     assert {name for name in planned(tmp_path) if name[0] == "0"} == {
