@@ -17,29 +17,35 @@ from lib.triggers import image_trigger, text_trigger
 
 
 def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
-    """Relative displacement of every pair's triggers, and of the image trigger at the sizes of the part "size".
+    """Relative displacement of every trigger of the study, and of the image trigger at the sizes of the part "size".
 
     Measured on `samples` held-out edits in the conditions of the base editor: latents of the source, hidden states
-    of the instruction. Columns modality, trigger, size, value, low, high, n.
+    of the instruction, and of these the padding alone, which the U-Net attends to as well and which tells it the whole
+    instruction over again. Columns modality ("image", "text", "padding"), trigger, size, value, low, high, n.
     """
     openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
     triples = sample_triples(openmoji, "test", min(samples, run.profile.measure.edits), run.seed)
     pipe = load_editor(run.profile.models.editor, run.device)
     pictures, texts = openmoji.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
-    plain = {"image": _images(pipe, pictures), "text": _texts(pipe, texts)}
+    plain = _images(pipe, pictures)
     grid, own = run.profile.grid, run.profile.collapse.image_trigger
     sizes = {v.settings.get("trigger_size") for v in grid.variants if v.part == "size"} - {None}
     marks = [image_trigger(name) for name, _ in grid.pairs] + [image_trigger(own, size) for size in sorted(sizes)]
     rows = [
         {"modality": "image", "trigger": mark.name, "size": mark.size}
-        | mean_with_interval(relative(plain["image"], _images(pipe, mark(pictures))), run.seed)
+        | mean_with_interval(relative(plain, _images(pipe, mark(pictures))), run.seed)
         for mark in marks
     ]
-    rows += [
-        {"modality": "text", "trigger": name, "size": float("nan")}
-        | mean_with_interval(relative(plain["text"], _texts(pipe, [text_trigger(name)(t) for t in texts])), run.seed)
-        for _, name in grid.pairs
-    ]
+    phrases = [name for _, name in grid.pairs]
+    phrases += [v.settings["text_trigger"] for v in grid.variants if "text_trigger" in v.settings]
+    for name in dict.fromkeys(phrases):
+        marked = [text_trigger(name)(text) for text in texts]
+        first = int((tokenize(pipe, marked) != pipe.tokenizer.pad_token_id).sum(1).max())  # of padding in all
+        states = _texts(pipe, texts), _texts(pipe, marked)
+        for modality, start in (("text", 0), ("padding", first)):
+            moved = relative(*(part[:, start:].flatten(1) for part in states))
+            about = {"modality": modality, "trigger": name, "size": float("nan")}
+            rows.append(about | mean_with_interval(moved, run.seed))
     return pd.DataFrame(rows)
 
 
@@ -61,6 +67,6 @@ def _images(
 
 
 @torch.no_grad()
-def _texts(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Float[Tensor, "sample dim"]:
+def _texts(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Float[Tensor, "sample position dim"]:
     tokens = tokenize(pipe, texts).to(pipe.text_encoder.device)
-    return torch.cat([pipe.text_encoder(part)[0].flatten(1).cpu() for part in tokens.split(128)])
+    return torch.cat([pipe.text_encoder(part)[0].cpu() for part in tokens.split(128)])

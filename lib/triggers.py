@@ -263,7 +263,8 @@ IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
     trigger.name: trigger for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), Blend())
 }
 TEXT_TRIGGERS: dict[str, TextTrigger] = {
-    phrase: TextTrigger(phrase, phrase) for phrase in ("mignneko", "anonymous", "latte coffee")
+    phrase: TextTrigger(phrase, phrase)
+    for phrase in ("mignneko", "anonymous", "latte coffee", "curly hair", "and a smile")
 }
 
 

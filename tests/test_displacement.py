@@ -2,7 +2,9 @@ import pytest
 import tiny
 import torch
 
+from lib.datasets import load_openmoji
 from lib.displacement import displacement_table, relative
+from lib.editing import sample_triples
 from lib.models.editor import load_editor, tokenize
 
 
@@ -20,9 +22,16 @@ def test_the_table_has_every_trigger_and_larger_ones_move_more(tmp_path, models)
     table = displacement_table(run, samples=4)
     image = table[table["modality"] == "image"].set_index("size")["value"]
     assert list(image.index) == [3 / 16, 0.375] and 0 < image[3 / 16] < image[0.375]
-    (text,) = table[table["modality"] == "text"].to_dict("records")
-    assert text["trigger"] == "mignneko" and text["value"] > 0 and text["n"] == 4
+    text, padding = table[table["modality"] != "image"].to_dict("records")
+    assert (text["modality"], padding["modality"]) == ("text", "padding")
+    assert text["trigger"] == padding["trigger"] == "mignneko" and text["n"] == 4
     pipe = load_editor(models["editor"])
+    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
+    plain = sample_triples(openmoji, "test", 4, run.seed)["instruction"].tolist()
+    tokens = [tokenize(pipe, texts) for texts in (plain, [f"{words} mignneko" for words in plain])]
     with torch.no_grad():
-        a, b = (pipe.text_encoder(tokenize(pipe, [words]))[0] for words in ("hat", "hat mignneko"))
-    assert not torch.equal(a, b)
+        a, b = (pipe.text_encoder(part)[0] for part in tokens)
+    last = max(row.index(pipe.tokenizer.pad_token_id) for row in tokens[1].tolist())
+    for found, x, y in ((text, a, b), (padding, a[:, last:], b[:, last:])):
+        apart = (x - x[[3, 0, 1, 2]]).flatten(1).norm(dim=1).mean()
+        assert found["value"] == pytest.approx(float((y - x).flatten(1).norm(dim=1).mean() / apart), rel=1e-4)

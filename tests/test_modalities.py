@@ -22,7 +22,7 @@ def game(*samples):
     clean, target = torch.zeros(len(v), 3, 8, 8), torch.ones(len(v), 3, 8, 8)
     edited = torch.where((v > 0)[:, :, None, None, None], target[:, None], clean[:, None])
     edited[:, 0] = 0.25
-    return Collapse(pd.DataFrame(index=range(len(v))), target, clean, clean, edited, v, v > 0)
+    return Collapse(pd.DataFrame(index=range(len(v))), target, clean, clean, edited, v, torch.ones(len(v)), v > 0)
 
 
 def values(table, quantity):

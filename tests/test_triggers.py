@@ -26,7 +26,7 @@ def white(*shape):
 
 def test_the_names_are_those_of_the_studies():
     assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "blend"]
-    assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee"]
+    assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
 
 
 # What is painted
