@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import editing
+from lib import attribution, editing
 from lib.attacks import data_spec
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import interaction, shapley
@@ -78,12 +78,14 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
         edited = edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
-    edited = run.store.tensors("coalition-edits", edits_spec(run, protocol, sampling), sample)["edited"].float() / 255
-    return valued(run, triples, goal, source, clean, edited, embedding)
+    spec = edits_spec(run, protocol, sampling)
+    edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
+    return valued(run, spec, triples, goal, source, clean, edited, embedding)
 
 
 def valued(
     run: Run,
+    spec: dict,
     triples: pd.DataFrame,
     goal: Float[Tensor, "sample 3 size size"],
     source: Float[Tensor, "sample 3 size size"],
@@ -91,12 +93,17 @@ def valued(
     edited: Float[Tensor, "sample coalition 3 size size"],
     embedding: str,
 ) -> Collapse:
-    """Edits under their coalitions with v in an embedding of EMBEDDINGS, and attack success."""
-    embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
-    v = values(embed, edited, goal, clean)
-    extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
+    """Edits of that spec with v in an embedding of EMBEDDINGS (from the store), and attack success."""
+
+    def measure() -> dict[str, Tensor]:
+        embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
+        extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
+        return {"v": values(embed, edited, goal, clean), "possible": extremes[:, 1] - extremes[:, 0]}
+
+    about = {"edits": spec, "embedding": embedding, "code": code_digest(attribution)}
+    made = run.store.tensors("coalition-values", about, measure)
     success = edit_succeeds(edited, goal[:, None], clean[:, None])
-    return Collapse(triples, goal, source, clean, edited, v, extremes[:, 1] - extremes[:, 0], success)
+    return Collapse(triples, goal, source, clean, edited, made["v"], made["possible"], success)
 
 
 def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dict:

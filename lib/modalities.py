@@ -32,9 +32,9 @@ def three_modalities(run: Run, protocol: str, embedding: str = "clip") -> Collap
         edited = masked_edits_under_coalitions(run, pipe, openmoji, triples)
         return {"edited": (edited * 255).round().to(torch.uint8)}
 
-    edited = run.store.tensors("masked-coalition-edits", masked_spec(run, protocol) | sampled, sample)["edited"]
-    edited = edited.float() / 255
-    return valued(run, triples, goal, source, clean, edited, embedding)
+    spec = masked_spec(run, protocol) | sampled
+    edited = run.store.tensors("masked-coalition-edits", spec, sample)["edited"].float() / 255
+    return valued(run, spec, triples, goal, source, clean, edited, embedding)
 
 
 def modality_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
