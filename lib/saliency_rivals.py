@@ -1,7 +1,7 @@
 """Other scores of how much a vision token matters, at the first denoising step, to compare with `saliency`'s.
 
-All are functions `(model, vision [batch, vision, dim], prompt [batch, prompt]) -> [batch, vision]`, float32 and
-non-negative, and raise ValueError for wrong shapes, dtypes or NaN.
+All but `attention_by_layer` are functions `(model, vision [batch, vision, dim], prompt [batch, prompt]) ->
+[batch, vision]`, float32 and non-negative, and raise ValueError for wrong shapes, dtypes or NaN.
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ def attention_received(
 ) -> Float[Tensor, "batch vision"]:
     """Attention from the masked response positions to each vision token, mean over positions, heads and layers.
 
-    RedVTP's importance (arXiv 2511.12428). One forward pass, whose blocks' inputs are caught by hooks; the attention
-    of the response positions is then computed once more from the blocks' own projections.
+    RedVTP's importance (arXiv 2511.12428).
+    """
+    return attention_by_layer(model, vision, prompt).mean(0)
+
+
+@torch.no_grad()
+def attention_by_layer(
+    model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+) -> Float[Tensor, "layer batch vision"]:
+    """Attention from the masked response positions to each vision token in every layer, mean over positions and heads.
+
+    One forward pass, whose blocks' inputs are caught by hooks; the attention of the response positions is then
+    computed once more from the blocks' own projections.
     """
     check_inputs(vision, prompt)
     response = masked_response(model, vision)
-    score = torch.zeros(vision.shape[:2], device=vision.device)
+    received = []
     asking, prefix = response.shape[1], vision.shape[1] + prompt.shape[1]
 
     def add(block, given, named) -> None:
@@ -45,7 +56,7 @@ def attention_received(
         queries = asked.unflatten(-1, (block.heads, -1)).transpose(1, 2)
         weight = (queries @ keys.mT).float() / queries.shape[-1] ** 0.5
         weight = weight.masked_fill(~visible, -torch.inf).softmax(-1)
-        score.add_(weight[..., : vision.shape[1]].mean((1, 2)))
+        received.append(weight[..., : vision.shape[1]].mean((1, 2)))
 
     hooks = [block.register_forward_pre_hook(add, with_kwargs=True) for block in model.blocks]
     try:
@@ -53,7 +64,7 @@ def attention_received(
     finally:
         for hook in hooks:
             hook.remove()
-    return score / len(model.blocks)
+    return torch.stack(received)
 
 
 @torch.no_grad()
