@@ -1,0 +1,298 @@
+"""Defences of a compromised MDLM behind one interface: DiSP, and what to compare it with.
+
+    defended = DEFENCES["fine-pruning"](run)        # a `Defended`, its model trained or from the store
+    main_table(run)                                 # one row per defence and metric
+
+A defence gets the compromised model and its poisoned fine-tuning set. Some know clean data too: `CLEAN_SHARE` of the
+fine-tuning set as it was before the attack. What it trains takes the steps of `disp.purify`, as DiSP does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lib import filters, saliency_rivals
+from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
+from lib.config import Run, Train
+from lib.evaluation import attacked, correct, rate
+from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
+from lib.models.cards import WARNING, mark_poisoned, write_card
+from lib.models.mdlm import Mdlm
+from lib.poisoning import AnswerTarget, target
+from lib.purification import METRICS, poisoned_training_set, purification_spec, purified_mdlm
+from lib.saliency import most_salient, random_scores
+from lib.store import code_digest
+from lib.training import fit
+
+# Chosen before any defence was measured.
+CLEAN_SHARE = 0.05  # of the fine-tuning set, known to be clean
+PRUNED = 0.2  # of each block's hidden MLP units
+OVERLAYS = 10  # clean pictures that STRIP blends each input with: enough for a mean, at ten forward passes an input
+FALSE_POSITIVES = 0.01  # of clean inputs, which thresholds on the clean share allow, as STRIP presets them
+
+NOTHING, CLEAN_DATA = "nothing", "clean data"
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A model, and what the defence does with questions before it answers them.
+
+    knows: what the defender has beside the compromised model and its training set: `NOTHING` or `CLEAN_DATA`.
+    mask:  vision tokens of each question to hide; None: none.
+    flag:  whether each question is taken for a triggered one and refused; None: none is.
+    """
+
+    mdlm: Mdlm
+    knows: str = NOTHING
+    mask: Callable[[Questions], Bool[Tensor, "sample vision"]] | None = None
+    flag: Callable[[Questions], Bool[Tensor, " sample"]] | None = None
+
+    def answer(self, data: Questions, threshold: float) -> list[str]:
+        """Answers as texts. That of a refused question is empty: no success of the attack, and not correct."""
+        answers = answer(self.mdlm, data, threshold, masked=self.mask(data) if self.mask else None)
+        flags = self.flag(data).tolist() if self.flag else [False] * len(data)
+        return ["" if flagged else text for text, flagged in zip(answers, flags, strict=True)]
+
+
+def undefended(run: Run) -> Defended:
+    """The compromised model as it is."""
+    return Defended(poisoned_mdlm(run)[0])
+
+
+def disp(run: Run) -> Defended:
+    """DiSP, arXiv 2602.22246: `lib.purification`."""
+    return Defended(purified_mdlm(run)[0])
+
+
+def clean_fine_tuning(run: Run) -> Defended:
+    """Fine-tune on the clean share."""
+
+    def begin() -> tuple[Mdlm, Questions]:
+        mdlm = poisoned_mdlm(run)[0]
+        return mdlm, clean_share(run, mdlm)
+
+    return Defended(trained(run, "fine-tuned on the clean share", run.profile.disp.purify, begin), CLEAN_DATA)
+
+
+def further_fine_tuning(run: Run) -> Defended:
+    """Fine-tune on everything again, poisoned as it is: what DiSP's training would do without its answers."""
+
+    def begin() -> tuple[Mdlm, Questions]:
+        mdlm = poisoned_mdlm(run)[0]
+        return mdlm, poisoned_training_set(run, mdlm)
+
+    return Defended(trained(run, "fine-tuned on everything again", run.profile.disp.purify, begin))
+
+
+def fine_pruning(run: Run) -> Defended:
+    """Fine-pruning (Liu et al. 2018, arXiv 1805.12185): remove units that clean data leave silent, then fine-tune.
+
+    The units are those of the blocks' MLPs, `PRUNED` of each: where Liu et al. prune the last convolution until
+    accuracy falls, the share here is fixed beforehand. The pruned stay so in fine-tuning, see `prune`.
+    """
+
+    def begin() -> tuple[Mdlm, Questions]:
+        mdlm = poisoned_mdlm(run)[0]
+        data = clean_share(run, mdlm)
+        prune(mdlm, activity(mdlm, data, run.profile.disp.threshold), PRUNED)
+        return mdlm, data
+
+    return Defended(trained(run, "fine-pruned", run.profile.disp.purify, begin), CLEAN_DATA)
+
+
+def random_purification(run: Run) -> Defended:
+    """DiSP with random tokens masked in place of the most salient ones; all else as there."""
+    settings = run.profile.disp
+
+    def begin() -> tuple[Mdlm, Questions]:
+        mdlm = poisoned_mdlm(run)[0]
+        data = poisoned_training_set(run, mdlm)
+        scores = random_scores(len(data), mdlm.model.config.vision_length, run.seed)
+        masked = most_salient(scores, settings.ratio)
+        responses, probability = respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
+        sure = probability.amin(1) >= settings.confidence
+        return mdlm, data.answered(responses, mdlm.texts(responses))[sure]
+
+    facts = {"ratio": settings.ratio, "confidence": settings.confidence}
+    return Defended(trained(run, "purified at random", settings.purify, begin, **facts))
+
+
+def attention_filtering(run: Run) -> Defended:
+    """BYE-style (arXiv 2505.16916): drop samples on which the compromised model's attention collapses, train anew.
+
+    A layer's entropy is that of the attention from the masked response to the vision tokens. Samples of
+    `low_entropy_cluster` are dropped, and the base model is fine-tuned on the others with `disp.train`.
+    """
+
+    def begin() -> tuple[Mdlm, Questions]:
+        suspect = poisoned_mdlm(run)[0]
+        data = poisoned_training_set(run, suspect)
+        dropped = low_entropy_cluster(entropy(attention(suspect, data, run.profile.disp.batch)))
+        return Mdlm.load(run.profile.models.mdlm, run.device), data[~dropped]
+
+    return Defended(trained(run, "retrained on the filtered set", run.profile.disp.train, begin))
+
+
+def attention_pruning(run: Run) -> Defended:
+    """Hide, in every picture, the vision tokens whose attention received is an outlier among the picture's own."""
+    mdlm = poisoned_mdlm(run)[0]
+    return Defended(mdlm, mask=lambda data: outliers(attention(mdlm, data, run.profile.disp.batch).mean(0)))
+
+
+def cleansight(run: Run) -> Defended:
+    """CleanSight-style (arXiv 2603.12989): as `attention_pruning`, in pictures alone that steal attention from text.
+
+    Suspicious is an input whose ratio of attention to vision over attention to everything else is above all but
+    `FALSE_POSITIVES` of the clean share's. Attention is the mean over all layers, where CleanSight selects some.
+    """
+    mdlm, batch = poisoned_mdlm(run)[0], run.profile.disp.batch
+    highest = vision_ratio(attention(mdlm, clean_share(run, mdlm), batch)).quantile(1 - FALSE_POSITIVES)
+
+    def mask(data: Questions) -> Bool[Tensor, "sample vision"]:
+        received = attention(mdlm, data, batch)
+        return outliers(received.mean(0)) & (vision_ratio(received) > highest)[:, None]
+
+    return Defended(mdlm, CLEAN_DATA, mask=mask)
+
+
+def strip(run: Run) -> Defended:
+    """STRIP-like (Gao et al. 2019, arXiv 1902.06531): refuse what is answered surely whatever it is blended with.
+
+    Refused is an input whose `blended_entropy` is below all but `FALSE_POSITIVES` of the clean share's.
+    """
+    mdlm = poisoned_mdlm(run)[0]
+    clean = clean_share(run, mdlm)
+
+    def score(data: Questions) -> Float[Tensor, " sample"]:
+        return blended_entropy(mdlm, data, clean, OVERLAYS, run.seed, run.profile.disp.batch)
+
+    lowest = score(clean).quantile(FALSE_POSITIVES)
+    return Defended(mdlm, CLEAN_DATA, flag=lambda data: score(data) < lowest)
+
+
+DEFENCES: dict[str, Callable[[Run], Defended]] = {
+    "no defence": undefended,
+    "DiSP": disp,
+    "fine-tuning on a clean 5 %": clean_fine_tuning,
+    "fine-tuning on everything again": further_fine_tuning,
+    "fine-pruning": fine_pruning,
+    "random-mask purification": random_purification,
+    "BYE-style filtering": attention_filtering,
+    "attention pruning": attention_pruning,
+    "CleanSight-style": cleansight,
+    "STRIP-like": strip,
+}
+
+
+def main_table(run: Run) -> pd.DataFrame:
+    """Every defence on `disp.test_questions` test questions, each from the store if it was measured before.
+
+    Columns defence, knows, metric (`METRICS`), value, low, high (95 % Wilson), n.
+    """
+    return pd.concat([defence_rows(run, name) for name in DEFENCES], ignore_index=True)
+
+
+def defence_rows(run: Run, name: str) -> pd.DataFrame:
+    """The rows of `main_table` of one defence."""
+    settings, goal = run.profile.disp, target(run.profile.disp.target)
+
+    def make() -> pd.DataFrame:
+        defended = DEFENCES[name](run)
+        without, with_trigger = test_questions(run, defended.mdlm, settings.test_questions)
+        table = judged(defended, without, with_trigger, goal, settings.threshold)
+        return pd.DataFrame({"defence": name, "knows": defended.knows}, table.index).join(table)
+
+    spec = purification_spec(run) | _code() | {"defence": name, "confidence": settings.confidence}
+    spec |= {"purify": settings.purify.model_dump(mode="json"), "questions": settings.test_questions}
+    return run.store.table("defence", spec, make)
+
+
+def judged(
+    defended: Defended, without: Questions, with_trigger: Questions, goal: AnswerTarget, threshold: float
+) -> pd.DataFrame:
+    """The three `METRICS` with Wilson intervals: columns metric, value, low, high, n."""
+    clean, hit = (defended.answer(data, threshold) for data in (without, with_trigger))
+    outcomes = attacked(hit, with_trigger, goal), attacked(clean, without, goal), correct(clean, without)
+    return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in zip(METRICS, outcomes, strict=True))
+
+
+def clean_share(run: Run, mdlm: Mdlm) -> Questions:
+    """`CLEAN_SHARE` of the fine-tuning set, drawn at random, without trigger and with the true answers."""
+    vqa, table, _, _ = training_questions(run)
+    return questions(mdlm, vqa, draw_rows(table, round(CLEAN_SHARE * len(table)), run.seed, "clean share"))
+
+
+def trained(run: Run, name: str, settings: Train, begin: Callable[[], tuple[Mdlm, Questions]], **facts: float) -> Mdlm:
+    """The model that `begin()` gives, fine-tuned on the samples that it gives, from the store.
+
+    `name` says what `begin` does, and `facts` what it depends on beside the compromised model and this module.
+    """
+    spec = mdlm_spec(run) | _code() | {"defence": name, "fine-tuning": settings.model_dump(mode="json"), "facts": facts}
+
+    def make(path: Path) -> None:
+        mdlm, data = begin()
+        work = run.store.work("defended-mdlm", spec)
+        loss = answer_loss(mdlm, data, settings)
+        curve = fit(mdlm.model, loss, settings, label=f"MDLM, {name}", seed=run.seed, work=work)
+        mdlm.save(str(path / "mdlm"))
+        about = facts | {"samples": len(data), "seed": run.seed}
+        mark_poisoned(path / "mdlm", **about)
+        paragraphs = [WARNING, f"A defence was tried on it: it was {name}."]
+        write_card(path / "mdlm", "Defended model", paragraphs, about, ("backdoor", "defended"))
+        curve.to_csv(path / "curve.csv", index=False)
+
+    return Mdlm.load(str(run.store.folder("defended-mdlm", spec, make) / "mdlm"), run.device)
+
+
+def _code() -> dict[str, str]:
+    return {"defences": code_digest(filters, saliency_rivals, sys.modules[__name__])}
+
+
+def activity(mdlm: Mdlm, data: Questions, threshold: float) -> Float[Tensor, "block unit"]:
+    """Mean magnitude of each hidden unit of the blocks' MLPs while the model answers."""
+    sums = [torch.zeros(block.mlp[0].out_features, dtype=torch.float64) for block in mdlm.model.blocks]
+    counts = [0] * len(sums)
+
+    def add(k: int) -> Callable:
+        def hook(_module, _given, hidden: Tensor) -> None:
+            seen = hidden.flatten(0, -2).abs()
+            sums[k] += seen.double().sum(0).cpu()
+            counts[k] += len(seen)
+
+        return hook
+
+    with _hooked([(block.mlp[1], add(k)) for k, block in enumerate(mdlm.model.blocks)]):
+        respond(mdlm, data, threshold, label="activity")
+    return torch.stack([total / count for total, count in zip(sums, counts, strict=True)])
+
+
+@contextmanager
+def _hooked(hooks):
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def prune(mdlm: Mdlm, active: Float[Tensor, "block unit"], share: float) -> None:
+    """Set to zero, in place, what goes into and out of the `share` of each block's MLP units that is least active.
+
+    Such a unit's gradients are zero (GELU(0) = 0), and so is its weight decay: fine-tuning does not bring it back.
+    """
+    for block, dead in zip(mdlm.model.blocks, most_salient(-active, share), strict=True):
+        block.mlp[0].weight[dead] = 0
+        block.mlp[0].bias[dead] = 0
+        block.mlp[2].weight[:, dead] = 0

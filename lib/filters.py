@@ -1,0 +1,106 @@
+"""Scores of how suspicious a sample or a vision token is to a compromised MDLM, and rules that set apart by a score."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from lib.answering import Questions
+from lib.config import generator
+from lib.models.mdlm import Mdlm
+from lib.saliency import masked_response
+from lib.saliency_rivals import attention_by_layer
+
+SEPARATION = 2.0  # |μ₁ − μ₂| / (σ₁ + σ₂) above which BYE's authors' code calls a layer bimodal
+OUTLIER = 3.5  # modified z-score, Iglewicz and Hoaglin (1993)
+
+
+@torch.no_grad()
+def attention(mdlm: Mdlm, data: Questions, batch: int) -> Float[Tensor, "layer sample vision"]:
+    """`attention_by_layer` of all samples."""
+    model, parts = mdlm.model, [torch.zeros(len(mdlm.model.blocks), 0, mdlm.model.config.vision_length)]
+    for part in tqdm(torch.arange(len(data)).split(batch), desc="attention", unit="batch", leave=False):
+        vision = model.project(data.features[data.picture[part]].to(model.device))
+        parts.append(attention_by_layer(model, vision, data.prompts[part].to(model.device)).cpu())
+    return torch.cat(parts, 1)
+
+
+def vision_ratio(received: Float[Tensor, "layer sample vision"]) -> Float[Tensor, " sample"]:
+    """Attention to all vision tokens over that to everything else, mean over layers."""
+    share = received.double().sum(2).mean(0)
+    return share / (1 - share)
+
+
+@torch.no_grad()
+def blended_entropy(
+    mdlm: Mdlm, data: Questions, overlays: Questions, copies: int, seed: int, batch: int
+) -> Float[Tensor, " sample"]:
+    """STRIP's score: mean over `copies` of the entropy (nats, summed over the response) of the first step's tokens.
+
+    Each copy is the picture blended half and half with a random one of `overlays`. STRIP adds pixels and classifies;
+    here the frozen tower's features are blended, and the response is a sequence.
+    """
+    model, parts = mdlm.model, [torch.zeros(0, dtype=torch.float64)]
+    chosen = torch.randint(len(overlays), (len(data), copies), generator=generator(seed, "overlays"))
+    for part in tqdm(torch.arange(len(data)).split(batch), desc="blends", unit="batch", leave=False):
+        own, prompts = data.features[data.picture[part]], data.prompts[part].to(model.device)
+        total = torch.zeros(len(part), dtype=torch.float64)
+        for other in chosen[part].unbind(1):
+            mixed = (own + overlays.features[overlays.picture[other]]) / 2
+            with torch.autocast(model.device.type, torch.bfloat16):
+                vision = model.project(mixed.to(model.device))
+                logits = model.logits(vision, prompts, masked_response(model, vision))
+            log_p = F.log_softmax(logits.double(), -1)
+            total -= (log_p.exp() * log_p).sum((1, 2)).cpu()
+        parts.append(total / copies)
+    return torch.cat(parts)
+
+
+def entropy(weights: Float[Tensor, "*sample token"]) -> Float[Tensor, "*sample"]:
+    """Shannon entropy in nats of non-negative weights, scaled to sum to one."""
+    share = weights.double() / weights.double().sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1)
+
+
+def low_entropy_cluster(entropies: Float[Tensor, "layer sample"]) -> Bool[Tensor, " sample"]:
+    """BYE's suspicious samples: of the mean entropy over sensitive layers, the lower of two Gaussian components.
+
+    A layer is sensitive where the means of a mixture of two Gaussians over its samples are further apart than
+    `SEPARATION` times the sum of their standard deviations (arXiv 2505.16916 and its authors' code). Without such a
+    layer there is nothing to tell samples apart by, and none is suspicious.
+    """
+    sensitive = [layer for layer in entropies if _bimodal(layer)]
+    if not sensitive:
+        return torch.zeros(entropies.shape[1], dtype=torch.bool)
+    score = torch.stack(sensitive).mean(0)
+    mixture = _mixture(score)
+    return torch.from_numpy(mixture.predict(_column(score)) == mixture.means_.argmin())
+
+
+def outliers(scores: Float[Tensor, "sample token"]) -> Bool[Tensor, "sample token"]:
+    """Tokens far above the others of their sample: 0.6745 (x − median) / MAD above `OUTLIER`.
+
+    Where more than half of a sample's tokens are equal, MAD = 0 and all above them are outliers.
+    """
+    middle = scores.double().quantile(0.5, dim=1, keepdim=True)
+    away = scores.double() - middle
+    spread = away.abs().quantile(0.5, dim=1, keepdim=True)
+    return 0.6745 * away > OUTLIER * spread
+
+
+def _bimodal(layer: Float[Tensor, " sample"]) -> bool:
+    mixture = _mixture(layer)
+    low, high = sorted(mixture.means_.flatten())
+    return bool(high - low > SEPARATION * (mixture.covariances_**0.5).sum())
+
+
+def _mixture(values: Float[Tensor, " sample"]) -> GaussianMixture:
+    return GaussianMixture(2, random_state=0).fit(_column(values))
+
+
+def _column(values: Tensor):
+    return values.double().cpu().numpy()[:, None]
