@@ -60,7 +60,7 @@ def forest(table: pd.DataFrame, quantities: tuple[str, ...] = tuple(QUANTITIES))
         look = line_style(style)
         axis.axvline(0, color="0.7", linewidth=0.6)
         axis.errorbar(value, place, xerr=reach, fmt=look["marker"], color=look["color"], markersize=3, capsize=1.5)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         if f"paper_{name}" in table and table[f"paper_{name}"].notna().any():
             axis.plot(table[f"paper_{name}"].astype(float), place, **plotting.paper_style())
             papers = True
