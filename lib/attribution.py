@@ -119,7 +119,7 @@ def bootstrap_mean(
 
 @torch.no_grad()
 def hierarchical_mean(
-    groups: Sequence[Float[Tensor, " n"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    groups: Sequence[Float[Tensor, " _"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean of the groups' means and its two-level percentile bootstrap interval: (mean, low, high).
 
