@@ -21,7 +21,7 @@ from benchmarks.harness import options, pair, write
 from benchmarks.plots import cost_curves, save
 from lib import saliency
 from lib.answering import Questions
-from lib.attacks import mdlm_spec, poisoned_mdlm, test_questions
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
 from lib.attribution import bootstrap_mean
 from lib.config import ROOT, Run, model_source, run_parameters
 from lib.models.mdlm import Mdlm

@@ -1,6 +1,7 @@
 """The benchmarks' harness: what is run in which order, what a row and a table hold. Nothing here is timed."""
 
 import argparse
+import importlib
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import benchmarks.__main__ as bench
 from benchmarks import gpu, harness
 from benchmarks.plots import cost_curves, ratio_dots
+from lib.config import ROOT
 from lib.plotting import render
 
 
@@ -95,3 +97,8 @@ def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach()
     assert [[2, 0.8], [6, 0.9]] in curves and [[60, 0.4]] in curves
     assert [[4, 0], [4, 1]] in curves and [[0, 0.95], [1, 0.95]] in curves
     assert render(figure, "png").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}" if name != "__init__" else "benchmarks")
