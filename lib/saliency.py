@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.config import generator
+from lib.kernels import describe
 from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probe, fisher_probes, signs
 
 DEALT = "dealt"
@@ -51,8 +52,7 @@ def fisher_jacobian(
     Returns non-negative scores. Raises ValueError for wrong shapes, dtypes, NaN, `probes` below 1, other noises.
     """
     check_inputs(vision, prompt)
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes={probes!r} must be an integer of at least 1")
+    check_probes(probes)
     if noise not in (*NOISES, DEALT):
         raise ValueError(f"noise={noise!r} must be one of {', '.join((*NOISES, DEALT))}")
     score = torch.zeros(vision.shape[:2], device=vision.device)
@@ -183,15 +183,17 @@ def masked_response(model, vision: Float[Tensor, "batch vision dim"]) -> Int[Ten
 def check_inputs(vision: Tensor, prompt: Tensor) -> None:
     """Raises ValueError unless they are floating [batch, vision, dim] without NaN, and integers [batch, prompt]."""
     if not isinstance(vision, Tensor) or vision.ndim != 3 or not vision.is_floating_point():
-        raise ValueError(f"vision must be floating [batch, vision, dim], not {_describe(vision)}")
+        raise ValueError(f"vision must be floating [batch, vision, dim], not {describe(vision)}")
     integers = isinstance(prompt, Tensor) and not prompt.is_floating_point() and prompt.dtype != torch.bool
     if not integers or prompt.ndim != 2:
-        raise ValueError(f"prompt must be integers [batch, prompt], not {_describe(prompt)}")
+        raise ValueError(f"prompt must be integers [batch, prompt], not {describe(prompt)}")
     if len(prompt) != len(vision):
         raise ValueError(f"prompt has {len(prompt)} rows for {len(vision)} of vision: they must be equal")
     if bool(vision.isnan().any()):
         raise ValueError("vision holds NaN")
 
 
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+def check_probes(probes: int) -> None:
+    """Raises ValueError unless it is an integer of at least 1."""
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise ValueError(f"probes={probes!r} must be an integer of at least 1")

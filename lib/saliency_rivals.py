@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lib.config import generator
 from lib.kernels.fisher import signs
 from lib.models.mdlm import MdlmModel
-from lib.saliency import check_inputs, masked_response
+from lib.saliency import check_inputs, check_probes, masked_response
 
 VARIANTS = 128  # pictures with one token changed that go through the model at once
 
@@ -95,8 +95,7 @@ def finite_difference(
     h drowns in rounding. Raises ValueError for `probes` below 1 or a step that is not above 0.
     """
     check_inputs(vision, prompt)
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes={probes!r} must be an integer of at least 1")
+    check_probes(probes)
     if not 0 < step < float("inf"):
         raise ValueError(f"step={step!r} must be a number above 0")
     draw = generator(seed, "finite differences")

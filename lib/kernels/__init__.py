@@ -14,3 +14,8 @@ from torch import Tensor
 def on_gpu(x: Tensor) -> bool:
     """Whether the kernel rather than plain torch is to run: on CUDA tensors, where Triton is installed."""
     return x.is_cuda and find_spec("triton") is not None
+
+
+def describe(value: object) -> str:
+    """Dtype and shape of a tensor, the type of anything else: what an error says was given."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

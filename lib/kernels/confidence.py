@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.kernels import on_gpu
+from lib.kernels import describe, on_gpu
 
 SCORES = ("probability", "margin", "entropy")
 GIVEN = "given"  # the score of `token_probability`
@@ -68,7 +68,7 @@ def token_probability(
     flat, rows = _rows(logits, at)
     shape = logits.shape[:-1] if at is None else rows.shape
     if not isinstance(token, Tensor) or token.dtype not in (torch.int64, torch.int32) or token.shape != shape:
-        raise ValueError(f"token is {_describe(token)}; allowed are int64 and int32 of shape {list(shape)}.")
+        raise ValueError(f"token is {describe(token)}; allowed are int64 and int32 of shape {list(shape)}.")
     if token.numel() and not 0 <= token.min() <= token.max() < logits.shape[-1]:
         raise ValueError(f"token is {token.min()} to {token.max()}; allowed are 0 to {logits.shape[-1] - 1}.")
     _, probability = _scan(flat, rows, GIVEN, forbidden, token.reshape(-1).long())
@@ -94,7 +94,7 @@ def head_confidence(
     fits = isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == hidden.shape[-1]
     if not fits or not len(weight) or weight.dtype != hidden.dtype or weight.device != hidden.device:
         raise ValueError(
-            f"weight is {_describe(weight)}; allowed is {hidden.dtype} [vocab, {hidden.shape[-1]}] on "
+            f"weight is {describe(weight)}; allowed is {hidden.dtype} [vocab, {hidden.shape[-1]}] on "
             f"{hidden.device} with vocab at least 1."
         )
     flat, rows = _rows(hidden, at)
@@ -173,15 +173,11 @@ def _score(
 def _check(name: str, x: Tensor, at: Tensor | None, score: str, forbidden: int | None) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0 or not x.shape[-1]:
         last = "vocab" if name == "logits" else "dim"
-        raise ValueError(f"{name} is {_describe(x)}; allowed is floating [*batch, {last}] with {last} at least 1.")
+        raise ValueError(f"{name} is {describe(x)}; allowed is floating [*batch, {last}] with {last} at least 1.")
     fits = isinstance(at, Tensor) and at.dtype == torch.bool and at.shape == x.shape[:-1] and at.device == x.device
     if at is not None and not fits:
-        raise ValueError(f"at is {_describe(at)}; allowed is torch.bool {list(x.shape[:-1])} on {x.device}, or None.")
+        raise ValueError(f"at is {describe(at)}; allowed is torch.bool {list(x.shape[:-1])} on {x.device}, or None.")
     if score not in SCORES:
         raise ValueError(f"score is {score!r}; allowed are {', '.join(SCORES)}.")
     if forbidden is not None and (not isinstance(forbidden, int) or isinstance(forbidden, bool) or forbidden < 0):
         raise ValueError(f"forbidden is {forbidden!r}; allowed are integers from 0, or None.")
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.config import generator
-from lib.kernels import on_gpu
+from lib.kernels import describe, on_gpu
 
 NOISES = ("sign", "normal")
 
@@ -39,7 +39,7 @@ def fisher_probes(
     Raises ValueError for other shapes, dtypes or noises, `probes` below 1, and a seed outside 0 … 2^63 − 1.
     """
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0 or not logits.shape[-1]:
-        raise ValueError(f"logits is {_describe(logits)}; allowed is floating [*batch, vocab] with vocab at least 1.")
+        raise ValueError(f"logits is {describe(logits)}; allowed is floating [*batch, vocab] with vocab at least 1.")
     for name, value, least in (("probes", probes, 1), ("seed", seed, 0)):
         if type(value) is not int or not least <= value < 2**63:
             raise ValueError(f"{name} is {value!r}; allowed are the integers {least} to {2**63 - 1}.")
@@ -75,11 +75,11 @@ def add_squared_norm(
     """
     fits = isinstance(gradient, Tensor) and gradient.ndim == 3 and gradient.is_floating_point()
     if not fits:
-        raise ValueError(f"gradient is {_describe(gradient)}; allowed is floating [batch, token, dim].")
+        raise ValueError(f"gradient is {describe(gradient)}; allowed is floating [batch, token, dim].")
     place = gradient.shape[:2], gradient.device, torch.float32
     if not isinstance(scores, Tensor) or (scores.shape, scores.device, scores.dtype) != place:
         shape = list(gradient.shape[:2])
-        raise ValueError(f"scores is {_describe(scores)}; allowed is torch.float32 {shape} on {gradient.device}.")
+        raise ValueError(f"scores is {describe(scores)}; allowed is torch.float32 {shape} on {gradient.device}.")
     if on_gpu(gradient) and gradient.dtype != torch.float64:
         from lib.kernels.fisher_triton import add_squares
 
@@ -94,7 +94,3 @@ def signs(shape: tuple[int, ...], draw: torch.Generator) -> Float[Tensor, "*shap
     words = torch.empty(-(-count // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None, generator=draw)
     bits = torch.from_numpy(np.unpackbits(words.numpy().view(np.uint8), count=count))
     return bits.view(shape).float().mul_(2).sub_(1)
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

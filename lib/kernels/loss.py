@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.kernels import on_gpu
+from lib.kernels import describe, on_gpu
 
 # Logits of a chunk, and its fewest positions; it has less than twice as many. The gradient of the head is read and
 # written once a chunk, so that chunks as small as the second-level cache are slower than none (measured).
@@ -54,9 +54,9 @@ def weighted_cross_entropy(
     if not hidden.is_floating_point() or not weight.is_floating_point() or dtypes[0] != dtypes[1]:
         raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: they must have one floating dtype")
     if target.shape != hidden.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
-        raise ValueError(f"target is {_describe(target)}: it must be integers [position] = {list(hidden.shape[:1])}")
+        raise ValueError(f"target is {describe(target)}: it must be integers [position] = {list(hidden.shape[:1])}")
     if scale.shape != hidden.shape[:1] or not scale.is_floating_point():
-        raise ValueError(f"scale is {_describe(scale)}: it must be floating [position] = {list(hidden.shape[:1])}")
+        raise ValueError(f"scale is {describe(scale)}: it must be floating [position] = {list(hidden.shape[:1])}")
     if scale.requires_grad:
         raise ValueError("scale requires a gradient, which it does not get here: detach it")
     if not target.is_cuda and len(target):
@@ -154,7 +154,3 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """What sums and the softmax run in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _describe(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)}"
