@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kernels import both_paths, draw
 from torch.nn import functional as F
 
 from lib.kernels import confidence as module
@@ -13,22 +14,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TILE = 8192  # the kernel's: from 8193 on tiles are merged
 ANY = "probability"
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NumPy's, in the interpreter
-
-
-@pytest.fixture(params=["torch", "triton"])
-def path(request, monkeypatch):
-    """Both paths in turn, behind the same functions: Triton's runs on CPU tensors where there is no GPU."""
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    monkeypatch.setattr(module, "on_gpu", lambda x: request.param == "triton")
-    device = "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        yield request.param
-
-
-def draw(*shape, dtype=torch.float32, seed=0, spread=3):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator, device="cpu") * spread).to(torch.get_default_device(), dtype)
+path = both_paths(module)
 
 
 def reference(logits, score, forbidden=None):

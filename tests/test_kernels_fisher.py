@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernels import both_paths, draw
 
 from lib.config import generator
 from lib.kernels import fisher as module
@@ -12,22 +13,7 @@ from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probe, fisher_pr
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 TILE = 4096  # the kernel's: from 4097 on the sums of tiles are merged
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # NumPy's, in the interpreter
-
-
-@pytest.fixture(params=["torch", "triton"])
-def path(request, monkeypatch):
-    """Both paths in turn, behind the same functions: Triton's runs on CPU tensors where there is no GPU."""
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    monkeypatch.setattr(module, "on_gpu", lambda x: request.param == "triton")
-    device = "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        yield request.param
-
-
-def draw(*shape, dtype=torch.float32, seed=0, spread=3):
-    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
-    return (numbers * spread).to(torch.get_default_device(), dtype)
+path = both_paths(module)
 
 
 def noise_behind(path, shape, seed, noise):
