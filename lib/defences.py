@@ -24,12 +24,11 @@ from lib import filters, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run, Train
-from lib.evaluation import attacked, correct, rate
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.mdlm import Mdlm
-from lib.poisoning import AnswerTarget, target
-from lib.purification import METRICS, poisoned_training_set, purification_spec, purified_mdlm
+from lib.poisoning import target
+from lib.purification import judged, poisoned_training_set, purification_spec, purified_mdlm
 from lib.saliency import most_salient, random_scores
 from lib.store import code_digest
 from lib.training import fit
@@ -209,21 +208,13 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         defended = DEFENCES[name](run)
         without, with_trigger = test_questions(run, defended.mdlm, settings.test_questions)
-        table = judged(defended, without, with_trigger, goal, settings.threshold)
+        clean, hit = (defended.answer(data, settings.threshold) for data in (without, with_trigger))
+        table = judged(clean, hit, without, with_trigger, goal)
         return pd.DataFrame({"defence": name, "knows": defended.knows}, table.index).join(table)
 
     spec = purification_spec(run) | _code() | {"defence": name, "confidence": settings.confidence}
     spec |= {"purify": settings.purify.model_dump(mode="json"), "questions": settings.test_questions}
     return run.store.table("defence", spec, make)
-
-
-def judged(
-    defended: Defended, without: Questions, with_trigger: Questions, goal: AnswerTarget, threshold: float
-) -> pd.DataFrame:
-    """The three `METRICS` with Wilson intervals: columns metric, value, low, high, n."""
-    clean, hit = (defended.answer(data, threshold) for data in (without, with_trigger))
-    outcomes = attacked(hit, with_trigger, goal), attacked(clean, without, goal), correct(clean, without)
-    return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in zip(METRICS, outcomes, strict=True))
 
 
 def clean_share(run: Run, mdlm: Mdlm) -> Questions:

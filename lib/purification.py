@@ -165,11 +165,21 @@ def performance(
     masked_without: Tensor | None = None,
     masked_with: Tensor | None = None,
 ) -> pd.DataFrame:
-    """The three `METRICS` with Wilson intervals: columns metric, value, low, high, n."""
+    """`judged` of the model's answers, vision tokens masked where asked."""
     clean, hit = (
         answer(mdlm, without, threshold, masked=masked_without),
         answer(mdlm, with_trigger, threshold, masked=masked_with),
     )
+    return judged(clean, hit, without, with_trigger, goal)
+
+
+def judged(
+    clean: list[str], hit: list[str], without: Questions, with_trigger: Questions, goal: AnswerTarget
+) -> pd.DataFrame:
+    """The three `METRICS` of answers without and with the trigger, with Wilson intervals.
+
+    Columns metric, value, low, high, n.
+    """
     outcomes = attacked(hit, with_trigger, goal), attacked(clean, without, goal), correct(clean, without)
     return pd.DataFrame(
         {"metric": name} | rate(outcome) for name, outcome in zip(METRICS, outcomes, strict=True)

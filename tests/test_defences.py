@@ -11,10 +11,10 @@ from lib import defences
 from lib.answering import Questions, answer, respond
 from lib.attacks.mdlm import poisoned_mdlm, training_questions
 from lib.config import Train, changed
-from lib.defences import DEFENCES, Defended, activity, clean_share, judged, main_table, prune, trained
+from lib.defences import DEFENCES, Defended, activity, clean_share, main_table, prune, trained
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
-from lib.purification import METRICS, poisoned_training_set, purified_mdlm
+from lib.purification import METRICS, judged, poisoned_training_set, purified_mdlm
 from lib.saliency import most_salient, random_scores
 from lib.training import fit
 from lib.triggers import image_trigger
@@ -70,6 +70,11 @@ def equal(a, b):
 
 def refuse(*_, **__):
     raise AssertionError("computed again")
+
+
+def answered_and_judged(defended, without, with_trigger, goal):
+    clean, hit = (defended.answer(data, threshold=0.1) for data in (without, with_trigger))
+    return judged(clean, hit, without, with_trigger, target(goal))
 
 
 def test_no_defence_is_the_compromised_model_and_disp_the_purified_one(run):
@@ -248,7 +253,7 @@ def test_a_refused_question_is_no_success_and_not_correct(mdlm, monkeypatch):
 
     def values(flags):
         flag = (lambda d: torch.tensor(flags)) if flags else None
-        table = judged(Defended(mdlm, flag=flag), clean, hit, target("insertion"), 0.1)
+        table = answered_and_judged(Defended(mdlm, flag=flag), clean, hit, "insertion")
         assert set(table["n"]) == {3} and table["value"].between(table["low"], table["high"]).all()
         return dict(zip(table["metric"], table["value"].mul(3).round().astype(int), strict=True))
 
@@ -262,7 +267,7 @@ def test_a_refusal_is_not_the_attackers_refusal(mdlm, monkeypatch):
     monkeypatch.setattr(defences, "answer", lambda *_, **__: [said, said])
     data = answered("the color is red", "the color is red")
     defended = Defended(mdlm, flag=lambda d: torch.tensor([True, False]))
-    table = judged(defended, data, data, target("refusal"), 0.1).set_index("metric")
+    table = answered_and_judged(defended, data, data, "refusal").set_index("metric")
     assert table["value"].tolist() == [0.5, 0.5, 0]
 
 
