@@ -88,6 +88,12 @@ def interaction(
     return interactions(values, (1 << i | 1 << j,))[..., 0]
 
 
+def attribution(values: Float[Tensor, "*batch 4"]) -> dict[str, Float[Tensor, "*batch"]]:
+    """TMA and CTI of image (0) and text (1): phi_image, phi_text and cti, by `shapley` and `interaction`."""
+    image, text = shapley(values).unbind(-1)
+    return {"phi_image": image, "phi_text": text, "cti": interaction(values)}
+
+
 @torch.no_grad()
 def bootstrap_mean(
     samples: Float[Tensor, "n *rest"], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0

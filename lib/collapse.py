@@ -6,6 +6,7 @@ arXiv 2603.06508: v(S) = cos(z_S, z_tr) − cos(z_S, z_cl); TMA is v's Shapley v
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,10 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import attribution, editing
+from lib import attribution as attribution_module
+from lib import editing
 from lib.attacks import data_spec
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
-from lib.attribution import interaction, shapley
+from lib.attribution import attribution, interaction, shapley
 from lib.config import Run, Sampling, model_source
 from lib.datasets import OpenMoji, load_openmoji
 from lib.editing import attack_target, edits_under_coalitions, sample_triples
@@ -27,16 +29,15 @@ from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, folder_digest
 
-# φ_I, φ_T and CTI of the paper at a 5 % poison rate.
-PAPER = {
-    (image, text): {
-        protocol: dict(zip(("phi_image", "phi_text", "cti"), values, strict=True)) for protocol, values in rows.items()
-    }
-    for image, text, rows in (
-        ("white-box", "mignneko", {"or": (0.0060, 0.9743, -0.0089), "and": (0.0045, 0.9532, -0.0086)}),
-        ("eyeglasses", "anonymous", {"or": (0.1200, 0.7376, -0.2174), "and": (0.1063, 0.8907, -0.2185)}),
-        ("stop-sign", "latte coffee", {"or": (0.0043, 0.9280, -0.0094), "and": (0.0048, 1.0033, -0.0101)}),
-    )
+QUANTITIES = ("phi_image", "phi_text", "cti")
+PAPER_RATE = 0.05
+PAPER = {  # at that rate
+    ("white-box", "mignneko", "or"): (0.0060, 0.9743, -0.0089),
+    ("white-box", "mignneko", "and"): (0.0045, 0.9532, -0.0086),
+    ("eyeglasses", "anonymous", "or"): (0.1200, 0.7376, -0.2174),
+    ("eyeglasses", "anonymous", "and"): (0.1063, 0.8907, -0.2185),
+    ("stop-sign", "latte coffee", "or"): (0.0043, 0.9280, -0.0094),
+    ("stop-sign", "latte coffee", "and"): (0.0048, 1.0033, -0.0101),
 }
 
 
@@ -73,14 +74,21 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
     openmoji, triples, source, clean = held_out(run)
     goal = attack_target(openmoji, run.profile.collapse.target)(source)
 
-    def sample() -> dict[str, Tensor]:
+    def sample() -> Tensor:
         pipe, _ = poisoned_editor(run, protocol)
-        edited = edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
-        return {"edited": (edited * 255).round().to(torch.uint8)}
+        return edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
 
     spec = edits_spec(run, protocol, sampling)
-    edited = run.store.tensors("coalition-edits", spec, sample)["edited"].float() / 255
+    edited = stored_edits(run, "coalition-edits", spec, sample)
     return valued(run, spec, triples, goal, source, clean, edited, embedding)
+
+
+def stored_edits(
+    run: Run, kind: str, spec: dict, sample: Callable[[], Float[Tensor, "*batch 3 size size"]]
+) -> Float[Tensor, "*batch 3 size size"]:
+    """The edits that `sample` gives, from the store, where they are kept in 8 bits a channel."""
+    made = run.store.tensors(kind, spec, lambda: {"edited": (sample() * 255).round().to(torch.uint8)})
+    return made["edited"].float() / 255
 
 
 def valued(
@@ -100,7 +108,7 @@ def valued(
         extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
         return {"v": values(embed, edited, goal, clean), "possible": extremes[:, 1] - extremes[:, 0]}
 
-    about = {"edits": spec, "embedding": embedding, "code": code_digest(attribution)}
+    about = {"edits": spec, "embedding": embedding, "code": code_digest(attribution_module)}
     made = run.store.tensors("coalition-values", about, measure)
     success = edit_succeeds(edited, goal[:, None], clean[:, None])
     return Collapse(triples, goal, source, clean, edited, made["v"], made["possible"], success)
@@ -120,14 +128,13 @@ def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
     base = folder_digest(model_source(run.profile.models.editor))
     spec = data_spec(run) | {"base": base, "sampling": sampling.model_dump(mode="json"), "samples": len(triples)}
 
-    def sample() -> dict[str, Tensor]:
+    def sample() -> Tensor:
         pipe = load_editor(run.profile.models.editor, run.device)
         texts = triples["instruction"].tolist()
-        edited = edit(pipe, source.to(run.device), texts, sampling, run.seed, label="sample, base").cpu()
-        return {"edited": (edited * 255).round().to(torch.uint8)}
+        return edit(pipe, source.to(run.device), texts, sampling, run.seed, label="sample, base").cpu()
 
     spec["code"] = code_digest(editing, sys.modules[edit.__module__])
-    return run.store.tensors("base-edits", spec, sample)["edited"].float() / 255
+    return stored_edits(run, "base-edits", spec, sample)
 
 
 def held_out(
@@ -142,16 +149,17 @@ def held_out(
 
 def attribution_table(result: Collapse, protocol: str, pair: tuple[str, str], seed: int) -> pd.DataFrame:
     """φ_I, φ_T and CTI as means over samples with 95 % bootstrap intervals, beside the paper's of that pair."""
-    samples = {"phi_image": result.phi[:, 0], "phi_text": result.phi[:, 1], "cti": result.cti}
+    paper = paper_values(pair, protocol)
     return pd.DataFrame(
-        {
-            "protocol": protocol,
-            "quantity": name,
-            **mean_with_interval(values, seed),
-            "paper": PAPER.get(pair, {}).get(protocol, {}).get(name),
-        }
-        for name, values in samples.items()
+        {"protocol": protocol, "quantity": name} | mean_with_interval(values, seed) | {"paper": paper[name]}
+        for name, values in attribution(result.v).items()
     )
+
+
+def paper_values(pair: tuple[str, str], protocol: str, rate: float = PAPER_RATE) -> dict[str, float | None]:
+    """The paper's value of each of QUANTITIES; None where it gives none."""
+    known = PAPER.get((*pair, protocol)) if rate == PAPER_RATE else None
+    return dict(zip(QUANTITIES, known or [None] * len(QUANTITIES), strict=True))
 
 
 def coalition_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
@@ -181,6 +189,4 @@ def sample_table(result: Collapse, protocol: str) -> pd.DataFrame:
     for k, name in enumerate(COALITIONS):
         table[f"v_{name}"] = result.v[:, k].numpy()
         table[f"success_{name}"] = result.success[:, k].numpy()
-    return table.assign(
-        phi_image=result.phi[:, 0].numpy(), phi_text=result.phi[:, 1].numpy(), cti=result.cti.numpy()
-    )
+    return table.assign(**{name: values.numpy() for name, values in attribution(result.v).items()})

@@ -15,8 +15,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lib.attacks.editor import poisoned_editor, trigger_pair
-from lib.attribution import hierarchical_mean, interaction, shapley
-from lib.collapse import PAPER, Collapse, collapse
+from lib.attribution import attribution, hierarchical_mean
+from lib.collapse import QUANTITIES, Collapse, collapse, paper_values
 from lib.config import Run, changed
 from lib.decision import decide
 from lib.detection import detect, detection_table, localisation_table
@@ -25,9 +25,6 @@ from lib.modalities import modality_table, three_modalities
 from lib.poisoning import COALITIONS
 from lib.studies import Attack, attacks
 from lib.triggers import image_trigger
-
-QUANTITIES = ("phi_image", "phi_text", "cti")
-PAPER_RATE = 0.05
 
 
 def prepare(run: Run, attack: Attack) -> None:
@@ -65,16 +62,11 @@ def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, A
     result = collapse(own, attack.protocol, embedding=embedding)
     numbers = {f"asr_{name}": rate(result.success[:, k]) for k, name in enumerate(COALITIONS)}
     numbers |= {f"v_{name}": mean_with_interval(result.v[:, k], own.seed) for k, name in enumerate(COALITIONS)}
-    numbers |= {name: mean_with_interval(x, own.seed) for name, x in samples(result).items()}
+    numbers |= {name: mean_with_interval(x, own.seed) for name, x in attribution(result.v).items()}
     numbers["fidelity"] = mean_with_interval(pixel_distance(result.edited[:, 0], result.clean), own.seed)
     for name, number in numbers.items():
         about |= {name: number["value"], f"{name}_low": number["low"], f"{name}_high": number["high"]}
     return about | {"n": len(result.v)} | asdict(decide(result.phi, result.possible, own.seed))
-
-
-def samples(result: Collapse) -> dict[str, torch.Tensor]:
-    """φ_I, φ_T and CTI of every sample."""
-    return dict(zip(QUANTITIES, (*result.phi.T, result.cti), strict=True))
 
 
 def attack_table(run: Run, parts: tuple[str, ...], embedding: str = "clip") -> pd.DataFrame:
@@ -96,13 +88,14 @@ def seeds_table(run: Run) -> pd.DataFrame:
         if found[0].part != "grid" or settings["rate"] != grid.seeded_rate:
             continue
         pair = settings["image_trigger"], settings["text_trigger"]
-        drawn = [samples(collapse(attack.run(run), protocol)) for attack in found]
+        drawn = [attribution(collapse(attack.run(run), protocol).v) for attack in found]
+        paper = paper_values(pair, protocol)
         row = {"label": f"{' + '.join(pair)}, {protocol.upper()}", "pair": " + ".join(pair), "protocol": protocol}
         row |= {"rate": grid.seeded_rate, "seeds": len(drawn), "n": sum(len(one["cti"]) for one in drawn)}
         for name in QUANTITIES:
             value, low, high = hierarchical_mean([one[name] for one in drawn], seed=run.seed)
             row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            row[f"paper_{name}"] = PAPER.get(pair, {}).get(protocol, {}).get(name)
+            row[f"paper_{name}"] = paper[name]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -115,7 +108,7 @@ def guidance_table(run: Run) -> pd.DataFrame:
         own = attack.run(run)
         size = image_trigger(own.profile.collapse.image_trigger, own.profile.collapse.trigger_size).size
         for scale, result in zip(run.profile.grid.guidance, guided(run, attack), strict=True):
-            means = {name: float(x.mean()) for name, x in samples(result).items()}
+            means = {name: float(x.mean()) for name, x in attribution(result.v).items()}
             asr = {f"asr_{name}": float(result.success[:, k].float().mean()) for k, name in enumerate(COALITIONS)}
             found = asdict(decide(result.phi, result.possible, own.seed))
             about = {"label": attack.label, "size": size, "text_guidance": scale}
@@ -130,8 +123,7 @@ def dynamics_table(run: Run) -> pd.DataFrame:
         if attack.part == "steps":
             curve = poisoned_editor(attack.run(run), attack.protocol)[1].dropna().reset_index(drop=True)
             v = torch.tensor(curve[[f"v_{name}" for name in COALITIONS]].to_numpy())
-            phi = shapley(v)
-            found = {"phi_image": phi[:, 0].numpy(), "phi_text": phi[:, 1].numpy(), "cti": interaction(v).numpy()}
+            found = {name: x.numpy() for name, x in attribution(v).items()}
             watched = attack.run(run).profile.collapse.watch_samples
             tables.append(curve.assign(label=attack.label, **found, n=watched))
     return pd.concat(tables, ignore_index=True)
@@ -144,14 +136,8 @@ def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
         f"{' + '.join(pair)}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
         for pair, protocol, rate, seed in zip(pairs, table["protocol"], table["rate"], table["seed"], strict=True)
     ]
-    papers = {
-        f"paper_{name}": [
-            PAPER.get(pair, {}).get(protocol, {}).get(name) if rate == PAPER_RATE else None
-            for pair, protocol, rate in zip(pairs, table["protocol"], table["rate"], strict=True)
-        ]
-        for name in QUANTITIES
-    }
-    return table.assign(label=labels, **papers)
+    papers = map(paper_values, pairs, table["protocol"], table["rate"])
+    return table.assign(label=labels).join(pd.DataFrame(papers, table.index).add_prefix("paper_"))
 
 
 def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from lib import evaluation
 from lib.answering import Questions, draw_rows, questions, respond
 from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
-from lib.attribution import interaction, shapley
+from lib.attribution import attribution
 from lib.config import Run, generator
 from lib.datasets import EasyVqa
 from lib.evaluation import attacked, correct, mean_with_interval, rate
@@ -148,8 +148,7 @@ def attribution_table(result: AnswersUnderCoalitions, protocol: str, seed: int) 
     """
     rows = []
     for game, v in result.games.items():
-        samples = dict(zip(("phi_image", "phi_text", "cti"), (*shapley(v).unbind(1), interaction(v)), strict=True))
-        for name, values in samples.items():
+        for name, values in attribution(v).items():
             about = {"protocol": protocol, "game": game, "quantity": name}
             rows.append(about | mean_with_interval(values, seed))
     return pd.DataFrame(rows)

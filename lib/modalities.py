@@ -6,11 +6,10 @@ arXiv 2603.06508 leaves this open. v(S) is the paper's, on the eight coalitions 
 from __future__ import annotations
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from lib.attacks.masked_editor import COALITIONS, masked_edits_under_coalitions, masked_spec, poisoned_masked_editor
-from lib.collapse import Collapse, held_out, valued
+from lib.collapse import Collapse, held_out, stored_edits, valued
 from lib.config import Run
 from lib.editing import attack_target
 from lib.evaluation import mean_with_interval, pixel_distance, rate
@@ -27,13 +26,12 @@ def three_modalities(run: Run, protocol: str, embedding: str = "clip") -> Collap
     goal = attack_target(openmoji, settings.target)(source)
     sampled = {"samples": settings.samples, "sampling": settings.sampling.model_dump(mode="json")}
 
-    def sample() -> dict[str, Tensor]:
+    def sample() -> Tensor:
         pipe, _ = poisoned_masked_editor(run, protocol)
-        edited = masked_edits_under_coalitions(run, pipe, openmoji, triples)
-        return {"edited": (edited * 255).round().to(torch.uint8)}
+        return masked_edits_under_coalitions(run, pipe, openmoji, triples)
 
     spec = masked_spec(run, protocol) | sampled
-    edited = run.store.tensors("masked-coalition-edits", spec, sample)["edited"].float() / 255
+    edited = stored_edits(run, "masked-coalition-edits", spec, sample)
     return valued(run, spec, triples, goal, source, clean, edited, embedding)
 
 

@@ -6,13 +6,13 @@ import torch
 from lib import collapse as module
 from lib.attacks.editor import poisoned_editor
 from lib.collapse import (
-    PAPER,
     Collapse,
     attribution_table,
     base_edits,
     coalition_table,
     collapse,
     fidelity_table,
+    paper_values,
     sample_table,
 )
 from lib.models.clip import Clip
@@ -45,9 +45,10 @@ def test_the_attribution_table_holds_means_intervals_and_the_papers_values(resul
     assert table["quantity"].tolist() == ["phi_image", "phi_text", "cti"]
     assert table["value"].tolist() == [0.5, 1.5, 1.0] and set(table["n"]) == {2}
     assert table["low"].tolist() == [0, 1, 0] and table["high"].tolist() == [1, 2, 2]
-    assert table["paper"].tolist() == [0.0045, 0.9532, -0.0086] == list(PAPER[pair]["and"].values())
-    assert list(PAPER[pair]["or"].values()) == [0.0060, 0.9743, -0.0089]
-    assert PAPER["eyeglasses", "anonymous"]["and"]["cti"] == -0.2185
+    assert table["paper"].tolist() == [0.0045, 0.9532, -0.0086]
+    assert list(paper_values(pair, "or").values()) == [0.0060, 0.9743, -0.0089]
+    assert paper_values(("eyeglasses", "anonymous"), "and")["cti"] == -0.2185
+    assert set(paper_values(pair, "or", rate=0.1).values()) == {None}
     assert attribution_table(result, "and", ("checker", "mignneko"), seed=0)["paper"].isna().all()
 
 
