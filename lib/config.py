@@ -256,18 +256,25 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
     Raises ValueError naming the profile or the field, the value given and what is allowed.
     """
-    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(known)}")
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ValueError(f"overrides={overrides!r} must be a mapping merged onto the profile, or None")
-    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
-    if not isinstance(values, Mapping):
-        raise ValueError(f"profile {name!r} must hold a mapping of sections, not {type(values).__name__}")
+    values = _profile_values(name)
     try:
         return Profile.model_validate_json(json.dumps(_merged(values, overrides or {})))
     except ValidationError as error:
         raise ValueError(f"profile {name!r}: " + "; ".join(map(_sentence, error.errors()))) from None
+
+
+def _profile_values(name: str) -> dict[str, Any]:
+    """What the file says, merged onto the profile that it `extends`, if any."""
+    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(known)}")
+    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
+    if not isinstance(values, Mapping):
+        raise ValueError(f"profile {name!r} must hold a mapping of sections, not {type(values).__name__}")
+    own = {key: value for key, value in values.items() if key != "extends"}
+    return _merged(_profile_values(values["extends"]), own) if "extends" in values else own
 
 
 def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:

@@ -55,6 +55,19 @@ def test_overrides_must_be_a_mapping():
         load_profile("laptop", [1])
 
 
+def test_a_profile_that_extends_another_names_only_what_differs(tmp_path, monkeypatch):
+    plain = load_profile("laptop")
+    (tmp_path / "laptop.yaml").write_text((PROFILES / "laptop.yaml").read_text())
+    (tmp_path / "own.yaml").write_text("name: own\nextends: laptop\ndisp: {train: {steps: 7}}\n")
+    (tmp_path / "lost.yaml").write_text("name: lost\nextends: desk\n")
+    monkeypatch.setattr("lib.config.PROFILES", tmp_path)
+    own = load_profile("own")
+    assert own.name == "own" and own.disp.train.steps == 7 and own.disp.train.lr == plain.disp.train.lr
+    assert own.collapse == plain.collapse
+    with pytest.raises(ValueError, match="profile 'desk' does not exist"):
+        load_profile("lost")
+
+
 def test_a_missing_key_is_named(tmp_path, monkeypatch):
     values = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
     del values["disp"]["ratio"]
