@@ -26,7 +26,7 @@ def chosen(rounds: int = 5) -> argparse.Namespace:
 
 def test_a_pair_runs_in_turn_after_a_run_of_each_and_gives_the_median_ratio(monkeypatch):
     calls = []
-    spent = {"ours": [9, 1, 1, 2, 4, 1], "peer": [9, 2, 8, 6, 4, 3]}  # the first run is not timed
+    spent = {"ours": [9, 9, 1, 1, 2, 4, 1], "peer": [9, 9, 2, 8, 6, 4, 3]}  # the first two do not count
     clock = [0.0]
 
     def way(name):
@@ -38,10 +38,27 @@ def test_a_pair_runs_in_turn_after_a_run_of_each_and_gives_the_median_ratio(monk
 
     monkeypatch.setattr(harness, "perf_counter", lambda: clock[0])
     row = harness.pair("case", way("ours"), way("peer"), chosen(), ("new", "old"), agreement=1.0)
-    assert calls == ["ours", "peer"] * 6
+    assert calls == ["ours"] * 2 + ["peer"] * 2 + ["ours", "peer"] * 5
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (3, 2, 3)  # of 2, 8, 3, 1, 3
     assert (row["ours_ms"], row["peer_ms"], row["rounds"], row["agreement"]) == (1000, 4000, 5, 1)
     assert (row["case"], row["ours"], row["peer"]) == ("case", "new", "old")
+
+
+def test_short_calls_are_repeated_until_they_fill_the_clock(monkeypatch):
+    clock, calls = [0.0], {"ours": 0, "peer": 0}
+    seconds = {"ours": harness.SHORT / 4e3, "peer": harness.SHORT * 1e-3}
+
+    def way(name):
+        def run():
+            calls[name] += 1
+            clock[0] += seconds[name]
+
+        return run
+
+    monkeypatch.setattr(harness, "perf_counter", lambda: clock[0])
+    row = harness.pair("case", way("ours"), way("peer"), chosen(rounds=3))
+    assert calls == {"ours": 2 + 4 * 3, "peer": 2 + 3}
+    assert (row["ratio"], row["ours_ms"]) == (pytest.approx(4), pytest.approx(harness.SHORT / 4))
 
 
 def test_tables_are_written_with_device_and_versions_and_gathered_again(results):
