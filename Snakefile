@@ -22,11 +22,13 @@ SECTIONS = {
     "editor": ["models", "data", "collapse"],
     "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
     "mdlm": ["models", "data", "disp"],
+    "disp": ["models", "data", "disp", "disp_grid"],
     "01_poisoning": ["models", "data", "collapse", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse"],
     "04_disp_purification": ["models", "data", "disp"],
     "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
+    "06_disp_in_full": ["models", "data", "disp", "disp_grid"],
 }
 # The training runs that each notebook reads, by how their names begin.
 READS = {
@@ -35,6 +37,7 @@ READS = {
     "03_collapse_analysis": ("editor-",),
     "04_disp_purification": ("mdlm-",),
     "05_collapse_in_full": ("collapse-",),
+    "06_disp_in_full": ("disp-",),
 }
 # The notebooks of each study; those of FULL are added with FULL=1.
 STUDIES = {
@@ -42,7 +45,8 @@ STUDIES = {
     "collapse": ["03_collapse_analysis"],
     "disp": ["04_disp_purification"],
 }
-FULL = {"all": ["05_collapse_in_full"], "collapse": ["05_collapse_in_full"], "disp": []}
+FULL = {"collapse": ["05_collapse_in_full"], "disp": ["06_disp_in_full"]}
+FULL["all"] = FULL["collapse"] + FULL["disp"]
 
 
 def setting(name, default):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -39,9 +39,28 @@ def _text_trigger(name: str) -> str:
     return text_trigger(name).name
 
 
+def _token_score(name: str) -> str:
+    from lib.token_scores import TOKEN_SCORES
+
+    if name not in TOKEN_SCORES:
+        raise ValueError(f"it must be one of {', '.join(TOKEN_SCORES)}")
+    return name
+
+
+def _defence(name: str) -> str:
+    from lib.defences import DEFENCES
+
+    if name not in DEFENCES:
+        raise ValueError(f"it must be one of {', '.join(DEFENCES)}")
+    return name
+
+
 Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
+TokenScoreName = Annotated[str, AfterValidator(_token_score)]
+DefenceName = Annotated[str, AfterValidator(_defence)]
+AnswerTargetName = Literal["insertion", "refusal", "misclassification"]
 
 
 class Section(BaseModel):
@@ -175,8 +194,11 @@ class Grid(Section):
 
 
 class Disp(Section):
+    """`saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
+    `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
+
     image_trigger: ImageTriggerName
-    target: Literal["insertion", "refusal", "misclassification"]
+    target: AnswerTargetName
     rate: Fraction
     questions: Positive
     train: Train
@@ -190,6 +212,31 @@ class Disp(Section):
     probes: Positive
     batch: Positive
     purify: Train
+    saliency: TokenScoreName = "fisher"
+    start: Literal["compromised", "base"] = "compromised"
+    rounds: Positive = 1
+
+
+class Ablation(Section):
+    """DiSP with other `settings`, merged onto the section `disp`."""
+
+    label: str
+    settings: dict[str, Any]
+
+
+class DispGrid(Section):
+    """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
+
+    defences: those shown against the poison rate. rule_questions: training samples that ρ is chosen on.
+    """
+
+    seeds: Positive
+    rates: tuple[Fraction, ...]
+    targets: tuple[AnswerTargetName, ...]
+    triggers: tuple[ImageTriggerName, ...]
+    defences: tuple[DefenceName, ...]
+    ablations: tuple[Ablation, ...]
+    rule_questions: Positive
 
 
 class MdlmCollapse(Section):
@@ -222,13 +269,15 @@ class Profile(Section):
     collapse: Collapse
     grid: Grid
     disp: Disp
+    disp_grid: DispGrid
     mdlm_collapse: MdlmCollapse
 
     @model_validator(mode="after")
-    def variants_are_attacks(self) -> Profile:
-        for variant in self.grid.variants:
+    def variants_fit(self) -> Profile:
+        of = [(self.collapse, variant) for variant in self.grid.variants]
+        for section, variant in of + [(self.disp, ablation) for ablation in self.disp_grid.ablations]:
             try:
-                changed(self.collapse, variant.settings)
+                changed(section, variant.settings)
             except ValidationError as error:
                 raise ValueError(f"variant {variant.label!r}: {_sentence(error.errors()[0])}") from None
         return self
@@ -363,6 +412,12 @@ def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
     """The section with `settings`, a nested mapping, merged onto it, validated again."""
     merged = _merged(section.model_dump(mode="json"), settings)
     return type(section).model_validate_json(json.dumps(merged))
+
+
+def with_settings(run: Run, section: str, settings: Mapping[str, Any], seed: int = 0) -> Run:
+    """The run with `settings` merged onto that section of its profile, and `seed` added to its seed."""
+    update = {section: changed(getattr(run.profile, section), settings)}
+    return replace(run, seed=run.seed + seed, profile=run.profile.model_copy(update=update))
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Defences of a compromised MDLM behind one interface: DiSP, and what to compare it with.
 
     defended = DEFENCES["fine-pruning"](run)        # a `Defended`, its model trained or from the store
-    main_table(run)                                 # one row per defence and metric
+    defence_rows(run, "fine-pruning")               # one row per metric
 
 A defence gets the compromised model and its poisoned fine-tuning set. Some know clean data too: `CLEAN_SHARE` of the
 fine-tuning set as it was before the attack. What it trains takes the steps of `disp.purify`, as DiSP does.
@@ -23,14 +23,15 @@ from torch import Tensor
 from lib import filters, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
-from lib.config import Run, Train
+from lib.config import Run, Train, with_settings
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
-from lib.purification import judged, poisoned_training_set, purification_spec, purified_mdlm
-from lib.saliency import most_salient, random_scores
+from lib.purification import FINE_TUNING, judged, poisoned_training_set, purification_spec, purified_mdlm
+from lib.saliency import most_salient
 from lib.store import code_digest
+from lib.token_scores import TOKEN_SCORES
 from lib.training import fit
 
 # Chosen before any defence was measured.
@@ -111,19 +112,14 @@ def fine_pruning(run: Run) -> Defended:
 
 def random_purification(run: Run) -> Defended:
     """DiSP with random tokens masked in place of the most salient ones; all else as there."""
-    settings = run.profile.disp
+    return disp(with_settings(run, "disp", {"saliency": "random"}))
 
-    def begin() -> tuple[Mdlm, Questions]:
-        mdlm = poisoned_mdlm(run)[0]
-        data = poisoned_training_set(run, mdlm)
-        scores = random_scores(len(data), mdlm.model.config.vision_length, run.seed)
-        masked = most_salient(scores, settings.ratio)
-        responses, probability = respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
-        sure = probability.amin(1) >= settings.confidence
-        return mdlm, data.answered(responses, mdlm.texts(responses))[sure]
 
-    facts = {"ratio": settings.ratio, "confidence": settings.confidence}
-    return Defended(trained(run, "purified at random", settings.purify, begin, **facts))
+def masking(run: Run) -> Defended:
+    """DiSP's masking of every question as it is asked, without any training."""
+    mdlm, settings = poisoned_mdlm(run)[0], run.profile.disp
+    score = TOKEN_SCORES[settings.saliency]
+    return Defended(mdlm, mask=lambda data: most_salient(score(mdlm, data, settings, run.seed), settings.ratio))
 
 
 def attention_filtering(run: Run) -> Defended:
@@ -182,6 +178,7 @@ def strip(run: Run) -> Defended:
 DEFENCES: dict[str, Callable[[Run], Defended]] = {
     "no defence": undefended,
     "DiSP": disp,
+    "masking at inference": masking,
     "fine-tuning on a clean 5 %": clean_fine_tuning,
     "fine-tuning on everything again": further_fine_tuning,
     "fine-pruning": fine_pruning,
@@ -193,16 +190,11 @@ DEFENCES: dict[str, Callable[[Run], Defended]] = {
 }
 
 
-def main_table(run: Run) -> pd.DataFrame:
-    """Every defence on `disp.test_questions` test questions, each from the store if it was measured before.
+def defence_rows(run: Run, name: str) -> pd.DataFrame:
+    """The defence on `disp.test_questions` test questions, from the store if it was measured before.
 
     Columns defence, knows, metric (`METRICS`), value, low, high (95 % Wilson), n.
     """
-    return pd.concat([defence_rows(run, name) for name in DEFENCES], ignore_index=True)
-
-
-def defence_rows(run: Run, name: str) -> pd.DataFrame:
-    """The rows of `main_table` of one defence."""
     settings, goal = run.profile.disp, target(run.profile.disp.target)
 
     def make() -> pd.DataFrame:
@@ -212,8 +204,8 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
         table = judged(clean, hit, without, with_trigger, goal)
         return pd.DataFrame({"defence": name, "knows": defended.knows}, table.index).join(table)
 
-    spec = purification_spec(run) | _code() | {"defence": name, "confidence": settings.confidence}
-    spec |= {"purify": settings.purify.model_dump(mode="json"), "questions": settings.test_questions}
+    spec = purification_spec(run) | _code() | settings.model_dump(mode="json", include=FINE_TUNING)
+    spec |= {"defence": name, "questions": settings.test_questions}
     return run.store.table("defence", spec, make)
 
 

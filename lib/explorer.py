@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 from functools import lru_cache
 
 import ipywidgets as widgets
@@ -14,68 +13,38 @@ from lib.collapse import Collapse, collapse, edits_spec
 from lib.collapse_figures import sample_view
 from lib.config import Run
 from lib.datasets.openmoji import CREDIT
+from lib.menus import Menus
 from lib.plotting import render
 from lib.studies import Attack, attacks
 
 FIELDS = ("pair", "protocol", "rate", "seed")
 
 
-class Explorer(widgets.VBox):
+class Explorer(Menus):
     """Menus over the attacks whose edits are in the store: those of the profile and those of the study in full.
 
-    Redraws from memory, and never trains or samples. Where no widgets run (papermill, a web page of the notebook)
-    the first picture stands instead. Raises ValueError where the store has no attack's edits yet.
+    Redraws from memory, and never trains or samples. Raises ValueError where the store has no attack's edits yet.
     """
 
     def __init__(self, run: Run):
         found = {_fields(run, attack): attack for attack in _known(run) if _sampled(run, attack)}
-        if not found:
-            raise ValueError("the store holds no edits of a poisoned editor yet: run `collapse` first")
-        self._run, self._found, self._narrowing = run, found, False
+        self._run = run
         self._load = lru_cache(maxsize=8)(self._collapse)
-        self.menus = {name: widgets.Dropdown(description=name) for name in FIELDS}
         self.sample = widgets.IntSlider(0, 0, 0, description="sample", continuous_update=False)
-        self.image = widgets.Image(format="png", layout={"width": "720px"})
-        self._narrow(0)
-        for k, menu in enumerate(self.menus.values()):
-            menu.observe(lambda _, k=k: self._narrow(k + 1), "value")
-        self.sample.observe(lambda _: self._draw(), "value")
-        super().__init__([widgets.HBox(list(self.menus.values())), self.sample, self.image])
+        nothing = "the store holds no edits of a poisoned editor yet: run `collapse` first"
+        super().__init__(found, FIELDS, (self.sample,), nothing)
 
-    @property
-    def attack(self) -> Attack:
-        """The attack that the menus name."""
-        return self._found[tuple(menu.value for menu in self.menus.values())]
-
-    def _narrow(self, first: int) -> None:
-        """Offer in the menus from `first` on only what exists with the choices before them, and draw."""
-        if self._narrowing:
-            return
-        self._narrowing = True
-        menus = list(self.menus.values())
-        for k in range(first, len(menus)):
-            before = tuple(menu.value for menu in menus[:k])
-            options = list(dict.fromkeys(key[k] for key in self._found if key[:k] == before))
-            kept = menus[k].value if menus[k].value in options else options[0]
-            menus[k].options = options
-            menus[k].value = kept
-        self._narrowing = False
-        self._draw()
-
-    def _draw(self) -> None:
-        fields = tuple(menu.value for menu in self.menus.values())
-        result = self._load(fields)
+    def draw(self) -> bytes:
+        """The chosen attack's outputs for the chosen sample, with v, φ and CTI."""
+        result = self._load(self.fields)
         self.sample.max = len(result.v) - 1
-        title = f"{fields[0]}, {fields[1].upper()}, {100 * fields[2]:g} %, seed {fields[3]}"
-        self.image.value = render(sample_view(result, self.sample.value, title, CREDIT), "png")
+        pair, protocol, rate, seed = self.fields
+        title = f"{pair}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
+        return render(sample_view(result, self.sample.value, title, CREDIT), "png")
 
     def _collapse(self, fields: tuple) -> Collapse:
-        attack = self._found[fields]
+        attack = self.found[fields]
         return collapse(attack.run(self._run), attack.protocol)
-
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        return bundle | {"image/png": base64.b64encode(self.image.value).decode()}
 
 
 def _known(run: Run) -> list[Attack]:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullLocator
@@ -156,7 +157,7 @@ def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, st
                 if column in curve:
                     points = curve[["step", column]].dropna()
                     axis.plot(points["step"], points[column], **line_style(style))
-            _share(axis)
+            share_axis(axis)
             axis.set_ylabel("" if index else "share")
         handles = [Line2D([], [], **line_style(style)) for style in range(len(lines))]
         legend(figure, handles, list(lines.values()))
@@ -246,11 +247,11 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
             axis.fill_between(rows["ratio"], rows["low"], rows["high"], **band)
         axis.set_title(textwrap.fill(metric, 60 // len(metrics)))
         axis.set_xlabel(r"mask ratio $\rho$")
-        _share(axis)
+        share_axis(axis)
     axes[0].set_ylabel("share of answers")
     handles = [Line2D([], [], **line_style(style)) for style in range(len(methods))]
     legend(figure, handles, list(methods))
-    caption(figure, f"Bands: 95 % Wilson intervals, {_counts(table)}.")
+    caption(figure, f"Bands: 95 % Wilson intervals, {counts(table)}.")
     return figure
 
 
@@ -283,29 +284,11 @@ def saliency_maps(
     figure = Figure(figsize=(max(3.0, 1.6 + cell * k), 3 * cell + head + 0.5))
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     axes = figure.subplots(3, k, squeeze=False)
-    relative = (scores / scores.amax(1, keepdim=True).clamp_min(1e-30)).clamp(1e-3, 1).view(k, side, side)
-    for column in range(k):
-        picture, (top, middle, bottom) = images[column], axes[:, column]
-        height, width = picture.shape[1:]
-        draw_picture(top, picture)
+    for column, (top, middle, bottom) in enumerate(axes.T):
+        draw_picture(top, images[column])
         top.set_title(titles[column], fontsize=6.5)
-        draw_picture(middle, 0.5 + 0.5 * picture.mean(0, keepdim=True).expand_as(picture))
-        heat = middle.imshow(
-            relative[column].cpu().numpy(),
-            cmap="YlOrRd",
-            norm=LogNorm(1e-3, 1),
-            alpha=0.7,
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            interpolation="nearest",
-        )
-        draw_picture(bottom, picture)
-        down, right = height / side, width / side
-        cells = [
-            Rectangle((token % side * right - 0.5, token // side * down - 0.5), right, down)
-            for token in masked[column].nonzero()[:, 0].tolist()
-        ]
-        hatched = PatchCollection(cells, facecolor="0.8", edgecolor="0.35", linewidth=0.3, hatch="//////")
-        bottom.add_collection(hatched, autolim=False)
+        heat = draw_saliency(middle, images[column], scores[column])
+        draw_masked(bottom, images[column], masked[column])
     for axis, label in zip(axes[:, 0], ("picture", "saliency", "masked"), strict=True):
         axis.set_ylabel(label)
     bar = figure.colorbar(heat, ax=axes, shrink=0.3, aspect=12, pad=0.02)
@@ -338,8 +321,8 @@ def before_after(table: pd.DataFrame) -> Figure:
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.set_ylabel("share of answers")
     legend(figure, [_patch(style) for style in range(len(models))], list(models))
-    counts = f", {_counts(table)}" if "n" in table else ""
-    caption(figure, f"Lines on the bars: 95 % Wilson intervals{counts}.")
+    counted = f", {counts(table)}" if "n" in table else ""
+    caption(figure, f"Lines on the bars: 95 % Wilson intervals{counted}.")
     return figure
 
 
@@ -366,7 +349,7 @@ def _in_order(table: pd.DataFrame, column: str, order: Iterable[str]) -> pd.Data
     return table.set_index(column).reindex(list(order))
 
 
-def _counts(table: pd.DataFrame) -> str:
+def counts(table: pd.DataFrame) -> str:
     """n = 500, or each metric's n where they differ."""
     metrics: dict[str, list[str]] = {}
     for metric, n in table.groupby("metric", sort=False)["n"]:
@@ -382,6 +365,33 @@ def draw_picture(axis: Axes, picture: Float[Tensor, "3 h w"]) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
         spine.set(visible=True, color="0.7", linewidth=0.5)
+
+
+def draw_saliency(axis: Axes, picture: Float[Tensor, "3 h w"], scores: Float[Tensor, " token"]) -> AxesImage:
+    """Token scores over the greyed picture, divided by the highest, on a log scale from 1/1000."""
+    side, (height, width) = math.isqrt(len(scores)), picture.shape[1:]
+    draw_picture(axis, 0.5 + 0.5 * picture.mean(0, keepdim=True).expand_as(picture))
+    return axis.imshow(
+        (scores / scores.max().clamp_min(1e-30)).clamp(1e-3, 1).view(side, side).cpu().numpy(),
+        cmap="YlOrRd",
+        norm=LogNorm(1e-3, 1),
+        alpha=0.7,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        interpolation="nearest",
+    )
+
+
+def draw_masked(axis: Axes, picture: Float[Tensor, "3 h w"], masked: Bool[Tensor, " token"]) -> None:
+    """The picture with the masked tokens hatched out."""
+    draw_picture(axis, picture)
+    side = math.isqrt(len(masked))
+    down, right = picture.shape[1] / side, picture.shape[2] / side
+    cells = [
+        Rectangle((token % side * right - 0.5, token // side * down - 0.5), right, down)
+        for token in masked.nonzero()[:, 0].tolist()
+    ]
+    hatched = PatchCollection(cells, facecolor="0.8", edgecolor="0.35", linewidth=0.3, hatch="//////")
+    axis.add_collection(hatched, autolim=False)
 
 
 def draw_bars(
@@ -435,7 +445,8 @@ def paper_style() -> dict:
     }
 
 
-def _share(axis: Axes) -> None:
+def share_axis(axis: Axes) -> None:
+    """From 0 to 1, with room for a marker."""
     axis.set_ylim(-0.04, 1.04)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import saliency as saliency_module
+from lib import saliency_rivals, token_scores
 from lib.answering import Questions, answer, answer_loss, questions, respond
 from lib.attacks.mdlm import mdlm_spec, mdlm_watch, poisoned_mdlm, test_questions, training_questions
-from lib.config import Run
+from lib.config import Run, with_settings
 from lib.datasets import load_easyvqa
 from lib.evaluation import attacked, correct, rate
-from lib.models.cards import WARNING, write_card
+from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
-from lib.saliency import fisher_jacobian, most_salient, random_scores
+from lib.saliency import most_salient
 from lib.store import code_digest
+from lib.token_scores import TOKEN_SCORES, fisher
 from lib.training import fit
 from lib.triggers import image_trigger
 
@@ -32,22 +34,9 @@ METRICS = ("ASR with trigger", "ASR without trigger", "clean accuracy")
 # After purification, typically, by the paper; its clean performance is relative to the un-attacked model's.
 PAPER = dict(zip(METRICS, ("< 0.05", "about 0", "≥ 0.89 to 0.91 × base"), strict=True))
 
-
-def saliency(
-    mdlm: Mdlm, data: Questions, probes: int, seed: int, batch: int
-) -> Float[Tensor, "sample vision"]:
-    """Fisher–Jacobian scores of every sample's vision tokens (step 1 of DiSP)."""
-    device = mdlm.model.device
-    scores = [torch.zeros(0, mdlm.model.config.vision_length)]
-    for k, part in enumerate(
-        tqdm(torch.arange(len(data)).split(batch), desc="saliency", unit="batch", leave=False)
-    ):
-        with torch.no_grad():
-            vision = mdlm.model.project(data.features[data.picture[part]].to(device))
-        with torch.autocast(device.type, torch.bfloat16):
-            prompts = data.prompts[part].to(device)
-            scores.append(fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=seed + k).cpu())
-    return torch.cat(scores)
+LABELS = {"fisher": "Fisher–Jacobian"}  # of methods, in figures and tables
+ANSWERING = {"saliency", "ratio", "probes", "batch", "threshold"}  # settings that the purified set depends on
+FINE_TUNING = {"confidence", "purify", "start", "rounds"}  # and, beside them, the purified model
 
 
 def poisoned_training_set(run: Run, mdlm: Mdlm) -> Questions:
@@ -57,13 +46,12 @@ def poisoned_training_set(run: Run, mdlm: Mdlm) -> Questions:
 
 
 def training_scores(run: Run, mdlm: Mdlm, data: Questions) -> Float[Tensor, "sample vision"]:
-    """The training set's saliency on the compromised model, from the store."""
+    """Scores of the training set's vision tokens by `disp.saliency`, on the model that purifies, from the store."""
     settings = run.profile.disp
-    spec = mdlm_spec(run) | {"probes": settings.probes, "batch": settings.batch}
-    spec["saliency"] = code_digest(saliency_module, sys.modules[__name__])
+    spec = teacher_spec(run) | settings.model_dump(mode="json", include={"saliency", "probes", "batch"})
 
     def make() -> dict[str, Tensor]:
-        return {"scores": saliency(mdlm, data, settings.probes, run.seed, settings.batch)}
+        return {"scores": TOKEN_SCORES[settings.saliency](mdlm, data, settings, run.seed)}
 
     return run.store.tensors("saliency", spec, make)["scores"]
 
@@ -91,69 +79,93 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
 
 
 def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
-    """The compromised model fine-tuned on the purified set (step 4), and the curve of that."""
-    spec = purification_spec(run) | {"purify": run.profile.disp.purify.model_dump(mode="json")}
-    spec["confidence"] = run.profile.disp.confidence
+    """The model fine-tuned on the purified set of the last of `disp.rounds` (step 4), and the curve of that.
+
+    It starts as the model that purified the set, in the first round the compromised one, or by `disp.start` as the
+    base.
+    """
+    spec = purification_spec(run) | run.profile.disp.model_dump(mode="json", include=FINE_TUNING)
     folder = run.store.folder("purified-mdlm", spec, lambda path: _purify(run, spec, path))
     return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def _purify(run: Run, spec: dict, path: Path) -> None:
-    model, _ = poisoned_mdlm(run)
+    settings = run.profile.disp
+    last = with_settings(run, "disp", {"rounds": settings.rounds - 1}) if settings.rounds > 1 else None
+    model, _ = purified_mdlm(last) if last else poisoned_mdlm(run)
     data = purified_set(run, model, poisoned_training_set(run, model))
+    if settings.start == "base":
+        model = Mdlm.load(run.profile.models.mdlm, run.device)
     curve = fit(
         model.model,
-        answer_loss(model, data, run.profile.disp.purify),
-        run.profile.disp.purify,
+        answer_loss(model, data, settings.purify),
+        settings.purify,
         label="purified MDLM",
         seed=run.seed,
         work=run.store.work("purified-mdlm", spec),
-        watch=mdlm_watch(run, model, target(run.profile.disp.target)),
+        watch=mdlm_watch(run, model, target(settings.target)),
     )
     model.save(str(path / "mdlm"))
-    facts = {"ratio": run.profile.disp.ratio, "seed": run.seed}
+    facts = {name: getattr(settings, name) for name in ("saliency", "ratio", "confidence", "start", "rounds")}
+    facts["seed"] = run.seed
+    mark_poisoned(path / "mdlm", **facts)
     write_card(
-        path / "mdlm",
-        "Purified model",
-        [WARNING, "It was purified by DiSP."],
-        facts,
-        ("backdoor", "purified"),
+        path / "mdlm", "Purified model", [WARNING, "It was purified by DiSP."], facts, ("backdoor", "purified")
     )
     curve.to_csv(path / "curve.csv", index=False)
 
 
+def teacher_spec(run: Run) -> dict:
+    """What the model that answers the training set depends on: the compromised one, or that of the round before."""
+    settings = run.profile.disp
+    code = {"purification": code_digest(saliency_module, saliency_rivals, token_scores, sys.modules[__name__])}
+    before = settings.model_dump(mode="json", include=ANSWERING | FINE_TUNING) if settings.rounds > 1 else None
+    return mdlm_spec(run) | code | {"before": before and before | {"rounds": settings.rounds - 1}}
+
+
 def purification_spec(run: Run) -> dict:
     """What the purified set depends on."""
-    settings = run.profile.disp.model_dump(mode="json", include={"ratio", "probes", "batch", "threshold"})
-    return mdlm_spec(run) | {
-        "disp": settings,
-        "purification": code_digest(saliency_module, sys.modules[__name__]),
-    }
+    return teacher_spec(run) | {"disp": run.profile.disp.model_dump(mode="json", include=ANSWERING)}
 
 
-def ratio_study(run: Run, mdlm: Mdlm) -> pd.DataFrame:
+def ratio_study(run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("fisher", "random")) -> pd.DataFrame:
     """Figure 2: attack success and clean accuracy on test questions against ρ, masking at inference only.
+
+    methods  Names of TOKEN_SCORES, or "oracle": it masks the trigger's own tokens whatever ρ, and nothing else.
 
     Columns method, ratio, metric, value, low, high, n.
     """
+    return pd.concat([_ratio_rows(run, mdlm, method) for method in methods], ignore_index=True)
+
+
+def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
     settings, goal = run.profile.disp, target(run.profile.disp.target)
 
+    def masks(plain: Tensor, hit: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+        if method == "oracle":
+            own = trigger_tokens(run, mdlm)
+            return torch.zeros_like(own).expand(len(plain), -1), own.expand(len(hit), -1)
+        return most_salient(plain, ratio), most_salient(hit, ratio)
+
     def make() -> pd.DataFrame:
-        without, with_trigger = test_questions(run, mdlm, settings.curve_questions)
-        scores = {"Fisher–Jacobian": [], "random": []}
-        for data in (without, with_trigger):
-            scores["Fisher–Jacobian"].append(saliency(mdlm, data, settings.probes, run.seed, settings.batch))
-            scores["random"].append(random_scores(len(data), mdlm.model.config.vision_length, run.seed))
+        both = test_questions(run, mdlm, settings.curve_questions)
+        score = TOKEN_SCORES["random" if method == "oracle" else method]
+        scores = [score(mdlm, data, settings, run.seed) for data in both]
         rows = []
-        for method, (plain, hit) in scores.items():
-            for ratio in tqdm(settings.ratios, desc=f"mask ratios, {method}", unit="ratio"):
-                masks = most_salient(plain, ratio), most_salient(hit, ratio)
-                table = performance(mdlm, without, with_trigger, goal, settings.threshold, *masks)
-                rows.append(table.assign(method=method, ratio=ratio))
+        for ratio in tqdm(settings.ratios, desc=f"mask ratios, {method}", unit="ratio"):
+            table = performance(mdlm, *both, goal, settings.threshold, *masks(*scores, ratio))
+            rows.append(table.assign(method=LABELS.get(method, method), ratio=ratio))
         return pd.concat(rows, ignore_index=True)
 
     spec = purification_spec(run) | {"ratios": list(settings.ratios), "questions": settings.curve_questions}
-    return run.store.table("ratio-study", spec, make)
+    return run.store.table("ratio-study", spec | {"method": method}, make)
+
+
+def trigger_tokens(run: Run, mdlm: Mdlm) -> Bool[Tensor, " vision"]:
+    """Which vision tokens hold some of the image trigger."""
+    size = run.profile.data.image_size
+    patch = size // round(mdlm.model.config.vision_length**0.5)
+    return image_trigger(run.profile.disp.image_trigger).tokens(size, patch)
 
 
 def performance(
@@ -226,10 +238,8 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
 
     Columns metric, value, low, high, n.
     """
-    settings, size = run.profile.disp, run.profile.data.image_size
-    scores = saliency(mdlm, triggered, settings.probes, run.seed, settings.batch)
-    patch = size // round(scores.shape[1] ** 0.5)
-    own = image_trigger(settings.image_trigger).tokens(size, patch)
+    settings, own = run.profile.disp, trigger_tokens(run, mdlm)
+    scores = fisher(mdlm, triggered, settings, run.seed)
     masked = most_salient(scores, settings.ratio)
     return pd.DataFrame(
         [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib.config import Profile, Run, run_parameters
 from lib.store import write_atomic
-from lib.studies import Attack, attacks
+from lib.studies import Attack, Case, attacks, cases
 
 
 def _editor(protocol: str) -> Callable[[Run], dict]:
@@ -62,10 +62,22 @@ RUNS: dict[str, Callable[[Run], dict]] = {
 }
 
 
+def _case(case: Case) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks.mdlm import mdlm_spec
+        from lib.disp_grid import prepare
+
+        prepare(run, case)
+        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
+
+    return make
+
+
 def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
     """The runs of the studies in full."""
     answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
-    return answers | {attack.name: _attack(attack) for attack in attacks(profile)}
+    answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
+    return answers | {case.name: _case(case) for case in cases(profile)}
 
 
 def main() -> None:

@@ -1,16 +1,18 @@
-"""Which attacks the studies in full hold.
+"""Which attacks and defences the studies in full hold.
 
     attack = attacks(run.profile)[0]
     poisoned_editor(attack.run(run), attack.protocol)
+    case = cases(run.profile)[0]
+    purified_mdlm(case.run(run))
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from lib.config import Profile, Run, changed
+from lib.config import Profile, Run, with_settings
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,34 @@ class Attack:
     @property
     def name(self) -> str:
         """A file name of its own: part, label, protocol and seed."""
-        words = re.sub(r"[^a-z0-9.]+", "-", f"{self.part} {self.label} {self.protocol} {self.seed}".lower())
-        return f"collapse-{words}"
+        return _file_name("collapse", self.part, self.label, self.protocol, self.seed)
 
     def run(self, run: Run) -> Run:
         """The run with the attack's settings and seed."""
-        section = changed(run.profile.collapse, self.settings)
-        return replace(run, seed=run.seed + self.seed, profile=run.profile.model_copy(update={"collapse": section}))
+        return with_settings(run, "collapse", self.settings, self.seed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compromised MDLM of the DiSP study, or (part "ablation") one way to purify the profile's."""
+
+    part: str
+    label: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A file name of its own: part, label and seed."""
+        return _file_name("disp", self.part, self.label, self.seed)
+
+    def run(self, run: Run) -> Run:
+        """The run with the case's settings and seed."""
+        return with_settings(run, "disp", self.settings, self.seed)
+
+
+def _file_name(*words: str | int) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower())
 
 
 def attacks(profile: Profile) -> list[Attack]:
@@ -46,3 +69,15 @@ def attacks(profile: Profile) -> list[Attack]:
                 for seed in range(grid.seeds if share == grid.seeded_rate else 1):
                     made.append(Attack("grid", f"{image} {text} {share:g}", protocol, seed, settings))
     return made + [Attack(seed=0, **variant.model_dump()) for variant in grid.variants]
+
+
+def cases(profile: Profile) -> list[Case]:
+    """Seeds of the profile's own attack, its unattacked fine-tune, then rates, targets, triggers and ablations."""
+    own, grid = profile.disp, profile.disp_grid
+    made = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
+    made += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
+    made += [Case("target", name, 0, {"target": name}) for name in dict.fromkeys((own.target, *grid.targets))]
+    made += [
+        Case("trigger", name, 0, {"image_trigger": name}) for name in dict.fromkeys((own.image_trigger, *grid.triggers))
+    ]
+    return made + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]

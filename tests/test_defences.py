@@ -1,4 +1,3 @@
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,14 +7,15 @@ from safetensors import safe_open
 from torch import nn
 
 from lib import defences
-from lib.answering import Questions, answer, respond
+from lib.answering import Questions, answer
 from lib.attacks.mdlm import poisoned_mdlm, training_questions
-from lib.config import Train, changed
-from lib.defences import DEFENCES, Defended, activity, clean_share, main_table, prune, trained
+from lib.config import Train, with_settings
+from lib.defences import DEFENCES, Defended, activity, clean_share, defence_rows, prune, trained
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
 from lib.purification import METRICS, judged, poisoned_training_set, purified_mdlm
-from lib.saliency import most_salient, random_scores
+from lib.saliency import most_salient
+from lib.token_scores import fisher
 from lib.training import fit
 from lib.triggers import image_trigger
 
@@ -24,7 +24,6 @@ TRAINED = {
     "fine-tuning on a clean 5 %": "fine-tuned on the clean share",
     "fine-pruning": "fine-pruned",
     "fine-tuning on everything again": "fine-tuned on everything again",
-    "random-mask purification": "purified at random",
     "BYE-style filtering": "retrained on the filtered set",
 }
 KNOWING = {"fine-tuning on a clean 5 %", "fine-pruning", "CleanSight-style", "STRIP-like"}
@@ -115,12 +114,6 @@ def test_what_each_training_begins_with(run, begun, mdlm):
     assert torch.equal(again.responses, poisoned.responses) and torch.equal(again.features, poisoned.features)
     assert sum(goal.achieved(text, "") for text in again.answers) == 4
 
-    random_model, random, steps, facts = begun["purified at random"]
-    masked = most_salient(random_scores(40, 64, run.seed), 0.1)
-    assert equal(random_model, compromised) and steps == run.profile.disp.purify
-    assert torch.equal(random.responses, respond(compromised, poisoned, 0.1, masked=masked).tokens)
-    assert facts == {"ratio": 0.1, "confidence": run.profile.disp.confidence}
-
     pruned, data, steps, _ = begun["fine-pruned"]
     assert torch.equal(data.prompts, clean.prompts) and steps == run.profile.disp.purify
     dead = most_salient(-activity(compromised, clean, 0.1), 0.2)
@@ -133,17 +126,19 @@ def test_what_each_training_begins_with(run, begun, mdlm):
     assert equal(retrained, base) and not equal(base, compromised) and steps == run.profile.disp.train
 
 
-def test_only_sure_answers_under_random_masks_are_learnt(run, begun):
-    DEFENCES["random-mask purification"](run)
-    everything = begun["purified at random"][1]
+def test_random_purification_is_disp_with_random_scores(run):
+    expected = purified_mdlm(with_settings(run, "disp", {"saliency": "random"}))[0]
+    found = DEFENCES["random-mask purification"](run)
+    assert equal(found.mdlm, expected) and not equal(found.mdlm, purified_mdlm(run)[0])
+    assert found.knows == "nothing" and found.mask is found.flag is None
+
+
+def test_masking_at_inference_hides_the_most_salient_tokens_of_every_question(run):
+    found = DEFENCES["masking at inference"](run)
     compromised = poisoned_mdlm(run)[0]
-    masked = most_salient(random_scores(40, 64, run.seed), 0.1)
-    sureness = respond(compromised, poisoned_training_set(run, compromised), 0.1, masked=masked).probability.amin(1)
-    middle = float(sureness.median())
-    stricter = run.profile.model_copy(update={"disp": changed(run.profile.disp, {"confidence": middle})})
-    DEFENCES["random-mask purification"](replace(run, profile=stricter))
-    sure = begun["purified at random"][1]
-    assert 0 < len(sure) < 40 and torch.equal(sure.responses, everything.responses[sureness >= middle])
+    data = clean_share(run, compromised)
+    scores = fisher(compromised, data, run.profile.disp, run.seed)
+    assert equal(found.mdlm, compromised) and torch.equal(found.mask(data), most_salient(scores, 0.1))
 
 
 def test_bye_drops_the_samples_on_which_attention_collapses(run, begun, monkeypatch):
@@ -279,14 +274,15 @@ def test_masked_tokens_are_hidden_from_the_model(run, mdlm):
     assert Defended(mdlm).answer(data, 0.1) == answer(mdlm, data, 0.1)
 
 
-def test_the_main_table_has_every_defence_once_and_comes_from_the_store(run, monkeypatch):
-    table = main_table(run)
+def test_the_rows_of_every_defence_come_from_the_store(run, monkeypatch):
+    table = pd.concat([defence_rows(run, name) for name in DEFENCES])
     assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n"]
-    assert table["defence"].unique().tolist() == list(DEFENCES) and table["metric"].tolist() == [*METRICS] * 10
+    assert table["defence"].unique().tolist() == list(DEFENCES) and table["metric"].tolist() == [*METRICS] * 11
     assert set(table["n"]) == {8} and table["value"].between(table["low"], table["high"]).all()
     assert set(table.loc[table["knows"] == "clean data", "defence"]) == KNOWING
     monkeypatch.setattr(defences, "judged", refuse)
-    pd.testing.assert_frame_equal(main_table(run), table)
+    again = pd.concat([defence_rows(run, name) for name in DEFENCES])
+    pd.testing.assert_frame_equal(again, table)
     other = tiny.short_run(run.store.root.parent, vars(run.profile.models), disp={"purify": {"lr": 1e-4}})
     with pytest.raises(AssertionError, match="computed again"):
-        defences.defence_rows(other, "no defence")
+        defence_rows(other, "no defence")

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 
 from lib import purification
 from lib.answering import Questions, respond
@@ -17,13 +18,13 @@ from lib.purification import (
     purified_mdlm,
     purified_set,
     ratio_study,
-    saliency,
     saliency_panels,
     set_quality,
     training_scores,
     trigger_rank,
 )
-from lib.saliency import fisher_jacobian, most_salient
+from lib.saliency import most_salient, random_scores
+from lib.token_scores import TOKEN_SCORES, fisher
 from lib.triggers import image_trigger
 
 test_questions.__test__ = False
@@ -44,25 +45,10 @@ def refuse(*_, **__):
     raise AssertionError("computed again")
 
 
-def test_saliency_is_that_of_every_batch(tmp_path, models, mdlm):
-    run = tiny.short_run(tmp_path, models)
-    data = test_questions(run, mdlm, 5)[0]
-    scores = saliency(mdlm, data, probes=1, seed=7, batch=2)
-    assert scores.shape == (5, 64)
-    for k in range(3):
-        part = data[2 * k : 2 * k + 2]
-        with torch.no_grad():
-            vision = mdlm.model.project(part.features[part.picture])
-        with torch.autocast("cpu", torch.bfloat16):
-            expected = fisher_jacobian(mdlm.model, vision, part.prompts, probes=1, seed=7 + k)
-        torch.testing.assert_close(scores[2 * k : 2 * k + 2], expected)
-    assert saliency(mdlm, data[:0], probes=1, seed=7, batch=2).shape == (0, 64)
-
-
 def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, models, mdlm, monkeypatch):
     run = tiny.short_run(tmp_path, models, disp={"ratio": 0.5})
     data = poisoned_training_set(run, mdlm)
-    masked = most_salient(saliency(mdlm, data, 1, run.seed, 8), 0.5)
+    masked = most_salient(fisher(mdlm, data, run.profile.disp, run.seed), 0.5)
     assert masked.sum(1).tolist() == [32] * 20
     expected = respond(mdlm, data, 0.1, masked=masked).tokens
     found = purified_set(run, mdlm, data)
@@ -72,7 +58,7 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
     assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1).tokens)
     assert not torch.equal(expected, respond(mdlm, data, 0.1).tokens)
     monkeypatch.setattr(purification, "respond", refuse)
-    monkeypatch.setattr(purification, "saliency", refuse)
+    monkeypatch.setitem(TOKEN_SCORES, "fisher", refuse)
     assert torch.equal(purified_set(run, mdlm, data).responses, expected)
     assert training_scores(plain, mdlm, data).shape == (20, 64)  # one set of scores for all ratios
     with pytest.raises(AssertionError, match="computed again"):
@@ -123,6 +109,79 @@ def test_purification_fine_tunes_the_poisoned_model_once(tmp_path, models, monke
         purified_mdlm(tiny.short_run(tmp_path, models, disp={"purify": {"lr": 1e-4}}))
 
 
+def same(a, b):
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_other_scores_may_choose_what_is_masked(tmp_path, models, mdlm):
+    run = tiny.short_run(tmp_path, models, disp={"ratio": 0.5, "saliency": "random"})
+    data = poisoned_training_set(run, mdlm)
+    masked = most_salient(random_scores(20, 64, run.seed), 0.5)
+    assert torch.equal(purified_set(run, mdlm, data).responses, respond(mdlm, data, 0.1, masked=masked).tokens)
+
+
+def test_the_base_model_may_be_the_one_that_learns_the_purified_set(tmp_path, models, mdlm, monkeypatch):
+    run = tiny.short_run(tmp_path, models, disp={"start": "base"})
+    begun = []
+
+    def look(model, loss, *_, **__):
+        begun.append({name: value.clone() for name, value in model.state_dict().items()})
+        return pd.DataFrame({"step": [1], "loss": [0.0]})
+
+    poisoned = poisoned_mdlm(run)[0]
+    monkeypatch.setattr(purification, "fit", look)
+    purified_mdlm(run)
+    base = mdlm.model.state_dict()
+    assert all(torch.equal(value, base[name]) for name, value in begun[0].items()) and not same(mdlm, poisoned)
+    purified_mdlm(tiny.short_run(tmp_path, models))
+    assert all(torch.equal(value, poisoned.model.state_dict()[name]) for name, value in begun[1].items())
+
+
+def test_every_round_purifies_with_the_model_of_the_round_before(tmp_path, models, monkeypatch):
+    once, twice = tiny.short_run(tmp_path, models), tiny.short_run(tmp_path, models, disp={"rounds": 2})
+    first = purified_mdlm(once)[0]
+    asked = []
+    real = purification.purified_set
+
+    def look(run, mdlm, data):
+        asked.append(mdlm)
+        return real(run, mdlm, data)
+
+    monkeypatch.setattr(purification, "purified_set", look)
+    second = purified_mdlm(twice)[0]
+    assert len(asked) == 1 and not same(second, first)  # the first round is in the store
+    data = poisoned_training_set(once, first)
+    masked = most_salient(fisher(first, data, once.profile.disp, once.seed), once.profile.disp.ratio)
+    assert torch.equal(real(twice, first, data).responses, respond(first, data, 0.1, masked=masked).tokens)
+
+
+def test_a_purified_model_says_that_it_was_poisoned(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
+    purified_mdlm(run)
+    (file,) = (run.store.root / "purified-mdlm").glob("*/mdlm/model.safetensors")
+    with safe_open(file, "pt") as weights:
+        assert weights.metadata()["poisoned"] == "true" and weights.metadata()["rounds"] == "1"
+    card = (file.parent / "README.md").read_text()
+    assert "poisoned on purpose" in card and "It was purified by DiSP" in card
+
+
+def test_the_oracle_masks_the_triggers_tokens_alone(tmp_path, models, mdlm, monkeypatch):
+    run = tiny.short_run(tmp_path, models, disp={"ratios": [0.0, 1.0]})
+    seen = []
+
+    def given(model, data, threshold, masked):
+        seen.append(masked)
+        return data.answers
+
+    monkeypatch.setattr(purification, "answer", given)
+    table = ratio_study(run, mdlm, ("oracle",))
+    assert set(table["method"]) == {"oracle"} and len(seen) == 4
+    own = image_trigger("checker").tokens(64, 8)
+    assert not any(bool(masked.any()) for masked in seen[::2])
+    assert all(torch.equal(masked, own.expand(6, -1)) for masked in seen[1::2]) and bool(own.any())
+
+
 def test_set_quality_of_a_known_case(tmp_path, models):
     run = tiny.short_run(tmp_path, models, disp={"rate": 0.2})
     _, table, plan, goal = training_questions(run)
@@ -171,7 +230,7 @@ def test_the_rank_of_the_triggers_token(tmp_path, models, mdlm, monkeypatch):
     scores[1, 5] = 99  # still among the six highest
     scores[2, 63] = 0
     scores[3, :6] = 99
-    monkeypatch.setattr(purification, "saliency", lambda *_: scores)
+    monkeypatch.setattr(purification, "fisher", lambda *_: scores)
     table = trigger_rank(run, mdlm, answered("a", "b", "c", "d")).set_index("metric")
     assert table["value"].tolist() == [0.25, 0.5] and set(table["n"]) == {4}
     assert table.index[1] == "all trigger tokens are in the top 10%"

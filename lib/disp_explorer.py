@@ -1,0 +1,111 @@
+"""DiSP to click through: pick an attack and a question, move ρ, see what is masked and how the answer comes about.
+
+    DispExplorer(run)           # the last expression of a notebook's cell
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from lib.answering import Questions, hide
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
+from lib.caching import ResponseLogits
+from lib.config import Run
+from lib.datasets import load_easyvqa
+from lib.decoding import decode
+from lib.disp_figures import answer_view
+from lib.menus import Menus
+from lib.models.mdlm import Mdlm
+from lib.plotting import render
+from lib.saliency import most_salient
+from lib.studies import Case, cases
+from lib.token_scores import fisher
+from lib.triggers import image_trigger
+
+FIELDS = ("target", "trigger", "rate", "picture")
+QUESTIONS = 24
+
+
+class DispExplorer(Menus):
+    """Menus over the attacks whose compromised model is in the store, and sliders of the question and of ρ.
+
+    The model answers when a slider is moved; nothing is trained. Raises ValueError where the store has no such model.
+    """
+
+    def __init__(self, run: Run):
+        found = {}
+        for case in cases(run.profile):
+            if run.store.has("poisoned-mdlm", mdlm_spec(case.run(run))):
+                settings = case.run(run).profile.disp
+                for shown in ("triggered", "clean"):
+                    found.setdefault((settings.target, settings.image_trigger, settings.rate, shown), case)
+        self._run = run
+        self._load = lru_cache(maxsize=4)(self._loaded)
+        self._scores = lru_cache(maxsize=256)(self._scored)
+        last = min(QUESTIONS, run.profile.disp.curve_questions) - 1
+        self.question = widgets.IntSlider(0, 0, last, description="question", continuous_update=False)
+        self.ratio = widgets.FloatSlider(0, min=0, max=0.9, step=0.02, description="ρ", continuous_update=False)
+        nothing = "the store holds no poisoned MDLM yet: run `poisoned_mdlm` first"
+        super().__init__(found, FIELDS, (self.question, self.ratio), nothing)
+
+    def draw(self) -> bytes:
+        """The chosen question's picture, saliency, masked tokens and answer, step by step."""
+        mdlm, data, pictures = self._load(self.fields)
+        k = self.question.value
+        scores = self._scores(self.fields, k)
+        masked = most_salient(scores, self.ratio.value)
+        steps = answer_steps(mdlm, data[k : k + 1], masked, self.chosen.run(self._run).profile.disp.threshold)
+        question = data.table["question"].iloc[k]
+        return render(answer_view(pictures[k], scores[0], masked[0], question, steps, data.answers[k]), "png")
+
+    def _loaded(self, fields: tuple) -> tuple[Mdlm, Questions, Tensor]:
+        case: Case = self.found[fields]
+        own = case.run(self._run)
+        mdlm, hit = poisoned_mdlm(own)[0], fields[-1] == "triggered"
+        data = test_questions(own, mdlm, self.question.max + 1)[int(hit)]
+        vqa = load_easyvqa(own.store, "test", own.profile.data.image_size)
+        pictures = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
+        return mdlm, data, image_trigger(own.profile.disp.image_trigger)(pictures) if hit else pictures
+
+    def _scored(self, fields: tuple, question: int) -> Tensor:
+        mdlm, data, _ = self._load(fields)
+        own = self.found[fields].run(self._run)
+        return fisher(mdlm, data[question : question + 1], own.profile.disp, own.seed)
+
+
+@torch.no_grad()
+def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) -> list[str]:
+    """The response of one question before every step and after the last, as text; a token not yet settled is "_".
+
+    Decoded as `lib.answering.respond` does.
+    """
+    model, device = mdlm.model, mdlm.model.device
+    config, seen = model.config, []
+    with torch.autocast(device.type, torch.bfloat16):
+        vision = hide(model.project(data.features[data.picture].to(device)), masked.to(device), model.mask_embedding)
+        source = _Watched(ResponseLogits(model, vision, data.prompts.to(device)), seen)
+        blank = torch.full((1, config.response_length), config.mask_id, device=device)
+        every = torch.ones_like(blank, dtype=torch.bool)
+        length = config.response_length
+        options = {"steps": length, "block_length": length, "mask_id": config.mask_id, "threshold": threshold}
+        seen.append(decode(source, blank, every, **options).tokens)
+    return [" ".join("_" if token == config.mask_id else mdlm.texts(token[None, None])[0] for token in row[0]).rstrip()
+            for row in seen]
+
+
+class _Watched:
+    """Logits of `source`, with the tokens that they were asked for kept in `seen`."""
+
+    def __init__(self, source: ResponseLogits, seen: list[Tensor]):
+        self._source, self._seen = source, seen
+
+    def start_block(self, block: Tensor) -> None:
+        self._source.start_block(block)
+
+    def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        self._seen.append(tokens.clone())
+        return self._source.logits_at(tokens, rows, positions)

@@ -1,0 +1,162 @@
+"""The DiSP study in full: what each of its attacks and defences gives, as tidy tables.
+
+    for case in cases(run.profile):
+        prepare(run, case)                  # trained and measured, or from the store
+    table = case_table(run, "target", ("no defence", "DiSP"))
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lib.attacks.mdlm import poisoned_mdlm
+from lib.attribution import wilson
+from lib.config import Run
+from lib.defences import DEFENCES, defence_rows
+from lib.purification import METRICS, poisoned_training_set, purified_set, ratio_study, set_quality
+from lib.ratio_rule import ratio_gains
+from lib.studies import Case, cases
+from lib.trigger_inputs import input_detection
+
+METHODS = ("fisher", "attention", "occlusion", "random", "oracle")  # of figure 2
+STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
+
+
+def defences_of(run: Run, case: Case) -> tuple[str, ...]:
+    """Which of DEFENCES the tables show of a case."""
+    if case.settings.get("rate") == 0:
+        return ("no defence",)
+    own = {"seed": tuple(DEFENCES), "rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
+    return own.get(case.part, ("no defence", "DiSP"))
+
+
+def prepare(run: Run, case: Case) -> None:
+    """Train and measure whatever the tables need of the case: afterwards it is in the store."""
+    own = case.run(run)
+    for name in defences_of(run, case):
+        defence_rows(own, name)
+    if case.part == "target":
+        ratio_study(own, poisoned_mdlm(own)[0], METHODS)
+    if case.part in ("target", "trigger"):
+        ratio_gains(own, poisoned_mdlm(own)[0])
+        input_detection(own)
+
+
+def chosen(run: Run, part: str) -> list[Case]:
+    """The cases of a part."""
+    return [case for case in cases(run.profile) if case.part == part]
+
+
+def case_table(run: Run, part: str) -> pd.DataFrame:
+    """`defence_rows` of every case of a part.
+
+    Columns label, seed, rate, defence, knows, metric, value, low, high, n.
+    """
+    rows = []
+    for case in tqdm(chosen(run, part), desc=f"cases, {part}", leave=False):
+        own = case.run(run)
+        about = {"label": case.label, "seed": own.seed, "rate": own.profile.disp.rate}
+        rows += [defence_rows(own, name).assign(**about) for name in defences_of(run, case)]
+    table = pd.concat(rows, ignore_index=True)
+    return table[["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]]
+
+
+def main_table(run: Run) -> pd.DataFrame:
+    """Every defence over the seeds: their pooled answers, with the lowest and the highest seed's value.
+
+    Columns defence, knows, metric, value, low, high (Wilson, of the pooled answers, so without the spread between
+    seeds), n, seeds, lowest, highest.
+    """
+    rows = []
+    for (defence, knows, metric), part in case_table(run, "seed").groupby(["defence", "knows", "metric"], sort=False):
+        n = int(part["n"].sum())
+        count = round(float((part["value"] * part["n"]).sum()))
+        low, high = wilson(count, n)
+        about = {"defence": defence, "knows": knows, "metric": metric, "value": count / n, "low": low, "high": high}
+        rows.append(about | {"n": n, "seeds": len(part), "lowest": part["value"].min(), "highest": part["value"].max()})
+    return pd.DataFrame(rows)
+
+
+def attack_strength(run: Run) -> pd.DataFrame:
+    """Every attack before any defence, and whether it counts as one.
+
+    An attack succeeds with ASR of at least STRONG with and at most SILENT without the trigger, and an accuracy at most
+    CLEAN below that of the fine-tune without poison. Columns part, label, asr_with_trigger, asr_without_trigger,
+    accuracy, accuracy_lost (against that fine-tune), succeeds, n.
+    """
+    plain = unattacked_accuracy(run)
+    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", "target", "trigger")]
+    table = pd.concat(tables, ignore_index=True)
+    table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
+    wide = table.pivot_table("value", ["part", "label"], "metric", sort=False)
+    counts = table[table["metric"] == METRICS[2]].groupby(["part", "label"], sort=False)["n"].sum()
+    with_trigger, without, accuracy = (wide[name] for name in METRICS)
+    made = pd.DataFrame(
+        {
+            "asr_with_trigger": with_trigger,
+            "asr_without_trigger": without,
+            "accuracy": accuracy,
+            "accuracy_lost": plain - accuracy,
+            "succeeds": (with_trigger >= STRONG) & (without <= SILENT) & (plain - accuracy <= CLEAN),
+            "n": counts,
+        }
+    )
+    return made.reset_index()
+
+
+def unattacked_accuracy(run: Run) -> float:
+    """Clean accuracy of the same fine-tuning without a poisoned sample."""
+    (case,) = (case for case in chosen(run, "rate") if case.settings["rate"] == 0)
+    table = defence_rows(case.run(run), "no defence").set_index("metric")
+    return float(table.loc[METRICS[2], "value"])
+
+
+def target_curves(run: Run) -> pd.DataFrame:
+    """Figure 2: `ratio_study` by METHODS for every target, with accuracy relative to the unattacked fine-tune's.
+
+    Columns target, method, ratio, metric, value, low, high, n.
+    """
+    plain, tables = unattacked_accuracy(run), []
+    for case in chosen(run, "target"):
+        own = case.run(run)
+        table = ratio_study(own, poisoned_mdlm(own)[0], METHODS)
+        relative = table["metric"] == METRICS[2]
+        table.loc[relative, ["value", "low", "high"]] /= plain
+        table["metric"] = table["metric"].replace(METRICS[2], "relative accuracy")
+        tables.append(table.assign(target=case.label))
+    made = pd.concat(tables, ignore_index=True)
+    return made[made["metric"].isin([METRICS[0], "relative accuracy"])]
+
+
+def case_by_case(run: Run, table) -> pd.DataFrame:
+    """`table(run)` of every case of the parts "target" and "trigger", with the columns part and label before."""
+    tables = []
+    for part in ("target", "trigger"):
+        for case in chosen(run, part):
+            made = table(case.run(run))
+            made.insert(0, "label", case.label)
+            made.insert(0, "part", part)
+            tables.append(made)
+    return pd.concat(tables, ignore_index=True)
+
+
+def gains_of(run: Run) -> pd.DataFrame:
+    """`ratio_gains` of the run's compromised model."""
+    return ratio_gains(run, poisoned_mdlm(run)[0])
+
+
+def quality_by_ratio(run: Run) -> pd.DataFrame:
+    """`set_quality` of the profile's attack and of the ablations that mask another share.
+
+    Columns ratio, metric, value, low, high, n.
+    """
+    own = {run.profile.disp.ratio: run}
+    own |= {case.settings["ratio"]: case.run(run) for case in chosen(run, "ablation") if "ratio" in case.settings}
+    tables = []
+    for ratio, changed in sorted(own.items()):
+        mdlm, _ = poisoned_mdlm(changed)
+        quality = set_quality(changed, purified_set(changed, mdlm, poisoned_training_set(changed, mdlm)))
+        quality.insert(0, "ratio", ratio)
+        tables.append(quality)
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,60 @@
+"""How much each vision token of every sample matters, by the names that the profile's `disp.saliency` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.answering import Questions
+from lib.config import Disp
+from lib.models.mdlm import Mdlm
+from lib.saliency import fisher_jacobian, random_scores
+from lib.saliency_rivals import attention_received
+from lib.saliency_rivals import occlusion as occlusion_divergence
+
+
+def fisher(mdlm: Mdlm, data: Questions, settings: Disp, seed: int) -> Float[Tensor, "sample vision"]:
+    """Fisher–Jacobian scores, estimated with `settings.probes` (step 1 of DiSP, arXiv 2602.22246)."""
+
+    def score(vision: Tensor, prompts: Tensor, k: int) -> Tensor:
+        return fisher_jacobian(mdlm.model, vision, prompts, probes=settings.probes, seed=seed + k)
+
+    return _batched(mdlm, data, settings, "saliency", score)
+
+
+def attention(mdlm: Mdlm, data: Questions, settings: Disp, seed: int) -> Float[Tensor, "sample vision"]:
+    """Attention from the masked response, mean over layers (RedVTP, arXiv 2511.12428)."""
+    return _batched(mdlm, data, settings, "attention", lambda *given: attention_received(mdlm.model, *given[:2]))
+
+
+def occlusion(mdlm: Mdlm, data: Questions, settings: Disp, seed: int) -> Float[Tensor, "sample vision"]:
+    """What masking each token alone changes, at a forward pass per token."""
+    return _batched(mdlm, data, settings, "occlusion", lambda *given: occlusion_divergence(mdlm.model, *given[:2]))
+
+
+def random(mdlm: Mdlm, data: Questions, settings: Disp, seed: int) -> Float[Tensor, "sample vision"]:
+    """Scores that look at nothing."""
+    return random_scores(len(data), mdlm.model.config.vision_length, seed)
+
+
+TokenScore = Callable[[Mdlm, Questions, Disp, int], Float[Tensor, "sample vision"]]
+TOKEN_SCORES: dict[str, TokenScore] = {score.__name__: score for score in (fisher, attention, occlusion, random)}
+
+
+def _batched(
+    mdlm: Mdlm, data: Questions, settings: Disp, label: str, score: Callable[[Tensor, Tensor, int], Tensor]
+) -> Float[Tensor, "sample vision"]:
+    """`score(vision, prompts, k)` of the k-th `settings.batch` samples, and so on."""
+    device = mdlm.model.device
+    scores = [torch.zeros(0, mdlm.model.config.vision_length)]
+    parts = torch.arange(len(data)).split(settings.batch)
+    for k, part in enumerate(tqdm(parts, desc=label, unit="batch", leave=False)):
+        with torch.no_grad():
+            vision = mdlm.model.project(data.features[data.picture[part]].to(device))
+        with torch.autocast(device.type, torch.bfloat16):
+            scores.append(score(vision, data.prompts[part].to(device), k).cpu())
+    return torch.cat(scores)
