@@ -34,7 +34,7 @@ def test_it_offers_what_is_there_and_redraws_without_sampling(run, monkeypatch):
     assert [menu.options for menu in shown.menus.values()] == [
         ("white-box + mignneko",), ("or", "and"), (0.1,), (0,)
     ]  # fmt: skip
-    assert shown.attack.protocol == "or" and shown.sample.max == 2
+    assert shown.chosen.protocol == "or" and shown.sample.max == 2
 
     def drawn(protocol, sample):
         title = f"white-box + mignneko, {protocol.upper()}, 10 %, seed 0"

@@ -17,8 +17,9 @@ FIGURES = {
     "03_collapse_analysis": {"samples_or", "samples_and", "coalitions", "attribution"},
     "04_disp_purification": {"saliency", "ratios", "purification"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
+    "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "gains"},
 }
-WIDGETS = {"03_collapse_analysis": 1}
+WIDGETS = {"03_collapse_analysis": 1, "06_disp_in_full": 1}
 REFUSED = [
     ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of laptop, paper, smoke"),
     ({"seed": -1}, "seed=-1 must be an integer from 0"),

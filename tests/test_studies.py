@@ -6,7 +6,7 @@ import torch
 
 from lib.config import Run, load_profile
 from lib.store import Store
-from lib.studies import attacks
+from lib.studies import attacks, cases
 
 
 def test_the_grid_is_pairs_by_protocols_by_rates_with_seeds_at_one_rate():
@@ -41,5 +41,37 @@ def test_a_variant_that_is_no_attack_is_refused_with_the_profile(settings, messa
         load_profile("smoke", {"grid": {"variants": [variant]}})
 
 
+def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
+    profile = load_profile("laptop")
+    found = cases(profile)
+    parts = {part: [case for case in found if case.part == part] for part in dict.fromkeys(c.part for c in found)}
+    assert [case.seed for case in parts["seed"]] == [0, 1, 2] and not any(case.settings for case in parts["seed"])
+    assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
+    assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "misclassification"]
+    assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
+    assert [case.label for case in parts["ablation"]] == [a.label for a in profile.disp_grid.ablations]
+    assert len({case.name for case in found}) == len(found)
+
+
+def test_a_case_runs_with_its_settings_and_seed_and_nothing_else(tmp_path):
+    profile = load_profile("smoke")
+    run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
+    case = replace(cases(profile)[0], seed=1, settings={"ratio": 0.5, "purify": {"steps": 9}})
+    own = case.run(run)
+    assert own.seed == 8 and own.store is run.store and run.profile == profile
+    assert own.profile.disp.ratio == 0.5 and own.profile.disp.purify.steps == 9
+    assert own.profile.disp.purify.lr == profile.disp.purify.lr and own.profile.collapse == profile.collapse
+
+
+def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
+    wrong = {"label": "wrong", "settings": {"saliency": "luck"}}
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: it must be one of fisher"):
+        load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
+    with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: it must be one of no defence"):
+        load_profile("smoke", {"disp_grid": {"defences": ["luck"]}})
+
+
 def test_names_are_file_names():
-    assert all(attack.name.replace("-", "").replace(".", "").isalnum() for attack in attacks(load_profile("laptop")))
+    profile = load_profile("laptop")
+    names = [made.name for made in (*attacks(profile), *cases(profile))]
+    assert all(name.replace("-", "").replace(".", "").isalnum() for name in names)

@@ -1,0 +1,66 @@
+import pandas as pd
+import pytest
+import torch
+
+from lib.disp_figures import answer_view, defence_dots, gain_curves, rate_curves, target_curves
+from lib.plotting import render
+from lib.purification import METRICS
+
+
+def rows(**columns):
+    about = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 20}
+    return [columns | about | {"metric": metric} for metric in (METRICS[0], METRICS[2])]
+
+
+TABLES = {
+    defence_dots: [row | {"label": label} for label in ("none", "DiSP") for row in rows()],
+    rate_curves: [r for d in ("none", "DiSP") for share in (0, 0.05, 0.1) for r in rows(defence=d, rate=share)],
+    target_curves: [
+        row
+        for target in ("insertion", "refusal")
+        for method in ("fisher", "oracle")
+        for ratio in (0.0, 0.5)
+        for row in rows(target=target, method=method, ratio=ratio)
+    ],
+    gain_curves: [
+        {"label": label, "ratio": ratio, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1, "n": 20}
+        for label in ("insertion", "refusal")
+        for ratio, gain in ((0.0, 0.0), (0.1, 0.3))
+    ],
+}
+
+
+@pytest.mark.parametrize("figure", TABLES, ids=lambda figure: figure.__name__)
+def test_a_figure_is_drawn_the_same_again_and_needs_its_columns(figure):
+    table = pd.DataFrame(TABLES[figure])
+    drawn = render(figure(table), "png")
+    assert drawn.startswith(b"\x89PNG") and drawn == render(figure(table), "png")
+    with pytest.raises(ValueError, match="n"):
+        figure(table.drop(columns="n"))
+
+
+def test_dots_stand_at_their_values_and_seeds_as_ticks():
+    table = pd.DataFrame(TABLES[defence_dots]).assign(value=[0.1, 0.2, 0.3, 0.4], low=0.0, high=1.0)
+    figure = defence_dots(table.assign(lowest=0.05, highest=0.9))
+    left, right = figure.axes
+    assert left.lines[0].get_xdata().tolist() == [0.1, 0.3] and right.lines[0].get_xdata().tolist() == [0.2, 0.4]
+    ticks = [line.get_xdata().tolist() for line in left.lines if line.get_marker() == "|"]
+    assert [0.05, 0.05] in ticks and [0.9, 0.9] in ticks
+    assert [label.get_text() for label in left.get_yticklabels()] == ["none", "DiSP"]
+
+
+def test_the_chosen_ratio_is_ringed():
+    axis = gain_curves(pd.DataFrame(TABLES[gain_curves])).axes[0]
+    rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(0.1, 0.3)] * 2
+
+
+def test_the_view_of_an_answer_shows_its_question_steps_and_masked_tokens():
+    masked = torch.zeros(64, dtype=torch.bool).index_fill(0, torch.tensor([3, 9]), True)
+    steps = [f"step {k}" for k in range(9)]
+    figure = answer_view(torch.rand(3, 64, 64), torch.rand(64), masked, "is it red?", steps, "no")
+    (text,) = figure.subfigs[1].texts
+    assert text.get_text().splitlines() == [
+        "is it red?", *(f"{k}: step {k}" for k in range(6)), "8: step 8", "clean answer: no"
+    ]  # fmt: skip
+    assert [axis.get_title() for axis in figure.axes] == ["picture", "saliency", "masked: 2"]

@@ -1,0 +1,99 @@
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tiny
+
+from lib import disp_grid
+from lib.attacks.mdlm import poisoned_mdlm
+from lib.config import DispGrid
+from lib.defences import DEFENCES, defence_rows
+from lib.purification import METRICS, ratio_study
+from lib.studies import cases
+
+SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
+SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, models):
+    short = tiny.short_run(tmp_path_factory.mktemp("grid"), models, disp={"ratios": [0.0, 1.0]})
+    section = DispGrid.model_validate_json(json.dumps(SETTINGS))
+    return replace(short, profile=short.profile.model_copy(update={"disp_grid": section}))
+
+
+def test_every_case_shows_its_defences(run):
+    shown = {case.name: disp_grid.defences_of(run, case) for case in cases(run.profile)}
+    assert shown["disp-seed-seed-1-1"] == tuple(DEFENCES) and shown["disp-ablation-half-0"] == ("DiSP",)
+    assert shown["disp-rate-0-0"] == ("no defence",) and shown["disp-rate-0.2-0"] == ("no defence", "DiSP")
+    assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == ("no defence", "DiSP")
+
+
+def test_a_table_holds_the_rows_of_its_cases(run):
+    table = disp_grid.case_table(run, "rate")
+    assert table["label"].unique().tolist() == ["0", "0.2"] and table["rate"].unique().tolist() == [0, 0.2]
+    case = cases(run.profile)[3]
+    expected = defence_rows(case.run(run), "DiSP")
+    found = table[(table["rate"] == 0.2) & (table["defence"] == "DiSP")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[list(expected)], expected)
+    assert disp_grid.case_table(run, "ablation")["defence"].unique().tolist() == ["DiSP"]
+
+
+def test_the_main_table_pools_the_seeds(monkeypatch, run):
+    values = {0: 0.25, 1: 0.75}
+    rows = [
+        {"label": "", "seed": seed, "rate": 0.1, "defence": "DiSP", "knows": "nothing", "metric": METRICS[0]}
+        | {"value": value, "low": 0.0, "high": 1.0, "n": 8}
+        for seed, value in values.items()
+    ]
+    monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows))
+    (row,) = disp_grid.main_table(run).to_dict("records")
+    assert (row["value"], row["n"], row["seeds"], row["lowest"], row["highest"]) == (0.5, 16, 2, 0.25, 0.75)
+    assert (row["low"], row["high"]) == pytest.approx((0.28, 0.72), abs=0.005)  # Wilson's of 8 in 16
+
+
+def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):
+    cells = {"good": (0.95, 0.005, 0.975), "weak": (0.8, 0, 0.98), "loud": (1, 0.02, 0.98), "costly": (1, 0, 0.96)}
+    rows = [
+        {"label": label, "seed": 0, "rate": 0.1, "defence": "no defence", "metric": metric, "value": value, "n": 50}
+        for label, values in cells.items()
+        for metric, value in zip(METRICS, values, strict=True)
+    ]
+    empty = pd.DataFrame(columns=list(rows[0]))
+    monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows) if part == "seed" else empty)
+    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.98)
+    table = disp_grid.attack_strength(run).set_index("label")
+    assert table["succeeds"].to_dict() == {"good": True, "weak": False, "loud": False, "costly": False}
+    assert table["accuracy_lost"].to_dict() == pytest.approx({"good": 0.005, "weak": 0, "loud": 0, "costly": 0.02})
+
+
+def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
+    monkeypatch.setattr(disp_grid, "METHODS", ("random",))
+    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.8)
+    monkeypatch.setattr("lib.purification.answer", lambda mdlm, data, *_, **__: [*data.answers[:3], "", "", ""])
+    table = disp_grid.target_curves(run)
+    assert table["target"].unique().tolist() == ["insertion", "refusal"]
+    assert table["metric"].unique().tolist() == [METRICS[0], "relative accuracy"]
+    own = ratio_study(run, poisoned_mdlm(run)[0], ("random",))
+    assert own.loc[own["metric"] == METRICS[2], "value"].tolist() == [0.5, 0.5]
+    found = table[(table["target"] == "insertion") & (table["metric"] == "relative accuracy")]
+    assert found["value"].tolist() == pytest.approx([0.625, 0.625])
+    asr = table[(table["target"] == "insertion") & (table["metric"] == METRICS[0])]
+    assert asr["value"].tolist() == [0, 0]
+
+
+def test_the_purified_sets_of_every_ratio_and_what_is_prepared(run, monkeypatch):
+    quality = disp_grid.quality_by_ratio(run)
+    assert quality["ratio"].unique().tolist() == [0.1, 0.5] and quality["n"].max() == 18
+    case = next(case for case in cases(run.profile) if case.name == "disp-trigger-blend-0")
+    disp_grid.prepare(run, case)
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    for name in ("lib.defences.judged", "lib.ratio_rule.respond", "lib.trigger_inputs.input_scores"):
+        monkeypatch.setattr(name, refuse)
+    disp_grid.prepare(run, case)
+    gains = disp_grid.gains_of(case.run(run))
+    assert gains["ratio"].tolist() == [0.0, 1.0] and set(gains["n"]) == {6}
