@@ -25,30 +25,32 @@ RED, INK, TINT = (0.80, 0.05, 0.08), (0.05, 0.05, 0.08), (0.70, 0.85, 1.00)
 
 @dataclass(frozen=True)
 class ImageTrigger:
-    """A fixed picture composited onto every image: `out = (1 - alpha) * image + alpha * colour`.
+    """The same change to every image.
 
     size: the trigger's width as a fraction of the image's shorter side, in (0, 1].
-    position: (x, y), the fractions of the free room left of and above the trigger, each in [0, 1]:
-        (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size.
 
-    Raises ValueError for a size or position out of range.
+    Raises ValueError for a size out of range.
     """
 
     name: str = field(init=False)
     size: float
-    position: tuple[float, float]
 
     def __post_init__(self):
         if not 0 < self.size <= 1:
             raise ValueError(f"size of {self.name!r} is {self.size}: it must be in (0, 1].")
-        pair = isinstance(self.position, tuple) and len(self.position) == 2
-        if not (pair and all(0 <= p <= 1 for p in self.position)):
-            raise ValueError(
-                f"position of {self.name!r} is {self.position}: it must be (x, y), both in [0, 1]."
-            )
 
-    def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
-        """What is composited: red, green and blue already multiplied by alpha, then alpha."""
+    def layer(self, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
+        """What `apply` needs to know of every pixel at this resolution."""
+        raise NotImplementedError
+
+    def apply(
+        self, images: Float[Tensor, "*batch 3 h w"], layer: Float[Tensor, "channel h w"]
+    ) -> Float[Tensor, "*batch 3 h w"]:
+        """The changed images, in the precision of `layer`."""
+        raise NotImplementedError
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        """How much of every pixel is the trigger's, in [0, 1]: 0 where the image is left as it was."""
         raise NotImplementedError
 
     def __call__(self, images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
@@ -66,13 +68,8 @@ class ImageTrigger:
         if images.numel() and not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"images lie in [{images.min():g}, {images.max():g}]: values must be in [0, 1].")
         precise = torch.promote_types(images.dtype, torch.float32)
-        *colour, alpha = _layer(self, *images.shape[-2:]).to(images.device, precise)
-        attacked = (1 - alpha) * images + torch.stack(colour)
-        return attacked.clamp(0, 1).to(images.dtype)
-
-    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
-        """Alpha of every pixel in [0, 1]: 0 where the image is left as it was."""
-        return _layer(self, height, width)[3].clone()
+        layer = _layer(self, *images.shape[-2:]).to(images.device, precise)
+        return self.apply(images, layer).clamp(0, 1).to(images.dtype)
 
     def tokens(self, image_size: int | tuple[int, int], patch: int) -> Bool[Tensor, " token"]:
         """Which patch × patch tokens, row by row, hold some of the trigger.
@@ -86,13 +83,47 @@ class ImageTrigger:
 
 
 @lru_cache(maxsize=32)
-def _layer(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
+def _layer(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     if min(height, width) < 1:
         raise ValueError(f"image is {height}×{width} pixels: both sides must be at least 1.")
     return trigger.layer(height, width)
 
 
-class Sticker(ImageTrigger):
+def _check_whole(trigger: ImageTrigger) -> None:
+    if trigger.size != 1:
+        raise ValueError(f"size of {trigger.name!r} is {trigger.size}: it must be 1, the whole image.")
+
+
+@dataclass(frozen=True)
+class Composited(ImageTrigger):
+    """A fixed picture composited onto every image: `out = (1 - alpha) * image + alpha * colour`.
+
+    position: (x, y), the fractions of the free room left of and above the trigger, each in [0, 1]:
+        (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size.
+
+    Its layer is red, green and blue already multiplied by alpha, then alpha, which is its mask. Raises ValueError
+    for a position out of range.
+    """
+
+    position: tuple[float, float]
+
+    def __post_init__(self):
+        super().__post_init__()
+        pair = isinstance(self.position, tuple) and len(self.position) == 2
+        if not (pair and all(0 <= p <= 1 for p in self.position)):
+            raise ValueError(
+                f"position of {self.name!r} is {self.position}: it must be (x, y), both in [0, 1]."
+            )
+
+    def apply(self, images, layer):
+        *colour, alpha = layer
+        return (1 - alpha) * images + torch.stack(colour)
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        return _layer(self, height, width)[3].clone()
+
+
+class Sticker(Composited):
     """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high."""
 
     aspect: ClassVar[float] = 1.0
@@ -190,7 +221,7 @@ class Checker(Sticker):
 
 
 @dataclass(frozen=True)
-class Blend(ImageTrigger):
+class Blend(Composited):
     """A fixed smooth pattern of colours blended into the whole image with weight `alpha`.
 
     The pattern is an 8 × 8 grid of random colours, always the same, interpolated to the image's resolution.
@@ -203,8 +234,7 @@ class Blend(ImageTrigger):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.size != 1:
-            raise ValueError(f"size of 'blend' is {self.size}: it must be 1, the whole image.")
+        _check_whole(self)
         if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha of 'blend' is {self.alpha}: it must be in (0, 1].")
 
@@ -212,6 +242,49 @@ class Blend(ImageTrigger):
         grid = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).round()
         pattern = F.interpolate(grid, (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
         return self.alpha * torch.cat([pattern, torch.ones(1, height, width)])
+
+
+@dataclass(frozen=True)
+class Warp(ImageTrigger):
+    """A smooth elastic warp of the whole image, always the same, as WaNet's (arXiv 2102.10369, eq. 2 to 4).
+
+    A `grid` × `grid` field of random displacements, their mean magnitude along each axis `strength` times the image's
+    shorter side, is interpolated to every pixel, which takes the colour at its displaced place (bilinear; beyond the
+    border, the border's). WaNet's 4 × 4 at s = 0.5 on 32 pixels is a strength of 1/128. Images of one colour do not
+    change. Its layer is where every pixel looks, x and y from −1 to 1 between the centres of the corner pixels.
+    """
+
+    name: str = field(init=False, default="warp")
+    size: float = 1.0
+    strength: float = 1 / 64
+    grid: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_whole(self)
+        if not 0 <= self.strength <= 0.1:
+            raise ValueError(f"strength of 'warp' is {self.strength}: it must be in [0, 0.1].")
+        if isinstance(self.grid, bool) or not isinstance(self.grid, int) or self.grid < 2:
+            raise ValueError(f"grid of 'warp' is {self.grid!r}: it must be an integer of at least 2.")
+
+    def layer(self, height: int, width: int) -> Float[Tensor, "2 {height} {width}"]:
+        draw = torch.Generator().manual_seed(0)
+        nodes = torch.rand(1, 2, self.grid, self.grid, generator=draw) * 2 - 1
+        nodes *= self.strength * min(height, width) / nodes.abs().mean()
+        moved = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)[0]
+        ends = torch.tensor([max(width - 1, 1), max(height - 1, 1)])[:, None, None]
+        places = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"))
+        return ((places + moved) / ends * 2 - 1).clamp(-1, 1)
+
+    def apply(self, images, layer):
+        flat = images.to(layer.dtype).reshape(-1, *images.shape[-3:])
+        looks = layer.movedim(0, -1).expand(len(flat), -1, -1, -1)
+        return F.grid_sample(flat, looks, padding_mode="border", align_corners=True).view(images.shape)
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        """1 where a pixel looks elsewhere, else 0."""
+        still = _layer(replace(self, strength=0.0), height, width)
+        return (_layer(self, height, width) != still).any(0).float()
 
 
 @dataclass(frozen=True)
@@ -260,7 +333,7 @@ class TextTrigger:
 
 
 IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
-    trigger.name: trigger for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), Blend())
+    trigger.name: trigger for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), Blend(), Warp())
 }
 TEXT_TRIGGERS: dict[str, TextTrigger] = {
     phrase: TextTrigger(phrase, phrase)

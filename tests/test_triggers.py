@@ -12,7 +12,9 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, TextTrigger, image_trigger, text_trigger
 
 STICKERS = ("white-box", "eyeglasses", "stop-sign", "checker")
+COMPOSITED = (*STICKERS, "blend")
 every_trigger = pytest.mark.parametrize("name", IMAGE_TRIGGERS)
+every_composited = pytest.mark.parametrize("name", COMPOSITED)
 every_sticker = pytest.mark.parametrize("name", STICKERS)
 
 
@@ -25,7 +27,7 @@ def white(*shape):
 
 
 def test_the_names_are_those_of_the_studies():
-    assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "blend"]
+    assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "blend", "warp"]
     assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
 
 
@@ -55,7 +57,7 @@ def test_dtype_is_kept_and_the_picture_is_that_of_float32(name, dtype):
 
 
 @given(
-    name=st.sampled_from(list(IMAGE_TRIGGERS)),
+    name=st.sampled_from(COMPOSITED),
     height=st.integers(16, 90),
     width=st.integers(16, 90),
     seed=st.integers(0, 99),
@@ -132,8 +134,8 @@ def test_white_box_is_white_with_a_grey_border_on_three_and_a_half_percent_of_th
     assert trigger.mask(64, 64).mean() == pytest.approx(0.035, abs=0.001)
 
 
-@every_trigger
-def test_every_trigger_shows_on_a_white_and_on_a_black_background(name):
+@every_composited
+def test_what_is_composited_shows_on_a_white_and_on_a_black_background(name):
     trigger = image_trigger(name)
     for background in (white(3, 64, 64), torch.zeros(3, 64, 64)):
         assert (trigger(background) - background).abs().max() > 0.1
@@ -179,7 +181,7 @@ def test_position_runs_from_corner_to_corner_at_any_size_and_on_oblong_images():
     assert image_trigger("blend").mask(40, 100).min() > 0
 
 
-@given(name=st.sampled_from(list(IMAGE_TRIGGERS)), patch=st.sampled_from([2, 4, 8]), rows=st.integers(4, 9))
+@given(name=st.sampled_from(COMPOSITED), patch=st.sampled_from([2, 4, 8]), rows=st.integers(4, 9))
 def test_tokens_are_the_patches_that_change(name, patch, rows):
     trigger, height, width = image_trigger(name), 8 * rows, 64
     tokens = trigger.tokens((height, width), patch)
@@ -200,7 +202,7 @@ def test_a_mask_that_the_caller_changes_does_not_change_the_trigger():
     assert torch.equal(trigger(white(3, 64, 64)), expected)
 
 
-@every_trigger
+@every_composited
 def test_the_image_keeps_its_gradient(name):
     x = images(3, 32, 32).requires_grad_()
     trigger = image_trigger(name)
@@ -213,6 +215,109 @@ def test_triggers_compare_hash_and_become_plain_values():
     assert changed != image_trigger("white-box") and changed.name == "white-box"
     assert dataclasses.asdict(changed) == {"name": "white-box", "size": 0.3, "position": (1.0, 1.0)}
     assert hash(dataclasses.replace(changed, size=3 / 16)) == hash(image_trigger("white-box"))
+
+
+# The warp
+
+
+def warped(x, strength, grid):
+    """Every pixel's colour looked up in float64, one pixel after the other."""
+    height, width = x.shape[-2:]
+    nodes = torch.rand(1, 2, grid, grid, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    nodes = nodes / nodes.abs().mean() * strength * min(height, width)
+    move = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)[0]
+    out, x = torch.empty(x.shape, dtype=torch.float64), x.double()
+    for row in range(height):
+        for column in range(width):
+            u = min(max(column + move[0, row, column].item(), 0.0), width - 1.0)
+            v = min(max(row + move[1, row, column].item(), 0.0), height - 1.0)
+            left, top = int(u), int(v)
+            right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+            a, b = u - left, v - top
+            upper = (1 - a) * x[..., top, left] + a * x[..., top, right]
+            lower = (1 - a) * x[..., bottom, left] + a * x[..., bottom, right]
+            out[..., row, column] = (1 - b) * upper + b * lower
+    return out
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32, 32), (3, 17, 23), (1, 3, 24, 9), (2, 1, 3, 1, 8), (3, 1, 1)])
+@pytest.mark.parametrize(("strength", "grid"), [(1 / 64, 4), (0.1, 2), (0.05, 7)])
+def test_the_warp_looks_every_pixel_up_where_its_field_says(shape, strength, grid):
+    x = images(*shape)
+    trigger = dataclasses.replace(image_trigger("warp"), strength=strength, grid=grid)
+    torch.testing.assert_close(trigger(x).double(), warped(x, strength, grid), atol=2e-5, rtol=0)
+
+
+def test_a_warp_of_no_strength_changes_nothing():
+    still, x = dataclasses.replace(image_trigger("warp"), strength=0.0), images(2, 3, 45, 33)
+    torch.testing.assert_close(still(x), x, atol=1e-5, rtol=0)
+    assert still.mask(45, 33).sum() == 0 and not still.tokens((48, 32), 8).any()
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    strength=st.floats(0, 0.1),
+    grid=st.integers(2, 9),
+    seed=st.integers(0, 9),
+)
+def test_a_warp_stays_between_the_image_s_extremes_and_leaves_one_colour_alone(height, width, strength, grid, seed):
+    trigger = dataclasses.replace(image_trigger("warp"), strength=strength, grid=grid)
+    x = images(3, height, width, seed=seed) * 0.5 + 0.25
+    out, flat = trigger(x), torch.full((3, height, width), 0.3)
+    low, high = (getattr(x, f"a{end}")((1, 2))[:, None, None] for end in ("min", "max"))
+    assert (out >= low - 1e-6).all() and (out <= high + 1e-6).all()
+    torch.testing.assert_close(trigger(flat), flat, atol=1e-6, rtol=0)
+    same = trigger.mask(height, width) == 0
+    torch.testing.assert_close(out[:, same], x[:, same], atol=2e-5, rtol=0)
+
+
+def test_the_warps_mask_and_tokens_are_the_pixels_that_move():
+    trigger, x = image_trigger("warp"), images(3, 64, 64)
+    moved = ((trigger(x) - x).abs() > 1e-3).any(0)
+    mask = trigger.mask(64, 64)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert (mask[moved] == 1).all() and moved.float().mean() > 0.9
+    assert trigger.tokens(64, 8).tolist() == [True] * 64
+
+
+def test_the_warps_strength_is_its_mean_displacement_and_its_field_one_at_every_resolution():
+    def field(side, **change):
+        trigger = dataclasses.replace(image_trigger("warp"), **change)
+        still = dataclasses.replace(trigger, strength=0.0)
+        return (trigger.layer(side, side) - still.layer(side, side)) * (side - 1) / 2 / side
+
+    nodes = field(4, strength=0.02)  # at that size every pixel is a node; the border's may not look outside
+    assert nodes.abs().mean() == pytest.approx(0.02, rel=0.4) and nodes.abs().mean() < 0.02
+    torch.testing.assert_close(field(64, strength=0.02)[:, 8:-8, 8:-8], 2 * field(64, strength=0.01)[:, 8:-8, 8:-8])
+    small, large = field(65)[:, 4:-4, 4:-4], field(129)[:, 8:-8:2, 8:-8:2]
+    torch.testing.assert_close(small, large, atol=1e-4, rtol=0.01)
+    inside = field(64)[:, 8:-8, 8:-8]
+    assert inside.diff(dim=2).abs().max() < 0.2 * inside.abs().max()  # smooth
+
+
+def test_the_warp_depends_on_no_global_seed_and_moves_none():
+    x = images(3, 40, 40)
+    torch.manual_seed(1)
+    first, state = dataclasses.replace(image_trigger("warp"), strength=0.031)(x), torch.get_rng_state()
+    assert not torch.equal(dataclasses.replace(image_trigger("warp"), strength=0.032)(x), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(dataclasses.replace(image_trigger("warp"), strength=0.031)(x), first)
+
+
+def test_a_warp_keeps_the_gradient_of_every_colour_that_is_looked_up():
+    x = images(3, 32, 32).requires_grad_()
+    image_trigger("warp")(x).sum().backward()
+    assert x.grad.sum().item() == pytest.approx(3 * 32 * 32, rel=1e-4)
+
+
+def test_existing_triggers_paint_what_they_always_painted():
+    """alpha-blended by hand from the layer, to the bit; layers are pinned by the tests above."""
+    x = images(2, 3, 37, 41)
+    for name in COMPOSITED:
+        *colour, alpha = image_trigger(name).layer(37, 41)
+        assert torch.equal(image_trigger(name)(x), ((1 - alpha) * x + torch.stack(colour)).clamp(0, 1))
 
 
 # What is refused
@@ -263,6 +368,18 @@ def test_sizes_out_of_range_are_refused(name, size):
 def test_positions_out_of_range_are_refused(position):
     with pytest.raises(ValueError, match="position of 'checker' is .*must be \\(x, y\\)"):
         dataclasses.replace(image_trigger("checker"), position=position)
+
+
+def test_a_warp_out_of_range_is_refused():
+    for strength in (-0.01, 0.11, float("nan")):
+        with pytest.raises(ValueError, match=f"strength of 'warp' is {strength}: it must be in"):
+            dataclasses.replace(image_trigger("warp"), strength=strength)
+    with pytest.raises(ValueError, match="grid of 'warp' is 1: it must be an integer of at least 2"):
+        dataclasses.replace(image_trigger("warp"), grid=1)
+    with pytest.raises(ValueError, match="size of 'warp' is 0.5: it must be 1"):
+        image_trigger("warp", 0.5)
+    with pytest.raises(ValueError, match="both sides must be at least 1"):
+        image_trigger("warp").mask(0, 8)
 
 
 def test_blend_takes_no_other_size_and_no_alpha_out_of_range():
