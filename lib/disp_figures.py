@@ -148,8 +148,8 @@ def answer_view(
     clean: str,
 ) -> Figure:
     """One question: its picture, the saliency of its tokens, what is masked, and the answer after every step."""
-    figure = Figure(figsize=(WIDTH, 3.6))
-    above, below = figure.subfigures(2, 1, height_ratios=(1.4, 1))
+    figure = Figure(figsize=(WIDTH, 3.3))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     axes = above.subplots(1, 3)
     draw_picture(axes[0], picture)
     draw_saliency(axes[1], picture, scores)
