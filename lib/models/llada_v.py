@@ -1,0 +1,307 @@
+"""LLaDA-V (You et al. 2025, arXiv 2505.16933) behind the calls of our own MDLM, in the layout of `GSAI-ML/LLaDA-V`.
+
+SigLIP2 tower without its last layer, two-layer GELU projector, LLaDA. Modules bear the names of the published weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from lib.config import model_source
+from lib.models.anyres import ASPECTS, MERGES, Layout, in_rows, layout, views
+from lib.models.llada import IMAGE, LladaDecoder, splice
+from lib.models.mdlm import Mdlm, MdlmModel
+
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+SIGLIP2_SO400M = {  # google/siglip2-so400m-patch14-384, whose last layer of 27 LLaVA leaves out
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
+
+
+class LladaVConfig(PreTrainedConfig):
+    """The published `config.json`, and what its code holds fixed or leaves to the caller.
+
+    vision: a `SiglipVisionConfig` as a dictionary, its layers those that are stored. picture: height and width of the
+    pictures it is to be given. prompt_length: the most tokens of a question, the conversation's template apart.
+    response_length: as many tokens as an answer has, filled up with `eos_id`. forbidden: ids that the authors' decoding
+    never emits. Raises ValueError for what is not implemented here.
+    """
+
+    model_type = "llava_llada"
+    attention = "bidirectional"
+
+    def __init__(
+        self,
+        vision: dict | None = None,
+        vocab_size: int = 126464,
+        hidden_size: int = 4096,
+        intermediate_size: int = 12288,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = None,
+        hidden_act: str = "silu",
+        max_position_embeddings: int = 16384,
+        initializer_range: float = 0.02,
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 500000.0,
+        rope_scaling: dict | None = None,
+        attention_bias: bool = False,
+        tie_word_embeddings: bool = False,
+        mm_projector_type: str = "mlp2x_gelu",
+        mm_resampler_type: str | None = None,
+        mm_patch_merge_type: str = "spatial_unpad",
+        mm_use_im_start_end: bool = False,
+        image_aspect_ratio: str | None = "anyres_max_4",
+        image_grid_pinpoints: list[list[int]] | None = None,
+        picture: tuple[int, int] | None = None,
+        prompt_length: int = 128,
+        response_length: int = 128,
+        mask_id: int = 126336,
+        eos_id: int = 126348,
+        pad_id: int = 126081,
+        forbidden: tuple[int, ...] = (126081, 126080, 126346, 126347),
+        **kwargs,
+    ):
+        only = {
+            "mm_projector_type": (mm_projector_type, "mlp2x_gelu"),
+            "mm_resampler_type": (mm_resampler_type, None),
+            "mm_use_im_start_end": (mm_use_im_start_end, False),
+            "rope_scaling": (rope_scaling, None),
+            "tie_word_embeddings": (tie_word_embeddings, False),
+        }
+        for name, (value, allowed) in only.items():
+            if value != allowed:
+                raise ValueError(f"{name}={value!r} is not implemented for LLaDA-V: it must be {allowed!r}")
+        if mm_patch_merge_type not in MERGES:
+            raise ValueError(f"mm_patch_merge_type={mm_patch_merge_type!r} must be one of {', '.join(MERGES)}")
+        aspect = image_aspect_ratio or "square"
+        if aspect not in ("square", "pad", "anyres") and not aspect.removeprefix("anyres_max_").isdigit():
+            raise ValueError(f"image_aspect_ratio={aspect!r} must be one of {ASPECTS}")
+        self.vision = SIGLIP2_SO400M if vision is None else vision
+        side = self.vision["image_size"]
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.hidden_act, self.attention_bias = hidden_act, attention_bias
+        self.max_position_embeddings, self.initializer_range = max_position_embeddings, initializer_range
+        self.rms_norm_eps, self.rope_theta = rms_norm_eps, rope_theta
+        self.mm_projector_type, self.mm_patch_merge_type = mm_projector_type, mm_patch_merge_type
+        self.image_aspect_ratio = aspect
+        self.image_grid_pinpoints = image_grid_pinpoints or [
+            [side * across, side * down] for across in range(1, 7) for down in range(1, 7)
+        ]
+        self.picture = list(picture or (side, side))
+        self.prompt_length, self.response_length = prompt_length, response_length
+        self.mask_id, self.eos_id, self.pad_id, self.forbidden = mask_id, eos_id, pad_id, list(forbidden)
+        super().__init__(**kwargs)
+
+    def decoder(self) -> LlamaConfig:
+        """The decoder's shape."""
+        shared = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+            "hidden_act max_position_embeddings initializer_range rms_norm_eps attention_bias"
+        )
+        rotary = {"rope_type": "default", "rope_theta": self.rope_theta}
+        return LlamaConfig(rope_parameters=rotary, use_cache=False, **{k: getattr(self, k) for k in shared.split()})
+
+    def layout(self, height: int, width: int) -> Layout:
+        """How pictures of that size become vision tokens."""
+        side, merge = self.vision["image_size"], self.mm_patch_merge_type
+        grid = side // self.vision["patch_size"]
+        return layout((height, width), side, grid, self.image_aspect_ratio, merge, self.image_grid_pinpoints)
+
+    @property
+    def vision_length(self) -> int:
+        """How many vision tokens a picture becomes, tokens at the ends of rows among them."""
+        return self.layout(*self.picture).length
+
+
+class _Decoder(LladaDecoder):
+    """The decoder with what makes vision tokens, as the published weights are nested."""
+
+    def __init__(self, config: LladaVConfig):
+        super().__init__(config.decoder())
+        tower = SiglipVisionConfig(**config.vision, hidden_act="gelu_pytorch_tanh", vision_use_head=False)
+        self.vision_tower = nn.ModuleDict({"vision_tower": SiglipVisionModel(tower)})
+        width = config.hidden_size
+        self.mm_projector = nn.Sequential(nn.Linear(tower.hidden_size, width), nn.GELU(), nn.Linear(width, width))
+        if config.mm_patch_merge_type == "spatial_unpad":
+            self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
+        else:
+            self.image_newline = None
+
+
+class LladaVModel(MdlmModel):
+    """`vision_tokens(images)`, `logits(vision, prompt, response)`, `mask_embedding` and the rest of `MdlmModel`.
+
+    `prompt` holds `IMAGE` where the vision tokens belong.
+    """
+
+    config_class = LladaVConfig
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: LladaVConfig):
+        PreTrainedModel.__init__(self, config)
+        self.model = _Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tower.requires_grad_(False)
+        self.post_init()
+
+    _init_weights = PreTrainedModel._init_weights
+
+    @property
+    def tower(self) -> SiglipVisionModel:
+        return self.model.vision_tower["vision_tower"]
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.lm_head
+
+    @property
+    def mask_embedding(self) -> Float[Tensor, " dim"]:
+        """The mask token's embedding: what stands for a masked vision token, too."""
+        return self.model.embed_tokens.weight[self.config.mask_id]
+
+    def features(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch patches features"]:
+        """What the tower's last stored layer gives for all views of pictures in [0, 1], one view after another.
+
+        Raises ValueError for pictures that become other vision tokens than those of `config.picture` do.
+        """
+        config, place = self.config, self.config.layout(*images.shape[-2:])
+        if place != config.layout(*config.picture):
+            given = list(images.shape[-2:])
+            raise ValueError(f"images of {given} pixels are cut in another way than picture={config.picture}: set that")
+        seen = views(images, config.vision["image_size"], config.image_aspect_ratio, place.tiles)
+        pixels = (seen * 2 - 1).flatten(0, 1).to(self.dtype)
+        states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
+        return states.unflatten(0, seen.shape[:2]).flatten(1, 2)
+
+    def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
+        """Vision tokens from the tower's features."""
+        tokens = self.model.mm_projector(features.to(self.dtype))
+        return in_rows(tokens, self.config.layout(*self.config.picture), self.model.image_newline)
+
+    def states(
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        response: Int[Tensor, "batch response"],
+    ) -> Float[Tensor, "batch response dim"]:
+        """What the head makes logits of, at every response position."""
+        places, seen = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
+        words = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
+        x = torch.cat([vision.to(words.dtype), words], 1)
+        states = self.model(inputs_embeds=x, attention_mask=seen, position_ids=places).last_hidden_state
+        return states[:, states.shape[1] - response.shape[1] :]
+
+    def response_logits(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ) -> ResponseLogits:
+        """For `lib.decoding`: logits of the masked positions only, with the authors' forbidden ids left out."""
+        return ResponseLogits(self, vision, prompt)
+
+
+class ResponseLogits:
+    """A `lib.decoding.Selective`: logits of a model's response to pictures and prompts, computed anew at every step."""
+
+    def __init__(
+        self, model: LladaVModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ):
+        self.model, self.vision, self.prompt = model, vision, prompt
+
+    def start_block(self, block: Int[Tensor, "batch block"]) -> None:
+        """Nothing is kept from one step to the next."""
+
+    def logits_at(
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
+    ) -> Float[Tensor, "row asked vocab"]:
+        """Logits at `positions` of the named rows."""
+        states = self.model.states(self.vision[rows], self.prompt[rows], tokens[rows])
+        asked = torch.arange(len(rows), device=rows.device)[:, None], positions
+        logits = self.model.head(states[asked]).float()
+        logits[..., self.model.config.forbidden] = -torch.inf
+        return logits
+
+
+class LladaV(Mdlm):
+    """A model with its tokenizer: texts in, texts out, in LLaDA-V's conversation template."""
+
+    def __init__(self, model: LladaVModel, tokenizer: PreTrainedTokenizerFast):
+        self.model, self.tokenizer = model, tokenizer
+        named = {"mask_id": "<|mdm_mask|>", "eos_id": "<|eot_id|>", "pad_id": "<|endoftext|>"}
+        for field, token in named.items():
+            own, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
+            if own != known:
+                raise ValueError(f"{field}={own} must be {known}, the tokenizer's {token}")
+        self.template = len(self._prompt("?"))
+
+    @classmethod
+    def load(
+        cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings
+    ) -> LladaV:
+        """From a local folder or the hub, safetensors only, no code of theirs; `settings` go to the config.
+
+        Raises ValueError for weights that are missing, unknown or of another shape.
+        """
+        source = model_source(name)
+        model, found = LladaVModel.from_pretrained(
+            source,
+            config=LladaVConfig.from_pretrained(source, **settings),
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        faults = {
+            "missing": sorted(found["missing_keys"]),
+            "unknown": sorted(found["unexpected_keys"]),
+            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in found["mismatched_keys"]),
+        }
+        if any(faults.values()):
+            listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)
+            raise ValueError(f"the weights of {name!r} are not LLaDA-V's by its config.json: {'; '.join(listed)}")
+        model.tower.requires_grad_(False)
+        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(source))
+
+    def save(self, folder: str) -> None:
+        """In the published layout: weights as bfloat16 safetensors, in shards of 5 GB."""
+        weights = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
+        self.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+        self.tokenizer.save_pretrained(folder)
+
+    def prompts(self, questions: list[str]) -> Int[Tensor, "batch prompt"]:
+        """Conversations up to the assistant's turn, `IMAGE` before the question, padded; too long ones are refused."""
+        rows, most = [self._prompt(text) for text in questions], self.model.config.prompt_length + self.template
+        for text, row in zip(questions, rows, strict=True):
+            if row.count(IMAGE) != 1:
+                raise ValueError(f"question={text!r} holds <image>: the picture has its place before the question")
+            if len(row) > most:
+                over = f"{len(row)} tokens, {self.template} of them the template's"
+                raise ValueError(f"question={text!r} makes {over}: the model takes at most {most}")
+        padded = [row + [self.model.config.pad_id] * (most - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(questions), most)
+
+    def _prompt(self, question: str) -> list[int]:
+        turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"<image>\n{question}"}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        parts = self.tokenizer(text.split("<image>"), add_special_tokens=False)["input_ids"]
+        return [token for part in parts for token in (IMAGE, *part)][1:]
