@@ -34,9 +34,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        special_tokens=SPECIAL, initial_alphabet=alphabet, vocab_size=0, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet, vocab_size=0, show_progress=False)
     made.train_from_iterator([], trainer)
     named = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "pad_token": SPECIAL[1], "mask_token": SPECIAL[2]}
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=TEMPLATE, **named)

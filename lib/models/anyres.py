@@ -1,8 +1,8 @@
-"""LLaVA-NeXT's "any resolution": a picture as a whole and as tiles of the vision tower's size, and their tokens in rows.
+"""LLaVA-NeXT's "any resolution": a picture as a whole and as tiles of the vision tower's size; their tokens in rows.
 
-As in LLaVA-NeXT and LLaDA-V: the canvas of tiles that keeps most pixels, the picture scaled to fit and centred on it, the
-tokens of the margin dropped again, a learnt token at the end of each row. Pictures are tensors here, so that resizing
-does not round to bytes as theirs does.
+As in LLaVA-NeXT and LLaDA-V: the canvas of tiles that keeps most pixels, the picture scaled to fit and centred on it,
+the tokens of the margin dropped again, a learnt token at the end of each row. Pictures are tensors here, so that
+resizing does not round to bytes as theirs does.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Layout(NamedTuple):
     """How pictures of one size become vision tokens.
 
     tiles: rows and columns of tiles beside the whole picture; None: only the whole one. margin: rows of tokens dropped
-    above and below, columns left and right. shrunk: rows and columns that the rest is interpolated to. newline: a learnt
-    token ends each row of the tiles' tokens, or the whole picture's where there are no tiles. grid: the tower's patches a
-    side.
+    above and below, columns left and right. shrunk: rows and columns that the rest is interpolated to. newline: a
+    learnt token ends each row of the tiles' tokens, or the whole picture's where there are no tiles. grid: the tower's
+    patches a side.
     """
 
     tiles: tuple[int, int] | None
@@ -47,9 +47,7 @@ class Layout(NamedTuple):
         return whole + self.shrunk[0] * (self.shrunk[1] + 1)
 
 
-def layout(
-    size: tuple[int, int], side: int, grid: int, aspect: str, merge: str, canvases: list[list[int]]
-) -> Layout:
+def layout(size: tuple[int, int], side: int, grid: int, aspect: str, merge: str, canvases: list[list[int]]) -> Layout:
     """The layout of pictures of `size` (height, width) for a tower that sees `side` pixels as `grid` patches a side.
 
     canvases: the sizes (width, height) that may be cut into tiles, where `aspect` is one of "anyres".

@@ -11,7 +11,7 @@ IMAGE = -200  # in a prompt: the vision tokens' place (LLaVA's number)
 
 
 class LladaDecoder(LlamaModel):
-    """A `LlamaModel` without the causal mask; positions that `attention_mask` [batch, position] leaves out are unseen."""
+    """A `LlamaModel` without the causal mask: all positions are seen but those that `attention_mask` leaves out."""
 
     def __init__(self, config: LlamaConfig):
         config.is_causal = False

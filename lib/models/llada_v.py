@@ -5,6 +5,8 @@ SigLIP2 tower without its last layer, two-layer GELU projector, LLaDA. Modules b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -71,13 +73,13 @@ class LladaVConfig(PreTrainedConfig):
         mm_use_im_start_end: bool = False,
         image_aspect_ratio: str | None = "anyres_max_4",
         image_grid_pinpoints: list[list[int]] | None = None,
-        picture: tuple[int, int] | None = None,
+        picture: Sequence[int] | None = None,
         prompt_length: int = 128,
         response_length: int = 128,
         mask_id: int = 126336,
         eos_id: int = 126348,
         pad_id: int = 126081,
-        forbidden: tuple[int, ...] = (126081, 126080, 126346, 126347),
+        forbidden: Sequence[int] = (126081, 126080, 126346, 126347),
         **kwargs,
     ):
         only = {
