@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lib.models.llada_v import LladaV
+from lib.models.llada_v import SYSTEM, LladaV
 
 SPECIAL = [
     "<|startoftext|>",
@@ -30,12 +30,13 @@ VISION |= {"image_size": 28, "patch_size": 14}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes only, with the published special tokens and template."""
+    """A few merges of bytes, with the published special tokens and template."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet, vocab_size=0, show_progress=False)
-    made.train_from_iterator([], trainer)
+    sizes = {"vocab_size": VOCABULARY, "initial_alphabet": alphabet}
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL, show_progress=False, **sizes)
+    made.train_from_iterator([SYSTEM], trainer)
     named = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "pad_token": SPECIAL[1], "mask_token": SPECIAL[2]}
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=TEMPLATE, **named)
 

@@ -1,0 +1,23 @@
+"""One line for every multimodal diffusion language model: what a folder or hub id holds decides which class it is."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig
+
+from lib.config import model_source
+from lib.models.llada_v import LladaV
+from lib.models.mdlm import Mdlm
+
+KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV}
+
+
+def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm:
+    """The model with its tokenizer, by the `model_type` of its config.json; `settings` as its `load` takes them.
+
+    Raises ValueError for a kind that is not one of `KINDS`.
+    """
+    kind = PreTrainedConfig.get_config_dict(model_source(name))[0].get("model_type")
+    if kind not in KINDS:
+        raise ValueError(f"model_type={kind!r} of {name!r} must be one of {', '.join(KINDS)}")
+    return KINDS[kind].load(name, device, **settings)
