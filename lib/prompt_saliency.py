@@ -1,0 +1,96 @@
+"""Which vision and prompt tokens carry the output: DiSP's Fisher–Jacobian score over both together.
+
+A trigger in the question is as visible to it as one in the picture. To mask a prompt token is to ask with the mask
+token in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lib.kernels.fisher import add_squared_norm, fisher_probes
+from lib.saliency import check_inputs, check_probes, masked_response
+
+WAYS = ("vision", "prompt", "joint")
+
+
+def joint_fisher_jacobian(
+    model,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    *,
+    probes: int = 4,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "batch vision"], Float[Tensor, "batch prompt"]]:
+    """`fisher_jacobian` of vision tokens, and the same of the prompt tokens' embeddings; 0 where those are padding.
+
+    One forward pass and `probes` backward passes in all, with the probes of `fisher_jacobian` (sign noise): the vision
+    scores are its own. Both kinds of token enter the same residual stream, so their scores are compared as they are.
+
+    `model` gives `logits(vision, prompt, response)`, which passes `prompt` itself through the module `embedding`,
+    `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`, and where
+    `prompt` does not pass through `embedding`.
+    """
+    check_inputs(vision, prompt)
+    check_probes(probes)
+    scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
+    if not len(vision):
+        return scores
+    with torch.enable_grad(), embedded(model.embedding, prompt) as words:
+        token = vision.detach().clone().requires_grad_()
+        logits = model.logits(token, prompt, masked_response(model, vision)).float()
+    if len(words) != 1:
+        raise ValueError(f"model.embedding saw the prompt {len(words)} times: it must be once")
+    for cotangent in fisher_probes(logits, probes, seed) / probes**0.5:
+        gradients = torch.autograd.grad(logits, (token, *words), cotangent, retain_graph=True)
+        for score, gradient in zip(scores, gradients, strict=True):
+            add_squared_norm(score, gradient)
+    scores[1].masked_fill_(prompt == model.config.pad_id, 0)
+    return scores
+
+
+@contextmanager
+def embedded(embedding: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
+    """Meanwhile the embeddings of the very tensor `ids` are leaves of the graph, listed in what is yielded."""
+    found = []
+
+    def detach(_module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        if given[0] is not ids:
+            return None
+        found.append(out.detach().requires_grad_())
+        return found[-1]
+
+    handle = embedding.register_forward_hook(detach)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def most_salient_of_all(
+    vision: Float[Tensor, "batch vision"],
+    prompt: Float[Tensor, "batch prompt"],
+    present: Bool[Tensor, "batch prompt"],
+    ratio: float,
+    way: str = "joint",
+) -> tuple[Bool[Tensor, "batch vision"], Bool[Tensor, "batch prompt"]]:
+    """The round(ratio × tokens) highest scores of each row, of all tokens in one ranking; the earlier on ties.
+
+    The tokens are those of the `way`: "joint" all vision tokens and the `present` prompt tokens, "vision" or "prompt"
+    these alone. Padding neither counts nor is chosen. Raises ValueError for another way and a ratio outside [0, 1].
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} must be one of {', '.join(WAYS)}")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio!r} must be in [0, 1]")
+    seen = torch.full_like(vision, way != "prompt", dtype=torch.bool)
+    chosen_from = torch.cat([seen, present & (way != "vision")], 1)
+    scores = torch.cat([vision, prompt], 1).masked_fill(~chosen_from, -torch.inf)
+    count = (ratio * chosen_from.sum(1, keepdim=True).double()).round()
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return tuple((rank < count).split([vision.shape[1], prompt.shape[1]], 1))
