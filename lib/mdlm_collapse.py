@@ -101,8 +101,12 @@ def held_out(run: Run) -> tuple[EasyVqa, pd.DataFrame]:
 
 def mdlm_collapse(run: Run, protocol: str) -> AnswersUnderCoalitions:
     """One protocol's poisoned MDLM asked the held-out questions under all coalitions; its answers are in the store."""
+    return under_coalitions(run, poisoned_mdlm(run, protocol)[0], mdlm_spec(run, protocol))
+
+
+def under_coalitions(run: Run, model: Mdlm, made_from: dict) -> AnswersUnderCoalitions:
+    """As `mdlm_collapse`, of any model: `made_from` is the spec of what it depends on, the run's among it."""
     vqa, table = held_out(run)
-    model, _ = poisoned_mdlm(run, protocol)
     image, text = trigger_pair(run, PAIR)
 
     def make() -> dict[str, Tensor]:
@@ -112,8 +116,8 @@ def mdlm_collapse(run: Run, protocol: str) -> AnswersUnderCoalitions:
         ]
         return measure(run, model, given)
 
-    spec = mdlm_spec(run, protocol) | {"pair": [image.name, text.name]}
-    spec["settings"] |= run.profile.mdlm_collapse.model_dump(mode="json", include={"samples", "masks"})
+    settings = run.profile.mdlm_collapse.model_dump(mode="json", include={"samples", "masks"})
+    spec = made_from | {"settings": made_from["settings"] | settings, "pair": [image.name, text.name]}
     spec["measured"] = code_digest(evaluation, sys.modules[__name__])
     made = run.store.tensors("coalition-answers", spec, make)
     answers = [model.texts(responses) for responses in made.pop("responses").unbind(1)]
