@@ -7,28 +7,36 @@ OUT ?=
 STUDY ?= all
 FULL ?= 0
 PEERS ?=
+EXECUTOR ?= local
+CLUSTER ?=
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 
-export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL
-export PYTHONPATH := $(CURDIR)
+export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL EXECUTOR
+export PYTHONPATH := $(CURDIR):$(CURDIR)/executors
 BIN := .venv/bin
 READY := .venv/requirements.txt
+# Here, JOBS cores; on a cluster, as many jobs at once as executors/<name>/config.yaml says.
+WHERE = $(if $(filter slurm kubernetes,$(EXECUTOR)),--workflow-profile executors/$(EXECUTOR),--cores $(JOBS))
 
-.PHONY: help figures test lab base bench clean
+.PHONY: help figures test test-slurm lab base bench clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo "with     PROFILE=$(PROFILE) (or smoke, paper) SEED=$(SEED) DEVICE=$(DEVICE) JOBS=$(JOBS) OVERRIDES='{…}' OUT=folder"
 	@echo "         STUDY=$(STUDY) (or collapse, disp) FULL=$(FULL) (1: the studies in full, for hours)"
+	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
-	@$(BIN)/python -m lib.store "build/$$PROFILE.lock" $(BIN)/snakemake --cores $(JOBS) --nolock \
-		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host
+	@$(BIN)/python -m lib.store "build/$$PROFILE.lock" $(BIN)/snakemake $(WHERE) --nolock \
+		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host $(CLUSTER)
 
 test: $(READY)  ## style checks and every test, the notebooks at smoke scale among them
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+test-slurm: $(READY)  ## the smoke profile through a Slurm cluster on this machine alone (root, Debian)
+	tests/slurm.sh
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.preferred_dir=notebooks

@@ -47,6 +47,7 @@ STUDIES = {
 }
 FULL = {"collapse": ["05_collapse_in_full"], "disp": ["06_disp_in_full"]}
 FULL["all"] = FULL["collapse"] + FULL["disp"]
+EXECUTORS = ("local", "slurm", "kubernetes")
 
 
 def setting(name, default):
@@ -78,6 +79,7 @@ try:
     SEED = number(setting("SEED", "0"))
     DEVICE = setting("DEVICE", "cpu")
     OVERRIDES = mapping(setting("OVERRIDES", "{}"))
+    EXECUTOR = choice("EXECUTOR", "local", EXECUTORS)
     STUDY = choice("STUDY", "all", STUDIES)
     NOTEBOOKS = STUDIES[STUDY] + (FULL[STUDY] if choice("FULL", "0", ("0", "1")) == "1" else [])
     profile = runnable_profile(PROFILE, OVERRIDES)
@@ -97,6 +99,7 @@ os.environ.update(
     OVERRIDES=json.dumps(OVERRIDES),
     PARAMETERS=yaml.safe_dump(parameters),  # for papermill, which reads YAML: in JSON's 1e-05 it sees a text
 )
+GPU = {"gpu": 1} if DEVICE.startswith("cuda") else {}
 
 known = [*RUNS, *full_runs(profile)]
 CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
@@ -107,8 +110,32 @@ def depends(job):
     return json.dumps({"seed": SEED, "device": DEVICE}) + profile.sections(*SECTIONS[job])
 
 
+def asks(job):
+    """The resources of a rule: what the profile says, and that again at every further attempt."""
+    return {
+        "mem_mb": lambda wildcards, attempt: attempt * job.memory_mb,
+        "runtime": lambda wildcards, attempt: attempt * job.minutes,
+    } | GPU
+
+
 def markers(notebook):
     return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(READS[notebook])]
+
+
+envvars:
+    "PYTHONPATH",
+    "PYTHON",
+    "PROFILE",
+    "SEED",
+    "DEVICE",
+    "OUT",
+    "OVERRIDES",
+    "PARAMETERS",
+
+
+localrules:
+    all,
+    headline,
 
 
 rule all:
@@ -128,6 +155,9 @@ rule run:
         f"{BUILD}/logs/{{run}}.log",
     benchmark:
         f"{BUILD}/times/{{run}}.tsv"
+    threads: profile.threads
+    resources:
+        **asks(profile.jobs.run),
     wildcard_constraints:
         run="|".join(map(re.escape, known)),
     message:
@@ -155,6 +185,9 @@ rule notebook:
         f"{BUILD}/logs/{{notebook}}.log",
     benchmark:
         f"{BUILD}/times/{{notebook}}.tsv"
+    threads: profile.threads
+    resources:
+        **asks(profile.jobs.notebook),
     wildcard_constraints:
         notebook="|".join(READS),
     message:

@@ -259,6 +259,20 @@ class Measure(Section):
     questions: Positive
 
 
+class Job(Section):
+    """What one job asks of a cluster; a job that failed asks for twice as much the next time."""
+
+    memory_mb: Positive
+    minutes: Positive
+
+
+class Jobs(Section):
+    """`run`: a training run, one job each; `notebook`: one notebook."""
+
+    run: Job
+    notebook: Job
+
+
 class Profile(Section):
     name: str
     threads: Positive
@@ -271,6 +285,7 @@ class Profile(Section):
     disp: Disp
     disp_grid: DispGrid
     mdlm_collapse: MdlmCollapse
+    jobs: Jobs
 
     @model_validator(mode="after")
     def variants_fit(self) -> Profile:
