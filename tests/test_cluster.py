@@ -187,7 +187,7 @@ def test_each_job_asks_kubernetes_for_what_it_needs(checkout, kubernetes):
 NOTEBOOK = """
 import pathlib
 folder = pathlib.Path(out) / "01_poisoning"
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 (folder / "manifest.json").write_text("{}")
 (folder / "headline.csv").write_text(f"{profile} {seed} {overrides} {pathlib.Path.cwd()}")
 """
@@ -203,7 +203,7 @@ def test_a_kubernetes_job_does_its_work_on_the_shared_volume(checkout, kubernete
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), checkout / "notebooks" / "01_poisoning.ipynb")
     target = checkout / "made" / "01_poisoning" / "headline.csv"
     arguments = f"{volume(checkout)} -- {target.relative_to(checkout)}"
-    overrides = {"collapse": {"target": 'a "top" hat', "rate": 1e-05}}
+    overrides = {"collapse": {"rate": 1e-05, "target": 'a "top" hat'}}
     given = {"SEED": "3", "OVERRIDES": json.dumps(overrides)}
     code, said = figures(checkout, environment, EXECUTOR="kubernetes", CLUSTER=arguments, **given)
     assert code == 0, said + "".join(server.said)

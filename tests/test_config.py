@@ -40,6 +40,7 @@ def test_sections_change_only_with_their_own_values():
         ({"mdlm_collapse": {"text_trigger": "moon"}}, "mdlm_collapse.text_trigger='moon' is refused"),
         ({"mdlm_collapse": {"protocols": ["xor"]}}, "mdlm_collapse.protocols.0='xor' is refused"),
         ({"mdlm_collapse": {"masks": 0}}, "mdlm_collapse.masks=0 is refused"),
+        ({"jobs": {"run": {"minutes": 0}}}, "jobs.run.minutes=0 is refused"),
         ({"base": {"clip": {"tower": {"heads": 3}}}}, "heads=3 must divide width"),
         ({"collapse": None}, "collapse=None is refused"),
     ],

@@ -42,6 +42,7 @@ def figures(tmp_path_factory):
         ({"SEED": "one"}, "SEED='one' must be an integer"),
         ({"STUDY": "colapse"}, "STUDY='colapse' must be one of all, collapse, disp"),
         ({"FULL": "yes"}, "FULL='yes' must be one of 0, 1"),
+        ({"EXECUTOR": "slrum"}, "EXECUTOR='slrum' must be one of local, slurm, kubernetes"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(settings, sentence, tmp_path):
@@ -77,6 +78,8 @@ def test_every_figure_comes_as_pdf_png_and_csv(figures):
 
 def test_a_second_run_finds_nothing_to_do(figures):
     assert "Nothing to be done" in snakemake(figures)
+    asked_of_a_cluster = {"jobs": {"run": {"minutes": 1000}, "notebook": {"memory_mb": 9000}}}
+    assert "Nothing to be done" in snakemake(figures, OVERRIDES=json.dumps(asked_of_a_cluster))
 
 
 @pytest.mark.parametrize(
