@@ -16,8 +16,6 @@ class LladaDecoder(LlamaModel):
     def __init__(self, config: LlamaConfig):
         config.is_causal = False
         super().__init__(config)
-        for layer in self.layers:
-            layer.self_attn.is_causal = False
 
 
 def splice(
