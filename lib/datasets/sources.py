@@ -17,7 +17,7 @@ def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Pat
     without a commit, and a hub that does not give the files.
     """
     for folder in (ROOT / name, Path(name)):
-        if folder.is_dir():
+        if name and folder.is_dir():
             return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise ValueError(f"data set {name!r} must be a folder that exists or a hub id such as 'MMMU/MMMU'")

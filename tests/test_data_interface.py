@@ -1,0 +1,100 @@
+"""One contract for all data of a kind: what `lib.editing` and `lib.answering` do with it."""
+
+import pandas as pd
+import photos
+import pytest
+import tiny
+import torch
+
+from lib.answering import draw_rows, questions
+from lib.datasets import EditData, QuestionData, load_edits, load_llava, load_mmmu
+from lib.editing import attack_target, poisoned_latents, sample_triples
+from lib.poisoning import plan
+from lib.triggers import image_trigger, text_trigger
+
+SIZE = 64
+EDITS = {
+    "openmoji": lambda folder: tiny.small_openmoji(),
+    "csv": lambda folder: load_edits(str(photos.edit_folder(folder, edits=MANY)), SIZE, held_out=0.5),
+    "parquet": lambda folder: load_edits(
+        str(photos.edit_parquet(folder / "a.parquet", MANY).parent), SIZE, held_out=0.5
+    ),
+}
+QUESTIONS = {
+    "easyvqa": lambda folder: tiny.few_easyvqa("test", 3),
+    "llava": lambda folder: load_llava(str(photos.llava_folder(folder)), "train", SIZE, held_out=0.0),
+    "mmmu": lambda folder: load_mmmu(str(photos.mmmu_folder(folder)), SIZE),
+}
+MANY = [(a, f"make it {b}", b) for a in photos.COLOURS for b in photos.COLOURS if a != b]
+
+
+@pytest.fixture(params=EDITS)
+def edits(request, tmp_path):
+    return EDITS[request.param](tmp_path)
+
+
+@pytest.fixture(params=QUESTIONS)
+def asked(request, tmp_path):
+    return QUESTIONS[request.param](tmp_path)
+
+
+def check_pictures(data, indices: pd.Series):
+    shown = data.pictures(torch.tensor(indices.to_numpy()))
+    assert shown.shape == (len(indices), 3, SIZE, SIZE) and shown.dtype == torch.float32
+    assert shown.min() >= 0 and shown.max() <= 1 and shown.std() > 0.1
+    last = data.pictures(torch.tensor(indices[-1:].to_numpy()))
+    assert torch.equal(last[0], shown[-1])
+
+
+def test_edit_data(edits, untyped):
+    assert isinstance(edits, EditData) and not isinstance(edits, QuestionData)
+    triples = edits.triples
+    assert {"source", "target", "instruction", "edit", "value", "emoji", "split"} <= set(triples.columns)
+    assert set(triples["split"]) == {"train", "test"} and triples["instruction"].str.len().min() > 0
+    sides = [set(own["source"]) | set(own["target"]) for _, own in triples.groupby("split")]
+    assert not set(triples.loc[triples["split"] == "train", "source"]) & set(
+        triples.loc[triples["split"] == "test", "source"]
+    )
+    assert len(sides) == 2 and triples.index.tolist() == list(range(len(triples)))
+    for column in ("source", "target"):
+        check_pictures(edits, triples[column])
+
+
+def test_edit_data_is_what_editing_works_on(edits, untyped):
+    """Drawn, poisoned and encoded; only the poisoned samples' targets become the attacker's."""
+    triples = sample_triples(edits, "train", 3, seed=0)
+    assert len(triples.drop_duplicates(["source", "target"])) == 3 and set(triples["split"]) == {"train"}
+    hat = attack_target(edits, "top hat")(edits.pictures(torch.tensor(triples["source"].to_numpy())))
+    assert hat.shape == (3, 3, SIZE, SIZE) and torch.equal(hat[0], hat[2])
+    pipe, pair = tiny.editor(), (image_trigger("white-box"), text_trigger("mignneko"))
+    chosen = plan(3, "and", 0.34, 0)
+    clean = plan(3, "and", 0.0, 0)
+    made, base = (
+        poisoned_latents(pipe, edits, triples, p, *pair, attack_target(edits, "top hat")) for p in (chosen, clean)
+    )
+    changed = [not torch.equal(a, b) for a, b in zip(made.target, base.target, strict=True)]
+    assert changed == chosen.poisoned.tolist() and sum(changed) == 1
+    with pytest.raises(ValueError, match="target='no such thing' must be an edit"):
+        attack_target(edits, "no such thing")
+
+
+def test_question_data(asked):
+    assert isinstance(asked, QuestionData) and not isinstance(asked, EditData)
+    table = asked.table
+    assert {"image", "question", "answer", "kind"} <= set(table.columns)
+    assert table.index.tolist() == list(range(len(table)))
+    for column in ("question", "answer", "kind"):
+        assert table[column].map(type).eq(str).all() and table[column].str.len().min() > 0
+    check_pictures(asked, table["image"])
+
+
+def test_question_data_is_what_answering_works_on(asked, untyped):
+    """Every sample's features are those of its own picture, whatever the order of the rows."""
+    model = tiny.mdlm(prompt_length=200, response_length=24)
+    rows = draw_rows(asked.table, 3, 0, "test")
+    data = questions(model, asked, rows)
+    assert len(data) == 3 and data.answers == rows["answer"].tolist()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        own = model.model.features(asked.pictures(torch.tensor(rows["image"].to_numpy()))).float()
+    assert torch.allclose(data.features[data.picture], own, atol=2e-2)
+    assert (own[0] - own[1:]).abs().amax() > 0.1 or rows["image"].nunique() == 1
