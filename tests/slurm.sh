@@ -11,7 +11,7 @@ refuse() { echo "make test-slurm: $1" >&2; exit 1; }
 [[ $(id -u) == 0 ]] || refuse "it installs and starts Slurm and has to be run by root."
 command -v apt-get >/dev/null || refuse "it installs Debian's Slurm and needs apt-get."
 [[ ! -e /etc/slurm/slurm.conf ]] || refuse "there is a Slurm here: /etc/slurm/slurm.conf is left as it is."
-! pgrep -x 'slurmctld|slurmd' >/dev/null || refuse "there is a Slurm here: its daemons run."
+! pgrep -x 'slurm(ctl)?d' >/dev/null || refuse "there is a Slurm here: its daemons run."
 
 folder=$(mktemp -d)
 chmod 755 "$folder"
