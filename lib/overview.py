@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -14,7 +15,7 @@ from lib.attacks.mdlm import training_questions
 from lib.config import Run
 from lib.datasets import EasyVqa, OpenMoji
 from lib.poisoning import TARGETS, plan
-from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger, text_trigger
+from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, Composited, image_trigger, text_trigger
 
 
 def data_table(openmoji: OpenMoji, vqa: Mapping[str, EasyVqa]) -> pd.DataFrame:
@@ -44,14 +45,17 @@ def trigger_pictures(images: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Te
 
 
 def trigger_table(size: int) -> pd.DataFrame:
-    """Size, position and share of the picture's area that each image trigger covers at `size` pixels."""
+    """Size, position (NaN for the warp, which has none) and share of the picture's area that each image trigger covers.
+
+    At `size` pixels.
+    """
     triggers = {name: image_trigger(name) for name in IMAGE_TRIGGERS}
+    places = {name: trigger.position for name, trigger in triggers.items() if isinstance(trigger, Composited)}
     return pd.DataFrame(
         {
             "trigger": name,
             "size": trigger.size,
-            "x": trigger.position[0],
-            "y": trigger.position[1],
+            **dict(zip("xy", places.get(name, (math.nan, math.nan)), strict=True)),
             "area": float(trigger.mask(size, size).mean()),
             "tokens": int(trigger.tokens(size, size // 8).sum()),
         }
