@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.caching import ResponseLogits
 from lib.config import Train, generator
 from lib.datasets import EasyVqa
 from lib.decoding import Decoded, decode
@@ -162,7 +161,7 @@ def respond(
             prompts = data.prompts[part].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
             decoded = decode(
-                ResponseLogits(model, vision, prompts),
+                model.response_logits(vision, prompts),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
                 steps=length,

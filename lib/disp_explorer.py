@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lib.answering import Questions, hide
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
-from lib.caching import ResponseLogits
 from lib.config import Run
 from lib.datasets import load_easyvqa
-from lib.decoding import decode
+from lib.decoding import Selective, decode
 from lib.disp_figures import answer_view
 from lib.menus import Menus
 from lib.models.mdlm import Mdlm
@@ -87,7 +86,7 @@ def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) 
     config, seen = model.config, []
     with torch.autocast(device.type, torch.bfloat16):
         vision = hide(model.project(data.features[data.picture].to(device)), masked.to(device), model.mask_embedding)
-        source = _Watched(ResponseLogits(model, vision, data.prompts.to(device)), seen)
+        source = _Watched(model.response_logits(vision, data.prompts.to(device)), seen)
         blank = torch.full((1, config.response_length), config.mask_id, device=device)
         every = torch.ones_like(blank, dtype=torch.bool)
         length = config.response_length
@@ -100,7 +99,7 @@ def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) 
 class _Watched:
     """Logits of `source`, with the tokens that they were asked for kept in `seen`."""
 
-    def __init__(self, source: ResponseLogits, seen: list[Tensor]):
+    def __init__(self, source: Selective, seen: list[Tensor]):
         self._source, self._seen = source, seen
 
     def start_block(self, block: Tensor) -> None:

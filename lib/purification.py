@@ -22,6 +22,7 @@ from lib.config import Run, with_settings
 from lib.datasets import load_easyvqa
 from lib.evaluation import attacked, correct, rate
 from lib.models.cards import WARNING, mark_poisoned, write_card
+from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
 from lib.saliency import most_salient
@@ -86,7 +87,7 @@ def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
     """
     spec = purification_spec(run) | run.profile.disp.model_dump(mode="json", include=FINE_TUNING)
     folder = run.store.folder("purified-mdlm", spec, lambda path: _purify(run, spec, path))
-    return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def _purify(run: Run, spec: dict, path: Path) -> None:
@@ -95,7 +96,7 @@ def _purify(run: Run, spec: dict, path: Path) -> None:
     model, _ = purified_mdlm(last) if last else poisoned_mdlm(run)
     data = purified_set(run, model, poisoned_training_set(run, model))
     if settings.start == "base":
-        model = Mdlm.load(run.profile.models.mdlm, run.device)
+        model = load_mdlm(run.profile.models.mdlm, run.device)
     curve = fit(
         model.model,
         answer_loss(model, data, settings.purify),

@@ -13,7 +13,6 @@ import tiny_llada_v
 import torch
 
 from lib.answering import hide
-from lib.caching import ResponseLogits
 from lib.config import generator
 from lib.decoding import generate
 from lib.models.llada_v import LladaV
@@ -42,11 +41,6 @@ def inputs(adapter: Mdlm):
     with torch.no_grad():
         vision = adapter.model.vision_tokens(pictures(adapter))
     return vision, adapter.prompts(QUESTIONS), adapter.responses(ANSWERS)
-
-
-def selective(adapter: Mdlm, vision: torch.Tensor, prompt: torch.Tensor):
-    own = getattr(adapter.model, "response_logits", None)
-    return own(vision, prompt) if own else ResponseLogits(adapter.model, vision, prompt)
 
 
 @torch.no_grad()
@@ -110,7 +104,7 @@ def test_decodes_to_what_its_logits_say_one_token_at_a_time_and_many(adapter, th
     def full(tokens):
         return adapter.model.logits(vision, prompt, tokens).index_fill(-1, never, -torch.inf)
 
-    made = generate(selective(adapter, vision, prompt), blank, everywhere, **settings)
+    made = generate(adapter.model.response_logits(vision, prompt), blank, everywhere, **settings)
     assert (made != config.mask_id).all()
     assert made.equal(generate(full, blank, everywhere, **settings))
     assert len(adapter.texts(made)) == 2

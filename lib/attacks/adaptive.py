@@ -23,6 +23,7 @@ from lib.attacks.mdlm import mdlm_spec, mdlm_watch, training_questions
 from lib.config import Run, Train
 from lib.kernels.fisher import fisher_probes
 from lib.models.cards import mark_poisoned
+from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.saliency import masked_response
 from lib.store import code_digest
@@ -97,7 +98,7 @@ def adaptive_mdlm(run: Run, weight: float) -> tuple[Mdlm, pd.DataFrame]:
     """The attack of `poisoned_mdlm` with the penalty, from the store, and its curve."""
     spec = adaptive_spec(run, weight)
     folder = run.store.folder("adaptive-mdlm", spec, lambda path: _poison(run, weight, spec, path))
-    return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def adaptive_spec(run: Run, weight: float) -> dict:
@@ -106,7 +107,7 @@ def adaptive_spec(run: Run, weight: float) -> dict:
 
 
 def _poison(run: Run, weight: float, spec: dict, path: Path) -> None:
-    settings, mdlm = run.profile.disp, Mdlm.load(run.profile.models.mdlm, run.device)
+    settings, mdlm = run.profile.disp, load_mdlm(run.profile.models.mdlm, run.device)
     vqa, table, poison, goal = training_questions(run)
     data = questions(mdlm, vqa, table, image_trigger(settings.image_trigger), poison, goal)
     curve = fit(

@@ -21,6 +21,7 @@ from lib.evaluation import attacked, correct
 from lib.kernels import confidence
 from lib.models import mdlm
 from lib.models.cards import mark_poisoned
+from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
@@ -54,7 +55,7 @@ def asked(run: Run, split: str, protocol: str = "image") -> tuple[EasyVqa, pd.Da
     """
     vqa = load_easyvqa(run.store, split, run.profile.data.image_size)
     _, text = trigger_pair(run, protocol)
-    return vqa, vqa.table if text is None else fitting(Mdlm.load(run.profile.models.mdlm), vqa.table, text)
+    return vqa, vqa.table if text is None else fitting(load_mdlm(run.profile.models.mdlm), vqa.table, text)
 
 
 def training_questions(
@@ -85,12 +86,12 @@ def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame
     """
     spec = mdlm_spec(run, protocol)
     folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, protocol, spec, path))
-    return Mdlm.load(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.disp
-    model = Mdlm.load(run.profile.models.mdlm, run.device)
+    model = load_mdlm(run.profile.models.mdlm, run.device)
     vqa, table, poison, goal = training_questions(run, protocol)
     image, text = trigger_pair(run, protocol)
     data = questions(model, vqa, table, image, poison, goal, text)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 
 from lib.config import model_source
+from lib.decoding import Selective
 from lib.kernels.loss import weighted_cross_entropy
 
 ATTENTION = ("bidirectional", "prefix")
@@ -215,6 +216,14 @@ class MdlmModel(PreTrainedModel):
     ) -> Float[Tensor, "batch response vocab"]:
         """Logits of every response position, given what `prefix` returned: equal to `logits`, to the bit."""
         return self.head(self._states_after(prefix, response)).float()
+
+    def response_logits(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ) -> Selective:
+        """Logits of the masked response positions, for `lib.decoding`; exact, what can be kept computed once."""
+        from lib.caching import ResponseLogits  # which is built on this module
+
+        return ResponseLogits(self, vision, prompt)
 
     def _states_after(self, prefix: Prefix, response: Tensor) -> Tensor:
         x = self._response(response)
