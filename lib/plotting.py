@@ -14,6 +14,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.figure
 import matplotlib.style
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from jaxtyping import Bool, Float
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
@@ -50,6 +52,15 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 COALITIONS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}
 QUANTITIES = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
 
+def bundled_fonts() -> None:
+    """DejaVu as it comes with matplotlib in the place of a system's, whose letters may differ."""
+    fonts = font_manager.fontManager
+    fonts.ttflist = [font for font in fonts.ttflist if not font.name.startswith("DejaVu")]
+    for file in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVu*.ttf")):
+        fonts.addfont(file)
+
+
+bundled_fonts()
 styled = matplotlib.style.context(["default", STYLE])
 
 

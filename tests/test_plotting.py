@@ -1,17 +1,21 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import font_manager
 
 from lib import plotting
 from lib.plotting import (
     attribution_bars,
     before_after,
+    bundled_fonts,
     caption,
     coalition_bars,
     image_grid,
@@ -291,3 +295,13 @@ def test_styles_do_not_run_out():
     many = pd.concat([shares().iloc[:2].assign(model=f"model {i}") for i in range(12)])
     render(before_after(many), "png")
     assert plotting.line_style(30)["marker"] in plotting.MARKERS
+
+
+def test_letters_are_those_that_come_with_matplotlib(tmp_path):
+    own = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    copy = shutil.copy(own / "DejaVuSans.ttf", tmp_path)
+    font_manager.fontManager.addfont(copy)  # as where the system has DejaVu too
+    bundled_fonts()
+    named = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    assert named and all(Path(font.fname).is_relative_to(own) for font in named)
+    assert Path(font_manager.findfont("DejaVu Sans:italic")) == own / "DejaVuSans-Oblique.ttf"
