@@ -71,14 +71,10 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Train(Section):
-    """One optimisation: AdamW, linear warm-up, cosine decay to zero.
-
-    accumulate: of how many batches, drawn one after the other, a step takes the mean gradient.
-    """
+    """One optimisation: AdamW, linear warm-up, cosine decay to zero."""
 
     steps: Positive
     batch: Positive
-    accumulate: Positive = 1
     lr: Annotated[float, Field(gt=0.0, lt=1.0)]
     warmup: Annotated[int, Field(ge=0)] = 100
     weight_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib.config import Profile, Run, run_parameters
-from lib.parallel import join
 from lib.store import write_atomic
 from lib.studies import Attack, Case, attacks, cases
 
@@ -90,7 +89,6 @@ def main() -> None:
     parser.add_argument("--overrides", default="{}", type=json.loads)
     parser.add_argument("--mark", type=Path, required=True, help="file that names the finished artifacts")
     chosen = parser.parse_args()
-    join()
     try:
         run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
         known = RUNS | full_runs(run.profile)

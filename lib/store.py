@@ -18,7 +18,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from lib.parallel import agreed, processes, wait
 
 if TYPE_CHECKING:
     import pandas
@@ -68,16 +65,13 @@ class Store:
         path = self.root / kind / key
         if path in self._whole and path.is_dir():
             return path
-        if processes()[0] > 0:
-            return self._join(path, make)
         with exclusive(self.root / "locks" / key, f"the {kind} {key[:12]} is being made by another process"):
-            fault = agreed(_fault(path, content))
+            fault = _fault(path, content)
             if fault:
                 if path.exists():
                     warnings.warn(f"{path} is damaged ({fault}); it is made again.", stacklevel=2)
                 self._make(path, content, make)
             shutil.rmtree(self._work(kind, key), ignore_errors=True)
-            wait()
         self._whole.add(path)
         return path
 
@@ -139,15 +133,6 @@ class Store:
 
     def _work(self, kind: str, key: str) -> Path:
         return self.root / "work" / kind / key
-
-    def _join(self, path: Path, make: Callable[[Path], Any]) -> Path:
-        """Any process but the first of `lib.parallel`: takes part in the making, and leaves the keeping to it."""
-        if agreed(None):
-            with tempfile.TemporaryDirectory() as scratch:
-                make(Path(scratch))
-        wait()
-        self._whole.add(path)
-        return path
 
     def _make(self, path: Path, content: bytes, make: Callable[[Path], Any]) -> None:
         """Fill `path` through a temporary folder beside it; the caller holds the lock of its key."""

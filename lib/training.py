@@ -1,8 +1,7 @@
 """One training loop for every model: AdamW under accelerate, resumable to the step.
 
 All randomness of step k comes from a generator seeded by (seed, label, k), so a run that was
-killed and resumed sees the batches it would have seen. With `accumulate` above one, that of its
-batch b from (seed, label, k, b): however many processes share the batches, they are the same.
+killed and resumed sees the batches it would have seen.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.config import Train, generator
-from lib.parallel import add_up, processes, wait
 from lib.store import write_atomic
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -46,15 +44,10 @@ def fit(
     `loss` draws its own batch with the generator and returns a scalar. `watch(step)` is called
     every `settings.watch_every` steps and at the end; what it returns is kept beside the loss.
     With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
-    In several processes (`lib.parallel`) each takes its share of the `settings.accumulate` batches of a step.
 
     Returns the curve: columns step, loss (mean since the row before), lr, and what `watch` gave.
-    Raises FloatingPointError when the loss is no longer finite, ValueError when the batches of a step cannot
-    be shared out evenly.
+    Raises FloatingPointError when the loss is no longer finite.
     """
-    rank, world = processes()
-    if settings.accumulate % world:
-        raise ValueError(f"accumulate={settings.accumulate} must be a multiple of the {world} processes that share it")
     AcceleratorState._reset_state(True)
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     on_cpu = next(iter(parameters.values())).device.type == "cpu"
@@ -69,18 +62,13 @@ def fit(
         rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        total = 0.0
-        for part in range(rank, settings.accumulate, world):
-            with accelerator.autocast():
-                value = loss(generator(seed, label, step, *([part] if settings.accumulate > 1 else [])))
-                value = value / settings.accumulate
-            accelerator.backward(value)
-            total += value.item()
-        total = add_up(_gradients(parameters), total)
+        with accelerator.autocast():
+            value = loss(generator(seed, label, step))
+        accelerator.backward(value)
         accelerator.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(total)
+        recent.append(value.item())
         if not math.isfinite(recent[-1]):
             raise FloatingPointError(
                 f"{label}: the loss at step {step} is {recent[-1]}; lower lr={settings.lr}"
@@ -99,9 +87,7 @@ def fit(
             rows[-1] |= watch(done)
             module.train()
         if work and (last or done % settings.save_every == 0):
-            if rank == 0:
-                _save(work, done, parameters, optimizer, rows, recent)
-            wait()
+            _save(work, done, parameters, optimizer, rows, recent)
     module.eval()
     return pd.DataFrame(rows)
 
@@ -117,14 +103,6 @@ def learning_rate(step: int, settings: Train) -> float:
         return settings.lr * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _gradients(parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """The gradients, zero where a parameter had no part in the loss of any batch of this process."""
-    for parameter in parameters.values():
-        if parameter.grad is None and processes()[1] > 1:
-            parameter.grad = torch.zeros_like(parameter)
-    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
 
 
 def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, rows: list, recent: list) -> None:
