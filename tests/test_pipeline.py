@@ -12,7 +12,7 @@ from headline import NAMES
 from lib.config import ROOT, load_profile
 from lib.studies import attacks
 
-FULL = {"05_collapse_in_full"}  # notebooks that FULL=1 adds
+FULL = {"05_collapse_in_full", "06_disp_in_full"}  # notebooks that FULL=1 adds
 SIGNED = ("phi_image", "phi_text", "cti")
 
 
