@@ -53,9 +53,8 @@ def sbatch(checkout):
     for name in ("sbatch", "squeue", "sinfo", "scontrol", "sacct", "sacctmgr", "sshare", "scancel"):
         (commands / name).write_text("#!/bin/sh\n")
         (commands / name).chmod(stat.S_IRWXU)
-    (commands / "sbatch").write_text(
-        f"#!/bin/bash\nprintf '%q ' \"$@\" >>{checkout}/calls\necho >>{checkout}/calls\nexit 1\n"
-    )
+    (checkout / "calls").mkdir()  # a file for each: several may be under way
+    (commands / "sbatch").write_text(f"#!/bin/bash\nprintf '%q ' \"$@\" >{checkout}/calls/$$\nexit 1\n")
     return {"PATH": f"{commands}:{os.environ['PATH']}"}
 
 
@@ -74,7 +73,7 @@ def test_each_job_asks_slurm_for_what_it_needs(checkout, sbatch, device, gpus):
     cluster = f"{QUICK} --slurm-init-seconds-before-status-checks 1 --default-resources slurm_account=us"
     code, said = figures(checkout, sbatch, EXECUTOR="slurm", DEVICE=device, CLUSTER=cluster)
     assert code != 0, said
-    calls = [options(call) for call in (checkout / "calls").read_text().splitlines()]
+    calls = [options(call.read_text()) for call in (checkout / "calls").iterdir()]
     assert {call["--comment"].split("_wildcards_")[-1] for call in calls} == FIRST
     assert len(calls) == len(FIRST)
     for call in calls:
