@@ -68,6 +68,12 @@ class Case(NamedTuple):
         own = Peer(self.model, self.vision, self.prompt)
         return peer.generate(own, self.prompt[:, :0], gen_length=self.model.config.response_length, **self.sizes)
 
+    def llada_whole(self, peer: ModuleType) -> Tensor:
+        """As published: picture and prompt are part of what the loop holds, and get logits too."""
+        own, length = Whole(self.model, self.vision, self.prompt), self.model.config.response_length
+        before = F.pad(self.prompt, (self.vision.shape[1], 0), value=self.model.config.pad_id)
+        return peer.generate(own, before, gen_length=length, **self.sizes)[:, -length:]
+
     def fast_dllm(self, peer: ModuleType, kind: str) -> Tensor:
         """Sample by sample: it takes no more at once."""
         way, length = getattr(peer, f"generate{kind}"), self.model.config.response_length
@@ -115,6 +121,26 @@ class Peer:
         return self.model.head(self.model.norm(x)).float()
 
 
+class Whole:
+    """Our model as LLaDA's is: logits of the whole sequence, which the loop hands back at every step."""
+
+    def __init__(self, model: MdlmModel, vision: Tensor, prompt: Tensor):
+        self.model, self.device = model, model.device
+        self.before, seen = model._before(vision, prompt)
+        start, length = seen.shape[1], seen.shape[1] + model.config.response_length
+        self.visible = F.pad(seen, (0, length - start), value=True)[:, None, None].repeat(1, 1, length, 1)
+        if model.config.attention == "prefix":
+            self.visible[:, :, :start, start:] = False
+
+    def __call__(self, x: Tensor, attention_mask: None = None) -> SimpleNamespace:
+        states = torch.cat([self.before, self.model._response(x[:, self.before.shape[1] :])], 1)
+        for block in self.model.blocks:
+            states = block(states, self.visible)
+        logits = self.model.head(self.model.norm(states)).float()
+        logits[..., self.model.config.mask_id] = -torch.inf  # or it would be emitted
+        return SimpleNamespace(logits=logits)
+
+
 def rows(chosen: argparse.Namespace) -> list[dict]:
     """`agreement`: the share of equal tokens. Tokens/s are of all samples together."""
     peers = {name: loaded(name, getattr(chosen, name)) for name in FILES}
@@ -141,6 +167,8 @@ def vqa(name: str, case: Case, llada: ModuleType | None, chosen: argparse.Namesp
             label = f"{name}, {str(dtype).removeprefix('torch.')}"
             yield timed(label, "one by one", case.ours, "LLaDA", peer, chosen, dtype)
             yield timed(label, "threshold 0.95", surer, "LLaDA", peer, chosen, dtype)
+            whole = partial(case.llada_whole, llada)
+            yield timed(label, "one by one", case.ours, "LLaDA, whole sequence", whole, chosen, dtype)
 
 
 def compared(name: str, case: Case, peers: dict[str, ModuleType | None], chosen: argparse.Namespace) -> Iterator[dict]:

@@ -142,19 +142,27 @@ def _scan(
         else:
             picked = flat.index_select(0, rows[first:last])
         wanted = None if given is None else given[first:last]
-        found.append(_score(held[: last - first].copy_(picked), score, forbidden, wanted))
+        found.append(_score(held[: last - first].copy_(picked), picked, score, forbidden, wanted))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def _score(
-    x: Float[Tensor, "row vocab"], score: str, forbidden: int | None, given: Tensor | None
+    x: Float[Tensor, "row vocab"],
+    raw: Float[Tensor, "row vocab"],
+    score: str,
+    forbidden: int | None,
+    given: Tensor | None,
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Token and sureness of float64 logits, which are overwritten."""
+    """Token and sureness of float64 logits, which are overwritten; `raw` are the same as they came."""
     if forbidden is not None:
         column = x[:, forbidden : forbidden + 1]
         column.masked_fill_(~column.isnan(), -math.inf)
-    # NumPy's arg-max is four times as fast as torch's on a CPU; both give the first of equals, and NaN before all.
-    token = torch.from_numpy(x.numpy().argmax(-1)) if x.is_cpu else x.argmax(-1)
+    if raw.dtype == torch.float32:  # half the bytes to read
+        token = _argmax(raw)
+        if forbidden is not None and (again := token == forbidden).any():
+            token[again] = _argmax(x[again])
+    else:
+        token = _argmax(x)
     x -= x.gather(1, token[:, None])
     if score == "entropy":
         below = x.clamp_(min=-800)  # exp(−800) is 0, and 0 · −800 too
@@ -168,6 +176,11 @@ def _score(
     if score == GIVEN:
         return token, weight.gather(1, given[:, None])[:, 0] / total
     return token, total.reciprocal()
+
+
+def _argmax(x: Float[Tensor, "*row vocab"]) -> Int[Tensor, "*row"]:
+    """The first of equals, and NaN before all; on a CPU by NumPy, four times as fast as torch."""
+    return torch.as_tensor(x.detach().numpy().argmax(-1)) if x.is_cpu else x.argmax(-1)
 
 
 def _check(name: str, x: Tensor, at: Tensor | None, score: str, forbidden: int | None) -> None:
