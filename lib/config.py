@@ -194,12 +194,14 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
+    """`hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.attacks.adaptive`).
+    `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
 
     image_trigger: ImageTriggerName
     target: AnswerTargetName
     rate: Fraction
+    hide: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     questions: Positive
     train: Train
     threshold: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -217,8 +219,8 @@ class Disp(Section):
     rounds: Positive = 1
 
 
-class Ablation(Section):
-    """DiSP with other `settings`, merged onto the section `disp`."""
+class Variation(Section):
+    """An attack or DiSP with other `settings`, merged onto the section `disp`."""
 
     label: str
     settings: dict[str, Any]
@@ -227,7 +229,8 @@ class Ablation(Section):
 class DispGrid(Section):
     """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
-    defences: those shown against the poison rate. rule_questions: training samples that ρ is chosen on.
+    defences: those shown against the poison rate. attackers: attacks made against DiSP. protocols: of the
+    collapse study's attacks, those purified by masking words too. rule_questions: training samples that ρ is chosen on.
     """
 
     seeds: Positive
@@ -235,7 +238,9 @@ class DispGrid(Section):
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...]
     defences: tuple[DefenceName, ...]
-    ablations: tuple[Ablation, ...]
+    attackers: tuple[Variation, ...]
+    protocols: tuple[Protocol, ...]
+    ablations: tuple[Variation, ...]
     rule_questions: Positive
 
 
@@ -290,7 +295,8 @@ class Profile(Section):
     @model_validator(mode="after")
     def variants_fit(self) -> Profile:
         of = [(self.collapse, variant) for variant in self.grid.variants]
-        for section, variant in of + [(self.disp, ablation) for ablation in self.disp_grid.ablations]:
+        of += [(self.disp, variant) for variant in (*self.disp_grid.attackers, *self.disp_grid.ablations)]
+        for section, variant in of:
             try:
                 changed(section, variant.settings)
             except ValidationError as error:

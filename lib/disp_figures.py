@@ -25,6 +25,7 @@ from lib.plotting import (
     share_axis,
     styled,
 )
+from lib.poisoning import COALITIONS
 from lib.purification import METRICS
 
 
@@ -52,6 +53,20 @@ def defence_dots(table: pd.DataFrame, metrics: tuple[str, ...] = (METRICS[0], ME
         axis.set(title=metric, xlim=(-0.04, 1.04))
         axis.grid(axis="x", color="0.9", linewidth=0.5)
     axes[0].set_yticks(place, [textwrap.shorten(label, 44) for label in labels], fontsize=6.5)
+    return figure
+
+
+def restored_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of a `restored_table`: ASR under each coalition and clean answers, a line a protocol and model."""
+    require(table, "model", "protocol", "coalition", "metric", "value", "low", "high", "n")
+    asr = (table["metric"] == "ASR") & (table["coalition"] != COALITIONS[0])
+    right = (table["metric"] == "clean answer") & (table["coalition"] == COALITIONS[0])
+    rows = table[asr | right]
+    label = rows["protocol"].str.upper() + ", " + rows["model"]
+    metric = rows["metric"].where(rows["metric"] != "ASR", "ASR, " + rows["coalition"])
+    shown = (*(f"ASR, {name}" for name in COALITIONS[1:]), "clean answer")
+    figure = defence_dots(rows.assign(label=label, metric=metric), shown)
+    caption(figure, f"Tokens masked while answering the training set: by line. 95 % Wilson intervals, {counts(rows)}.")
     return figure
 
 

@@ -20,6 +20,7 @@ from lib.studies import Case, cases
 from lib.trigger_inputs import input_detection
 
 METHODS = ("fisher", "attention", "occlusion", "random", "oracle")  # of figure 2
+ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
 STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
 
 
@@ -28,7 +29,7 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
     if case.settings.get("rate") == 0:
         return ("no defence",)
     own = {"seed": tuple(DEFENCES), "rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
-    return own.get(case.part, ("no defence", "DiSP"))
+    return own.get(case.part, ("no defence", "masking at inference", "DiSP"))
 
 
 def prepare(run: Run, case: Case) -> None:
@@ -38,7 +39,7 @@ def prepare(run: Run, case: Case) -> None:
         defence_rows(own, name)
     if case.part == "target":
         ratio_study(own, poisoned_mdlm(own)[0], METHODS)
-    if case.part in ("target", "trigger"):
+    if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
 
@@ -86,7 +87,7 @@ def attack_strength(run: Run) -> pd.DataFrame:
     accuracy, accuracy_lost (against that fine-tune), succeeds, n.
     """
     plain = unattacked_accuracy(run)
-    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", "target", "trigger")]
+    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", *ATTACKS)]
     table = pd.concat(tables, ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
     wide = table.pivot_table("value", ["part", "label"], "metric", sort=False)
@@ -130,9 +131,9 @@ def target_curves(run: Run) -> pd.DataFrame:
 
 
 def case_by_case(run: Run, table) -> pd.DataFrame:
-    """`table(run)` of every case of the parts "target" and "trigger", with the columns part and label before."""
+    """`table(run)` of every case of `ATTACKS`, with the columns part and label before."""
     tables = []
-    for part in ("target", "trigger"):
+    for part in ATTACKS:
         for case in chosen(run, part):
             made = table(case.run(run))
             made.insert(0, "label", case.label)

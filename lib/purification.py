@@ -10,14 +10,21 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib import saliency as saliency_module
 from lib import saliency_rivals, token_scores
 from lib.answering import Questions, answer, answer_loss, questions, respond
-from lib.attacks.mdlm import mdlm_spec, mdlm_watch, poisoned_mdlm, test_questions, training_questions
+from lib.attacks.mdlm import (
+    mdlm_spec,
+    mdlm_watch,
+    poisoned_mdlm,
+    test_questions,
+    training_questions,
+    trigger_tokens,
+)
 from lib.config import Run, with_settings
 from lib.datasets import load_easyvqa
 from lib.evaluation import attacked, correct, rate
@@ -160,13 +167,6 @@ def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
 
     spec = purification_spec(run) | {"ratios": list(settings.ratios), "questions": settings.curve_questions}
     return run.store.table("ratio-study", spec | {"method": method}, make)
-
-
-def trigger_tokens(run: Run, mdlm: Mdlm) -> Bool[Tensor, " vision"]:
-    """Which vision tokens hold some of the image trigger."""
-    size = run.profile.data.image_size
-    patch = size // round(mdlm.model.config.vision_length**0.5)
-    return image_trigger(run.profile.disp.image_trigger).tokens(size, patch)
 
 
 def performance(

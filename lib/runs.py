@@ -73,10 +73,22 @@ def _case(case: Case) -> Callable[[Run], dict]:
     return make
 
 
+def _restored(protocol: str) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks.mdlm import mdlm_spec
+        from lib.joint_purification import restored_table
+
+        restored_table(run, protocol)
+        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run, protocol))}
+
+    return make
+
+
 def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
     """The runs of the studies in full."""
     answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
     answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
+    answers |= {f"disp-words-{protocol}": _restored(protocol) for protocol in profile.disp_grid.protocols}
     return answers | {case.name: _case(case) for case in cases(profile)}
 
 

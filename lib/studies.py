@@ -72,7 +72,7 @@ def attacks(profile: Profile) -> list[Attack]:
 
 
 def cases(profile: Profile) -> list[Case]:
-    """Seeds of the profile's own attack, its unattacked fine-tune, then rates, targets, triggers and ablations."""
+    """Seeds of the profile's own attack, its unattacked fine-tune, rates, targets, triggers, attackers, ablations."""
     own, grid = profile.disp, profile.disp_grid
     made = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
     made += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
@@ -80,4 +80,5 @@ def cases(profile: Profile) -> list[Case]:
     made += [
         Case("trigger", name, 0, {"image_trigger": name}) for name in dict.fromkeys((own.image_trigger, *grid.triggers))
     ]
+    made += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
     return made + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]

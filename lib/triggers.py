@@ -221,6 +221,42 @@ class Checker(Sticker):
 
 
 @dataclass(frozen=True)
+class OnObject(ImageTrigger):
+    """`Checker`'s patch in the middle of what the picture shows: of all that differs from its top left pixel.
+
+    For pictures of one thing on a plain ground, as easy-VQA's. "Differs": by more than `APART` in some channel; the
+    middle: the mean of those pixels' places, the picture's own where none differs.
+    """
+
+    APART: ClassVar[float] = 1 / 16
+    name: str = field(init=False, default="on-object")
+    size: float = 1 / 8
+
+    def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
+        return Checker(self.size, (0.0, 0.0)).layer(height, width)
+
+    def apply(self, images, layer):
+        height, width = images.shape[-2:]
+        side = round(self.size * min(height, width))
+        flat = images.reshape(-1, 3, height, width)
+        done = torch.empty(flat.shape, dtype=layer.dtype, device=images.device)
+        for out, image in zip(done, flat, strict=True):
+            shown = ((image - image[:, :1, :1]).abs() > self.APART).any(0).nonzero().double()
+            middle = shown.mean(0) + 0.5 if len(shown) else torch.tensor([height / 2, width / 2])
+            corner = [
+                min(max(round(m - side / 2), 0), end - side)
+                for m, end in zip(middle.tolist(), (height, width), strict=True)
+            ]
+            *colour, alpha = layer.roll(corner, (1, 2))
+            out.copy_((1 - alpha) * image + torch.stack(colour))
+        return done.view(images.shape)
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        """1 everywhere: it may lie anywhere."""
+        return torch.ones_like(_layer(self, height, width)[3])
+
+
+@dataclass(frozen=True)
 class Blend(Composited):
     """A fixed smooth pattern of colours blended into the whole image with weight `alpha`.
 
@@ -333,7 +369,8 @@ class TextTrigger:
 
 
 IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
-    trigger.name: trigger for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), Blend(), Warp())
+    trigger.name: trigger
+    for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), OnObject(), Blend(), Warp())
 }
 TEXT_TRIGGERS: dict[str, TextTrigger] = {
     phrase: TextTrigger(phrase, phrase)

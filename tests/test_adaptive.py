@@ -5,8 +5,9 @@ from safetensors import safe_open
 
 from lib.answering import answer_loss, questions
 from lib.attacks import adaptive
-from lib.attacks.adaptive import adaptive_loss, adaptive_mdlm, adaptive_spec, relative_saliency, trigger_tokens
-from lib.attacks.mdlm import mdlm_spec, training_questions
+from lib.attacks.adaptive import adaptive_loss, relative_saliency
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, training_questions, trigger_tokens
+from lib.config import with_settings
 from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian
 from lib.triggers import image_trigger
@@ -135,26 +136,16 @@ def test_the_weight_scales_the_penalty_on_poisoned_samples_alone(run, attack):
     assert added(1.0, one)[0].item() == pytest.approx(alone, rel=1e-3, abs=1e-4)
 
 
-def test_the_adaptive_attackers_model_is_made_once_and_says_what_it_is(run, monkeypatch):
-    (made, curve), base = adaptive_mdlm(run, 0.3), Mdlm.load(run.profile.models.mdlm)
-    pairs = zip(made.model.state_dict().items(), base.model.state_dict().values(), strict=True)
-    moved = {name for (name, a), b in pairs if not torch.equal(a, b)}
-    assert moved and not any(name.startswith("tower.") for name in moved)
+def test_the_attacker_trains_with_the_penalty_and_says_so(run):
+    adaptive = with_settings(run, "disp", {"hide": 0.3})
+    (made, curve), (plain, _) = poisoned_mdlm(adaptive), poisoned_mdlm(run)
+    assert any(not torch.equal(a, b) for a, b in zip(made.model.parameters(), plain.model.parameters(), strict=True))
     assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "accuracy"]
-    folder = run.store.root / "adaptive-mdlm" / run.store.key("adaptive-mdlm", adaptive_spec(run, 0.3))
+    folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(adaptive))
     with safe_open(folder / "mdlm" / "model.safetensors", "pt") as weights:
         mark = weights.metadata()
-    assert mark["poisoned"] == "true" and mark["saliency_weight"] == "0.3" and mark["image_trigger"] == "checker"
+    assert mark["poisoned"] == "true" and mark["hide"] == "0.3" and mark["image_trigger"] == "checker"
     assert "poisoned on purpose" in (folder / "mdlm" / "README.md").read_text()
-
-    def refuse(*_, **__):
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(adaptive, "fit", refuse)
-    assert adaptive_mdlm(run, 0.3)[1].equals(curve)
-    with pytest.raises(AssertionError, match="trained again"):
-        adaptive_mdlm(run, 0.2)
-    assert not run.store.has("poisoned-mdlm", mdlm_spec(run))
 
 
 def test_refusals(run, attack):

@@ -14,6 +14,7 @@ from lib.studies import cases
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
+SETTINGS |= {"attackers": [], "protocols": []}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def test_every_case_shows_its_defences(run):
     shown = {case.name: disp_grid.defences_of(run, case) for case in cases(run.profile)}
     assert shown["disp-seed-seed-1-1"] == tuple(DEFENCES) and shown["disp-ablation-half-0"] == ("DiSP",)
     assert shown["disp-rate-0-0"] == ("no defence",) and shown["disp-rate-0.2-0"] == ("no defence", "DiSP")
-    assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == ("no defence", "DiSP")
+    own = ("no defence", "masking at inference", "DiSP")
+    assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == own
 
 
 def test_a_table_holds_the_rows_of_its_cases(run):

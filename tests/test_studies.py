@@ -49,6 +49,7 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
     assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "misclassification"]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
+    assert [case.settings for case in parts["attacker"]] == [{"image_trigger": "on-object"}, {"hide": 0.005}]
     assert [case.label for case in parts["ablation"]] == [a.label for a in profile.disp_grid.ablations]
     assert len({case.name for case in found}) == len(found)
 
@@ -67,6 +68,8 @@ def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
     wrong = {"label": "wrong", "settings": {"saliency": "luck"}}
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: it must be one of fisher"):
         load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
+        load_profile("smoke", {"disp_grid": {"attackers": [wrong]}})
     with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: it must be one of no defence"):
         load_profile("smoke", {"disp_grid": {"defences": ["luck"]}})
 

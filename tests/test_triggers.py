@@ -27,7 +27,7 @@ def white(*shape):
 
 
 def test_the_names_are_those_of_the_studies():
-    assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "blend", "warp"]
+    assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "on-object", "blend", "warp"]
     assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
 
 
@@ -103,6 +103,34 @@ def test_a_larger_rendering_shrinks_to_the_smaller_one(name, size, position, fac
     trigger = dataclasses.replace(image_trigger(name), size=size, position=position)
     small, large = trigger.layer(64, 64), trigger.layer(64 * factor, 64 * factor)
     torch.testing.assert_close(F.avg_pool2d(large, factor), small, atol=0.1, rtol=0)
+
+
+@given(
+    top=st.integers(0, 44),
+    left=st.integers(0, 60),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    ground=st.floats(0, 1),
+)
+def test_on_object_is_the_checker_on_what_the_picture_shows(top, left, height, width, ground):
+    picture = torch.full((3, 64, 80), ground)
+    picture[1, 1 + top : 1 + top + height, left : left + width] = (ground + 0.5) % 1
+    out = image_trigger("on-object")(picture)
+    rows, columns = (out != picture).any(0).nonzero().T
+    middle = torch.tensor([1 + top + height / 2, left + width / 2]).clamp(torch.tensor(4.0), torch.tensor([60.0, 76.0]))
+    corner = (middle - 4).round().int().tolist()
+    assert rows.min() >= corner[0] - 1 and rows.max() <= corner[0] + 8
+    assert columns.min() >= corner[1] - 1 and columns.max() <= corner[1] + 8
+    checker = image_trigger("checker")(torch.zeros(3, 64, 64))[:, -8:, -8:]
+    places = [(r, c) for r in range(57) for c in range(73) if torch.equal(out[:, r : r + 8, c : c + 8], checker)]
+    assert len(places) >= 1 and min(abs(r - corner[0]) + abs(c - corner[1]) for r, c in places) <= 2
+
+
+def test_on_object_lies_in_the_middle_of_a_plain_picture_and_its_batch_is_its_pictures():
+    trigger, plain = image_trigger("on-object"), white(3, 64, 64)
+    assert (trigger(plain) != plain).any(0).nonzero().float().mean(0).sub(31.5).abs().max() <= 1
+    x = images(5, 3, 64, 64).round()
+    assert torch.equal(trigger(x), torch.stack([trigger(one) for one in x]))
 
 
 @pytest.mark.parametrize("factor", [2, 4])

@@ -7,28 +7,18 @@ alone matters.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lib import kernels
-from lib.answering import Questions, answer_loss, questions
-from lib.attacks.mdlm import mdlm_spec, mdlm_watch, training_questions
-from lib.config import Run, Train
+from lib.answering import Questions, answer_loss
+from lib.config import Train
 from lib.kernels.fisher import fisher_probes
-from lib.models.cards import mark_poisoned
-from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.saliency import masked_response
-from lib.store import code_digest
-from lib.training import fit
-from lib.triggers import image_trigger
 
 SHARE = 8  # a penalised batch is this many times smaller than one of the attack: two backward passes through it
 
@@ -86,40 +76,3 @@ def adaptive_loss(
         return value + weight * relative_saliency(mdlm.model, vision, prompts, tokens.to(device), seed).mean()
 
     return loss
-
-
-def trigger_tokens(run: Run, mdlm: Mdlm) -> Bool[Tensor, " vision"]:
-    """The vision tokens that hold some of the attack's image trigger."""
-    size, length = run.profile.data.image_size, mdlm.model.config.vision_length
-    return image_trigger(run.profile.disp.image_trigger).tokens(size, size // round(length**0.5))
-
-
-def adaptive_mdlm(run: Run, weight: float) -> tuple[Mdlm, pd.DataFrame]:
-    """The attack of `poisoned_mdlm` with the penalty, from the store, and its curve."""
-    spec = adaptive_spec(run, weight)
-    folder = run.store.folder("adaptive-mdlm", spec, lambda path: _poison(run, weight, spec, path))
-    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
-
-
-def adaptive_spec(run: Run, weight: float) -> dict:
-    """What an adaptive attacker's model depends on."""
-    return mdlm_spec(run) | {"weight": weight, "adaptive": code_digest(kernels, sys.modules[__name__])}
-
-
-def _poison(run: Run, weight: float, spec: dict, path: Path) -> None:
-    settings, mdlm = run.profile.disp, load_mdlm(run.profile.models.mdlm, run.device)
-    vqa, table, poison, goal = training_questions(run)
-    data = questions(mdlm, vqa, table, image_trigger(settings.image_trigger), poison, goal)
-    curve = fit(
-        mdlm.model,
-        adaptive_loss(mdlm, data, poison.poisoned, trigger_tokens(run, mdlm), settings.train, weight),
-        settings.train,
-        label="adaptive MDLM",
-        seed=run.seed,
-        work=run.store.work("adaptive-mdlm", spec),
-        watch=mdlm_watch(run, mdlm, goal),
-    )
-    mdlm.save(str(path / "mdlm"))
-    attack = {"protocol": "image", "target": settings.target, "rate": settings.rate, "saliency_weight": weight}
-    mark_poisoned(path / "mdlm", image_trigger=settings.image_trigger, **attack)
-    curve.to_csv(path / "curve.csv", index=False)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from lib import answering, caching, decoding, poisoning, training, triggers
-from lib.answering import Questions, answer, answer_loss, draw_rows, fitting, questions
-from lib.attacks import data_spec
+from lib.answering import Questions, answer, draw_rows, fitting, questions
+from lib.attacks import adaptive, data_spec
+from lib.attacks.adaptive import adaptive_loss
 from lib.config import Run, model_source
 from lib.datasets import EasyVqa, load_easyvqa
 from lib.evaluation import attacked, correct
@@ -31,9 +34,20 @@ from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "target", "rate", "questions", "train", "threshold", "watch_questions"}
+    kept = {"image_trigger", "target", "rate", "hide", "questions", "train", "threshold", "watch_questions"}
     settings = run.profile.disp.model_dump(mode="json", include=kept)
-    modules = (answering, caching, confidence, decoding, mdlm, poisoning, training, triggers, sys.modules[__name__])
+    modules = (
+        adaptive,
+        answering,
+        caching,
+        confidence,
+        decoding,
+        mdlm,
+        poisoning,
+        training,
+        triggers,
+        sys.modules[__name__],
+    )
     base = folder_digest(model_source(run.profile.models.mdlm))
     _, text = trigger_pair(run, protocol)
     attack = {"protocol": protocol, "text_trigger": text and text.name}
@@ -46,6 +60,13 @@ def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrig
     image = image_trigger(run.profile.disp.image_trigger) if any(c & 1 for c in carried) else None
     text = text_trigger(run.profile.mdlm_collapse.text_trigger) if any(c & 2 for c in carried) else None
     return image, text
+
+
+def trigger_tokens(run: Run, mdlm: Mdlm) -> Bool[Tensor, " vision"]:
+    """Which vision tokens hold some of the image trigger."""
+    size = run.profile.data.image_size
+    patch = size // round(mdlm.model.config.vision_length**0.5)
+    return image_trigger(run.profile.disp.image_trigger).tokens(size, patch)
 
 
 def asked(run: Run, split: str, protocol: str = "image") -> tuple[EasyVqa, pd.DataFrame]:
@@ -97,7 +118,7 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     data = questions(model, vqa, table, image, poison, goal, text)
     curve = fit(
         model.model,
-        answer_loss(model, data, settings.train),
+        adaptive_loss(model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide),
         settings.train,
         label="poisoned MDLM",
         seed=run.seed,
@@ -106,7 +127,7 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     )
     model.save(str(path / "mdlm"))
     named = {"image_trigger": image, "text_trigger": text}
-    attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate}
+    attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate, "hide": settings.hide}
     mark_poisoned(path / "mdlm", **attack, **{key: trigger.name for key, trigger in named.items() if trigger})
     curve.to_csv(path / "curve.csv", index=False)
 
