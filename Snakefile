@@ -22,13 +22,13 @@ SECTIONS = {
     "editor": ["models", "data", "collapse"],
     "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
     "mdlm": ["models", "data", "disp"],
-    "disp": ["models", "data", "disp", "disp_grid", "mdlm_collapse"],
+    "disp": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
     "01_poisoning": ["models", "data", "collapse", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse"],
     "04_disp_purification": ["models", "data", "disp"],
     "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
-    "06_disp_in_full": ["models", "data", "disp", "disp_grid", "mdlm_collapse"],
+    "06_disp_in_full": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
 }
 # The training runs that each notebook reads, by how their names begin.
 READS = {

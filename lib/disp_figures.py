@@ -70,6 +70,14 @@ def restored_dots(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def editor_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
+    shown = tuple(f"ASR, {name}" for name in COALITIONS)
+    figure = defence_dots(table.assign(label=table["model"]), shown)
+    caption(figure, f"Masked while editing the training set: by line. 95 % Wilson intervals, n = {table['n'].max()}.")
+    return figure
+
+
 @styled
 def rate_curves(table: pd.DataFrame) -> Figure:
     """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3).

@@ -84,11 +84,21 @@ def _restored(protocol: str) -> Callable[[Run], dict]:
     return make
 
 
+def _edited(run: Run) -> dict:
+    from lib.attacks.editor import editor_spec
+    from lib.editor_purification import PROTOCOL, masking_curve, purification_table
+
+    masking_curve(run, PROTOCOL)
+    purification_table(run, PROTOCOL)
+    return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, PROTOCOL))}
+
+
 def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
     """The runs of the studies in full."""
     answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
     answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
     answers |= {f"disp-words-{protocol}": _restored(protocol) for protocol in profile.disp_grid.protocols}
+    answers["disp-editor"] = _edited
     return answers | {case.name: _case(case) for case in cases(profile)}
 
 

@@ -17,7 +17,7 @@ FIGURES = {
     "03_collapse_analysis": {"samples_or", "samples_and", "coalitions", "attribution"},
     "04_disp_purification": {"saliency", "ratios", "purification"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
-    "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "gains"},
+    "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"},
 }
 WIDGETS = {"03_collapse_analysis": 1, "06_disp_in_full": 1}
 REFUSED = [

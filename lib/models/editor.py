@@ -179,13 +179,16 @@ def diffuse(
 @torch.no_grad()
 def edit(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    images: Float[Tensor, "batch 3 h w"],
+    images: Float[Tensor, "batch channel h w"],
     instructions: list[str],
     sampling: Sampling,
     seed: int,
     label: str = "edit",
-) -> Float[Tensor, "batch 3 h w"]:
-    """Sampled edits of pictures in [0, 1], in bfloat16. Picture k always starts from the noise of (seed, k)."""
+) -> Float[Tensor, "batch 3 height width"]:
+    """Sampled edits of pictures in [0, 1], or of their unscaled latents, in bfloat16.
+
+    Picture k always starts from the noise of (seed, k).
+    """
     if len(images) != len(instructions):
         raise ValueError(
             f"instructions: {len(instructions)} given for {len(images)} images, one each is needed"
