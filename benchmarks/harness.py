@@ -53,9 +53,9 @@ def pair(
     calls = []
     for way in (ours, peer):
         way()
-        calls.append(max(1, round(SHORT / _milliseconds(way, chosen.device))))
+        calls.append(max(1, round(SHORT / milliseconds(way, chosen.device))))
     spent = [
-        tuple(_milliseconds(way, chosen.device, n) for way, n in zip((ours, peer), calls, strict=True))
+        tuple(milliseconds(way, chosen.device, n) for way, n in zip((ours, peer), calls, strict=True))
         for _ in range(chosen.rounds)
     ]
     ratios = pd.Series([theirs / own for own, theirs in spent])
@@ -71,7 +71,7 @@ def pair(
         "rounds": chosen.rounds,
     }
     if chosen.device == "cuda":
-        row |= {"ours_mib": _peak(ours), "peer_mib": _peak(peer)}
+        row |= {"ours_mib": peak_mib(ours), "peer_mib": peak_mib(peer)}
     return row | facts
 
 
@@ -79,8 +79,8 @@ def write(file: str, rows: Iterable[dict], chosen: argparse.Namespace) -> pd.Dat
     """The rows as a tidy CSV with device and versions, and on the screen."""
     table = pd.DataFrame(list(rows))
     shown = table.drop(columns=["ratio_low", "ratio_high", "rounds"], errors="ignore")
-    print(f"\n{file}, {_device(chosen.device)}\n{shown.round(3).to_string(index=False)}", flush=True)
-    table = table.assign(device=_device(chosen.device), threads=chosen.threads, torch=version("torch"))
+    print(f"\n{file}, {device_name(chosen.device)}\n{shown.round(3).to_string(index=False)}", flush=True)
+    table = table.assign(device=device_name(chosen.device), threads=chosen.threads, torch=version("torch"))
     RESULTS.mkdir(exist_ok=True)
     table.round(4).to_csv(RESULTS / f"{file}-{chosen.device}.csv", index=False)
     return table
@@ -94,7 +94,7 @@ def main(module: str, rows: Callable[[argparse.Namespace], list[dict]], file: st
         write(Path(file).stem, rows(chosen), chosen)
 
 
-def _milliseconds(way: Callable[[], object], device: str, calls: int = 1) -> float:
+def milliseconds(way: Callable[[], object], device: str, calls: int = 1) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     start = perf_counter()
@@ -105,14 +105,14 @@ def _milliseconds(way: Callable[[], object], device: str, calls: int = 1) -> flo
     return (perf_counter() - start) * 1e3 / calls
 
 
-def _peak(way: Callable[[], object]) -> float:
-    torch.cuda.reset_peak_memory_stats()
+def peak_mib(way: Callable[[], object]) -> float:
+    torch.cuda.resetpeak_mib_memory_stats()
     before = torch.cuda.memory_allocated()
     way()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _device(device: str) -> str:
+def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
     return f"CPU, {platform.machine()}"

@@ -5,9 +5,10 @@ import importlib
 
 import pandas as pd
 import pytest
+import torch
 
 import benchmarks.__main__ as bench
-from benchmarks import gpu, harness
+from benchmarks import full_size, gpu, harness
 from benchmarks.plots import cost_curves, ratio_dots
 from lib.config import ROOT
 from lib.plotting import render
@@ -119,3 +120,25 @@ def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach()
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
 def test_every_benchmark_can_be_imported(name):
     importlib.import_module(f"benchmarks.{name}" if name != "__init__" else "benchmarks")
+
+
+def test_the_published_models_are_measured_at_toy_size():
+    """What `--size full` does on a GPU, on tiny models."""
+    asked = argparse.Namespace(device="cpu", rounds=1, threads=1, size="toy", llada=None)
+    table = pd.DataFrame(full_size.rows(asked)).set_index("task")
+    tasks = [*(f"LLaDA-V, decoding {n} tokens" for n in (4, 8)), "LLaDA-V, saliency, 4 probes"]
+    tasks += ["LLaDA-V, LoRA fine-tuning step", "LLaDA-V, DiSP's whole step"]
+    tasks += ["InstructPix2Pix at 64², sampling 2 steps", "InstructPix2Pix at 64², training step"]
+    assert table.index.tolist() == tasks
+    assert (table[["seconds", "samples_s", "roofline"]] > 0).all().all() and (table["roofline"] < 1).all()
+    assert (table["samples_s"] * table["seconds"]).round(6).equals(table["batch"].astype(float))
+
+
+def test_the_full_sizes_are_the_published_ones():
+    with torch.device("meta"):
+        model = full_size.LladaVModel(full_size.LladaVConfig())
+    pipe = full_size.instruct_pix2pix("meta")
+    count = {"LLaDA-V": sum(p.numel() for p in model.parameters())}
+    count["U-Net"] = sum(p.numel() for p in pipe.unet.parameters())
+    assert 8.3e9 < count["LLaDA-V"] < 8.6e9  # 16.9 GB in bfloat16
+    assert 859e6 < count["U-Net"] < 860e6  # Stable Diffusion 1.5's, with eight input channels
