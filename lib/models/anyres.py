@@ -91,14 +91,14 @@ def views(
     if aspect == "pad":
         longer = max(height, width)
         images = _centred(images, longer, longer, GREY)
-    whole = _resized(images, side, side)[:, None]
+    whole = resized(images, side, side)[:, None]
     if tiles is None:
         return whole
     down, across = (side * n for n in tiles)
     if across / width < down / height:
-        scaled = _resized(images, min(math.ceil(height * (across / width)), down), across)
+        scaled = resized(images, min(math.ceil(height * (across / width)), down), across)
     else:
-        scaled = _resized(images, down, min(math.ceil(width * (down / height)), across))
+        scaled = resized(images, down, min(math.ceil(width * (down / height)), across))
     canvas = _centred(scaled, down, across, 0.0)
     cut = canvas.unflatten(3, (tiles[1], side)).unflatten(2, (tiles[0], side))
     return torch.cat([whole, cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)], 1)
@@ -124,7 +124,8 @@ def in_rows(
     return torch.cat([whole, cut.flatten(1, 2)], 1)
 
 
-def _resized(images: Tensor, height: int, width: int) -> Tensor:
+def resized(images: Float[Tensor, "batch 3 h w"], height: int, width: int) -> Float[Tensor, "batch 3 height width"]:
+    """Pictures in [0, 1] of another size, bicubic and smoothed before they shrink."""
     if images.shape[-2:] == (height, width):
         return images
     return F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)

@@ -18,6 +18,14 @@ class LladaDecoder(LlamaModel):
         super().__init__(config)
 
 
+def picture_place(prompt: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
+    """Where prompts hold `IMAGE`. Raises ValueError for a prompt that has not exactly one."""
+    image = prompt == IMAGE
+    if bool((image.sum(1) != 1).any()):
+        raise ValueError(f"prompt has {image.sum(1).tolist()} places for the picture by row: exactly one is needed")
+    return image
+
+
 def splice(
     prompt: Int[Tensor, "batch prompt"], vision: int, response: int, pad_id: int
 ) -> tuple[Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
@@ -27,9 +35,7 @@ def splice(
     prompt's `IMAGE`, and neither that nor padding takes one, so that a padded prompt gives what an unpadded one does.
     Raises ValueError for a prompt that has not exactly one `IMAGE` where there are vision tokens.
     """
-    image = prompt == IMAGE
-    if vision and bool((image.sum(1) != 1).any()):
-        raise ValueError(f"prompt has {image.sum(1).tolist()} places for the picture by row: exactly one is needed")
+    image = picture_place(prompt) if vision else prompt == IMAGE
     text, after = (prompt != pad_id) & ~image, image.cumsum(1) > 0
     words = text.cumsum(1)
     before = (text & ~after).sum(1, keepdim=True)

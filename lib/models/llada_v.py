@@ -14,15 +14,14 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from lib.config import model_source
 from lib.models.anyres import ASPECTS, MERGES, Layout, in_rows, layout, views
 from lib.models.llada import IMAGE, LladaDecoder, splice
-from lib.models.mdlm import Mdlm, MdlmModel
+from lib.models.mdlm import MdlmModel
+from lib.models.published import Published
 
 SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -244,63 +243,11 @@ class ResponseLogits:
         return logits
 
 
-class LladaV(Mdlm):
+class LladaV(Published):
     """A model with its tokenizer: texts in, texts out, in LLaDA-V's conversation template."""
 
-    def __init__(self, model: LladaVModel, tokenizer: PreTrainedTokenizerFast):
-        self.model, self.tokenizer = model, tokenizer
-        named = {"mask_id": "<|mdm_mask|>", "eos_id": "<|eot_id|>", "pad_id": "<|endoftext|>"}
-        for field, token in named.items():
-            own, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
-            if own != known:
-                raise ValueError(f"{field}={own} must be {known}, the tokenizer's {token}")
-        self.template = len(self._prompt("?"))
-
-    @classmethod
-    def load(
-        cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings
-    ) -> LladaV:
-        """From a local folder or the hub, safetensors only, no code of theirs; `settings` go to the config.
-
-        Raises ValueError for weights that are missing, unknown or of another shape.
-        """
-        source = model_source(name)
-        model, found = LladaVModel.from_pretrained(
-            source,
-            config=LladaVConfig.from_pretrained(source, **settings),
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-        faults = {
-            "missing": sorted(found["missing_keys"]),
-            "unknown": sorted(found["unexpected_keys"]),
-            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in found["mismatched_keys"]),
-        }
-        if any(faults.values()):
-            listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)
-            raise ValueError(f"the weights of {name!r} are not LLaDA-V's by its config.json: {'; '.join(listed)}")
-        model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(source))
-
-    def save(self, folder: str) -> None:
-        """In the published layout: weights as bfloat16 safetensors, in shards of 5 GB."""
-        weights = {name: value.to(torch.bfloat16) for name, value in self.model.state_dict().items()}
-        self.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
-        self.tokenizer.save_pretrained(folder)
-
-    def prompts(self, questions: list[str]) -> Int[Tensor, "batch prompt"]:
-        """Conversations up to the assistant's turn, `IMAGE` before the question, padded; too long ones are refused."""
-        rows, most = [self._prompt(text) for text in questions], self.model.config.prompt_length + self.template
-        for text, row in zip(questions, rows, strict=True):
-            if row.count(IMAGE) != 1:
-                raise ValueError(f"question={text!r} holds <image>: the picture has its place before the question")
-            if len(row) > most:
-                over = f"{len(row)} tokens, {self.template} of them the template's"
-                raise ValueError(f"question={text!r} makes {over}: the model takes at most {most}")
-        padded = [row + [self.model.config.pad_id] * (most - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(questions), most)
+    kind, config_kind, model_kind = "LLaDA-V", LladaVConfig, LladaVModel
+    tokens = {"mask_id": "<|mdm_mask|>", "eos_id": "<|eot_id|>", "pad_id": "<|endoftext|>"}
 
     def _prompt(self, question: str) -> list[int]:
         turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"<image>\n{question}"}]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from lib.config import model_source
+from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.llada_v import LladaV
-from lib.models.mdlm import Mdlm
+from lib.models.mdlm import Mdlm, masked_diffusion_loss
 
-KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV}
+KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
 
 
 def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm:
@@ -21,3 +25,8 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
     if kind not in KINDS:
         raise ValueError(f"model_type={kind!r} of {name!r} must be one of {', '.join(KINDS)}")
     return KINDS[kind].load(name, device, **settings)
+
+
+def diffusion_loss(mdlm: Mdlm) -> Callable[..., Tensor]:
+    """What a model is fine-tuned with, as `masked_diffusion_loss` is called: that, but where it has one of its own."""
+    return getattr(mdlm, "loss", masked_diffusion_loss)

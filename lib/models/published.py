@@ -1,0 +1,89 @@
+"""What all published models share: loading with every weight accounted for, saving, and prompts with a picture."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from lib.config import model_source
+from lib.models.mdlm import Mdlm
+
+
+class Published(Mdlm):
+    """A model with its tokenizer: texts in, texts out, in the model's own conversation template.
+
+    A kind of model gives what follows, and `_prompt`. tokens: what the config's special ids must be.
+    """
+
+    kind: ClassVar[str]
+    config_kind: ClassVar[type[PreTrainedConfig]]
+    model_kind: ClassVar[type[PreTrainedModel]]
+    tokens: ClassVar[dict[str, str]]
+    padding: ClassVar[str] = "right"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
+        self.model, self.tokenizer = model, tokenizer
+        for field, token in self.tokens.items():
+            own, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
+            if own != known:
+                raise ValueError(f"{field}={own} must be {known}, the tokenizer's {token}")
+        self.template = len(self._prompt("?"))
+
+    @classmethod
+    def load(
+        cls, name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **settings
+    ) -> Published:
+        """From a local folder or the hub, safetensors only, no code of theirs; `settings` go to the config.
+
+        Raises ValueError for weights that are missing, unknown or of another shape.
+        """
+        source = model_source(name)
+        model, found = cls.model_kind.from_pretrained(
+            source,
+            config=cls.config_kind.from_pretrained(source, **settings),
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        faults = {
+            "missing": sorted(found["missing_keys"]),
+            "unknown": sorted(found["unexpected_keys"]),
+            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in found["mismatched_keys"]),
+        }
+        if any(faults.values()):
+            listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)
+            raise ValueError(f"the weights of {name!r} are not {cls.kind}'s by its config.json: {'; '.join(listed)}")
+        model.tower.requires_grad_(False)
+        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(source))
+
+    def save(self, folder: str) -> None:
+        """In the published layout: weights as bfloat16 safetensors, in shards of 5 GB; tied ones once."""
+        halves: dict[int, Tensor] = {}
+        weights = {
+            name: halves.setdefault(value.data_ptr(), value.to(torch.bfloat16))
+            for name, value in self.model.state_dict().items()
+        }
+        self.model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+        self.tokenizer.save_pretrained(folder)
+
+    def prompts(self, questions: list[str]) -> Int[Tensor, "batch prompt"]:
+        """Conversations up to the model's turn, the picture's place in them, padded; too long ones are refused."""
+        rows, most = [self._prompt(text) for text in questions], self.model.config.prompt_length + self.template
+        for text, row in zip(questions, rows, strict=True):
+            if sum(token < 0 for token in row) != 1:
+                raise ValueError(f"question={text!r} holds <image>: the picture has its place before the question")
+            if len(row) > most:
+                over = f"{len(row)} tokens, {self.template} of them the template's"
+                raise ValueError(f"question={text!r} makes {over}: the model takes at most {most}")
+        fill = [[self.model.config.pad_id] * (most - len(row)) for row in rows]
+        padded = [pad + row if self.padding == "left" else row + pad for row, pad in zip(rows, fill, strict=True)]
+        return torch.tensor(padded, dtype=torch.long).view(len(questions), most)
+
+    def _prompt(self, question: str) -> list[int]:
+        """Ids of the conversation, `IMAGE` for the picture."""
+        raise NotImplementedError
