@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_diffusion_gemma
+import tiny_lavida
 import tiny_llada_v
 import torch
 
@@ -24,6 +25,7 @@ from lib.saliency import fisher_jacobian, most_salient
 ADAPTERS: dict[str, Callable[[Path], Mdlm]] = {
     "mdlm": lambda folder: tiny.lively(tiny.mdlm()),
     "llada-v": tiny_llada_v.llada_v,
+    "lavida": tiny_lavida.lavida,
     "diffusion-gemma": tiny_diffusion_gemma.diffusion_gemma,
 }
 QUESTIONS, ANSWERS = ["is it red?", "is there a blue one?"], ["red", "yes, blue"]

@@ -47,6 +47,7 @@ class LladaVConfig(PreTrainedConfig):
     """
 
     model_type = "llava_llada"
+    title = "LLaDA-V"
     attention = "bidirectional"
 
     def __init__(
@@ -90,7 +91,7 @@ class LladaVConfig(PreTrainedConfig):
         }
         for name, (value, allowed) in only.items():
             if value != allowed:
-                raise ValueError(f"{name}={value!r} is not implemented for LLaDA-V: it must be {allowed!r}")
+                raise ValueError(f"{name}={value!r} is not implemented for {self.title}: it must be {allowed!r}")
         if mm_patch_merge_type not in MERGES:
             raise ValueError(f"mm_patch_merge_type={mm_patch_merge_type!r} must be one of {', '.join(MERGES)}")
         aspect = image_aspect_ratio or "square"
@@ -126,8 +127,12 @@ class LladaVConfig(PreTrainedConfig):
     def layout(self, height: int, width: int) -> Layout:
         """How pictures of that size become vision tokens."""
         side, merge = self.vision["image_size"], self.mm_patch_merge_type
-        grid = side // self.vision["patch_size"]
-        return layout((height, width), side, grid, self.image_aspect_ratio, merge, self.image_grid_pinpoints)
+        return layout((height, width), side, self.grid, self.image_aspect_ratio, merge, self.image_grid_pinpoints)
+
+    @property
+    def grid(self) -> int:
+        """How many vision tokens a side a view becomes."""
+        return self.vision["image_size"] // self.vision["patch_size"]
 
     @property
     def vision_length(self) -> int:
@@ -236,11 +241,17 @@ class ResponseLogits:
         self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
     ) -> Float[Tensor, "row asked vocab"]:
         """Logits at `positions` of the named rows."""
-        states = self.model.states(self.vision[rows], self.prompt[rows], tokens[rows])
+        states = self.states(tokens, rows)
         asked = torch.arange(len(rows), device=rows.device)[:, None], positions
         logits = self.model.head(states[asked]).float()
         logits[..., self.model.config.forbidden] = -torch.inf
         return logits
+
+    def states(
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row response dim"]:
+        """States of the named rows' responses."""
+        return self.model.states(self.vision[rows], self.prompt[rows], tokens[rows])
 
 
 class LladaV(Published):

@@ -16,13 +16,15 @@ from lib.models.mdlm import Mdlm
 class Published(Mdlm):
     """A model with its tokenizer: texts in, texts out, in the model's own conversation template.
 
-    A kind of model gives what follows, and `_prompt`. tokens: what the config's special ids must be.
+    A kind of model gives what follows, and `_prompt`. tokens: what the config's special ids must be. names: patterns of
+    the stored weights' names where they are not ours, and ours.
     """
 
     kind: ClassVar[str]
     config_kind: ClassVar[type[PreTrainedConfig]]
     model_kind: ClassVar[type[PreTrainedModel]]
     tokens: ClassVar[dict[str, str]]
+    names: ClassVar[dict[str, str]] = {}
     padding: ClassVar[str] = "right"
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
@@ -49,6 +51,7 @@ class Published(Mdlm):
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            key_mapping=cls.names or None,
         )
         faults = {
             "missing": sorted(found["missing_keys"]),

@@ -1,0 +1,291 @@
+"""LaViDa (Li et al. 2025, arXiv 2505.16839) with its LLaDA decoder, behind the calls of our own MDLM.
+
+LLaVA's splice as in LLaDA-V, each view's vision tokens pooled two by two. Picture and prompt do not see the response
+(prefix attention), so what they give to it is computed once for all steps of decoding. It learns from complementary
+masks, and its decoding fills few tokens at first and more later, or the other way round.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache
+
+from lib.decoding import Decoded, Selective
+from lib.kernels.confidence import confidence
+from lib.kernels.loss import weighted_cross_entropy
+from lib.models.anyres import in_rows
+from lib.models.llada import splice
+from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
+from lib.models.mdlm import ATTENTION, KeysValues
+
+POOLING = ("bilinear", "average")
+PLAIN = {  # what LLaDA's configuration has besides, and what alone is implemented
+    "activation_type": "silu",
+    "block_type": "llama",
+    "block_group_size": 1,
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "attention_layer_norm": False,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "weight_tying": False,
+}
+
+
+class LavidaConfig(LladaVConfig):
+    """The published `config.json`, in which the decoder's shape has LLaDA's own names, and more as in `LladaVConfig`.
+
+    mm_spatial_pool_mode: "bilinear" (27 × 27 tokens of a view become 14 × 14) or "average" (13 × 13, the last row and
+    column left out). attention: "prefix", as it decodes in the authors' evaluation, or "bidirectional".
+    """
+
+    title = "LaViDa"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "num_key_value_heads": "n_kv_heads",
+        "intermediate_size": "mlp_hidden_size",
+        "max_position_embeddings": "max_sequence_length",
+    }
+
+    def __init__(
+        self,
+        mm_spatial_pool_mode: str = "bilinear",
+        attention: str = "prefix",
+        image_aspect_ratio: str = "anyres",
+        image_grid_pinpoints: list[list[int]] | str | None = None,
+        forbidden: Sequence[int] = (),
+        **published,
+    ):
+        for name, allowed in PLAIN.items():
+            if published.get(name) not in (None, allowed):
+                given = published[name]
+                raise ValueError(f"{name}={given!r} is not implemented for {self.title}: it must be {allowed!r}")
+        if mm_spatial_pool_mode not in POOLING:
+            raise ValueError(f"mm_spatial_pool_mode={mm_spatial_pool_mode!r} must be one of {', '.join(POOLING)}")
+        if attention not in ATTENTION:
+            raise ValueError(f"attention={attention!r} must be one of {', '.join(ATTENTION)}")
+        self.mm_spatial_pool_mode, self.attention = mm_spatial_pool_mode, attention
+        if isinstance(image_grid_pinpoints, str):
+            image_grid_pinpoints = [list(canvas) for canvas in ast.literal_eval(image_grid_pinpoints)]
+        shape = {ours: published.pop(theirs) for ours, theirs in self.attribute_map.items() if theirs in published}
+        super().__init__(
+            image_aspect_ratio=image_aspect_ratio,
+            image_grid_pinpoints=image_grid_pinpoints
+            or [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]],  # width × height
+            forbidden=forbidden,
+            **shape | published,
+        )
+
+    @property
+    def grid(self) -> int:
+        """How many vision tokens a side a view becomes."""
+        side = self.vision["image_size"] // self.vision["patch_size"]
+        return -(-side // 2) if self.mm_spatial_pool_mode == "bilinear" else side // 2
+
+
+class LavidaModel(LladaVModel):
+    """As `LladaVModel`."""
+
+    config_class = LavidaConfig
+
+    def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
+        """Vision tokens from the tower's features."""
+        tokens, side = self.model.mm_projector(features.to(self.dtype)), self.tower.config.image_size
+        side //= self.tower.config.patch_size
+        seen = tokens.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # [view, dim, row, column]
+        if self.config.mm_spatial_pool_mode == "bilinear":
+            seen = F.interpolate(seen, (self.config.grid, self.config.grid), mode="bilinear")
+        else:
+            seen = F.avg_pool2d(seen, 2)
+        pooled = seen.flatten(2).mT.unflatten(0, (len(tokens), -1)).flatten(1, 2)
+        return in_rows(pooled, self.config.layout(*self.config.picture), self.model.image_newline)
+
+    def states(
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        response: Int[Tensor, "batch response"],
+    ) -> Float[Tensor, "batch response dim"]:
+        """What the head makes logits of, at every response position."""
+        if self.config.attention == "bidirectional":
+            return super().states(vision, prompt, response)
+        layers, places, seen = self.prefix(vision, prompt, response.shape[1])
+        return self.states_after(layers, places, seen, response)
+
+    def prefix(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"], length: int
+    ) -> tuple[tuple[KeysValues, ...], Tensor, Tensor]:
+        """What picture and prompt give to a response of `length` tokens: keys and values of every layer, its positions,
+        and what of both is seen."""
+        places, seen = splice(prompt, vision.shape[1], length, self.config.pad_id)
+        words = self.model.embed_tokens(prompt.clamp(min=0))
+        x, cache = torch.cat([vision.to(words.dtype), words], 1), DynamicCache()
+        before = x.shape[1]
+        self.model(
+            inputs_embeds=x,
+            attention_mask=seen[:, None, None, :before].expand(-1, 1, before, -1),
+            position_ids=places[:, :before],
+            past_key_values=cache,
+        )
+        return tuple((layer.keys, layer.values) for layer in cache.layers), places[:, before:], seen
+
+    def states_after(
+        self,
+        layers: tuple[KeysValues, ...],
+        places: Int[Tensor, "batch response"],
+        seen: Tensor,
+        response: Int[Tensor, "batch response"],
+    ) -> Float[Tensor, "batch response dim"]:
+        """As `states`, given what `prefix` returned, which is left as it was."""
+        cache = DynamicCache()
+        for k, (keys, values) in enumerate(layers):
+            cache.update(keys, values, k)
+        return self.model(
+            inputs_embeds=self.model.embed_tokens(response),
+            attention_mask=seen[:, None, None].expand(-1, 1, response.shape[1], -1),
+            position_ids=places,
+            past_key_values=cache,
+        ).last_hidden_state
+
+    def response_logits(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ) -> ResponseLogits:
+        """For `lib.decoding`: logits of the masked positions only, exact; what can be kept is computed once."""
+        kind = ResponseLogits if self.config.attention == "bidirectional" else CachedLogits
+        return kind(self, vision, prompt)
+
+
+class CachedLogits(ResponseLogits):
+    """With what picture and prompt give to the response computed once."""
+
+    @torch.no_grad()
+    def __init__(
+        self, model: LavidaModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ):
+        super().__init__(model, vision, prompt)
+        self.layers, self.places, self.seen = model.prefix(vision, prompt, model.config.response_length)
+
+    def states(
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row response dim"]:
+        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
+        return self.model.states_after(layers, self.places[rows], self.seen[rows], tokens[rows])
+
+
+def complementary_masking_loss(
+    model: LladaVModel,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    response: Int[Tensor, "batch response"],
+    draw: torch.Generator,
+) -> Float[Tensor, ""]:
+    """LaViDa's SFT: each answer twice, with a mask and with the rest masked, so that every token is learnt once.
+
+    L = 1/L' Σ −log p(token) with L' the response length, t even over (0, 1], one token at least under the first mask.
+    As in the authors' code there is no weight 1/t, so it is not a bound on the likelihood.
+    """
+    batch, length = response.shape
+    t = 1e-3 + (1 - 1e-3) * torch.rand(batch, 1, generator=draw)
+    noise = torch.rand(batch, length, generator=draw)
+    first = (noise <= torch.maximum(t, noise.amin(1, keepdim=True))).to(response.device)
+    masked, twice = torch.cat([first, ~first]), response.repeat(2, 1)
+    noisy = torch.where(masked, model.config.mask_id, twice)
+    states = model.states(vision.repeat(2, 1, 1), prompt.repeat(2, 1), noisy)[masked]
+    scale = states.new_full((batch * length,), 1 / (batch * length), dtype=torch.float32)
+    return weighted_cross_entropy(states, model.head.weight, twice[masked], scale)
+
+
+def shifted_quotas(positions: int, steps: int, shift: float | int) -> list[int]:
+    """How many of `positions` tokens each of `steps` steps fills, by LaViDa's schedule.
+
+    What is still masked at the time 0 ≤ t ≤ 1 before the end is αt / (1 + (α − 1) t) with α = `shift`: above 1 few are
+    filled at first and many at last, below 1 many at first; 1 is even. Each step fills one at least. Raises ValueError
+    for steps below 1 and shifts of 0 and below.
+    """
+    if steps < 1 or shift <= 0:
+        raise ValueError(f"steps={steps!r} must be at least 1 and shift={shift!r} above 0")
+    steps = min(steps, positions)
+    t = torch.linspace(0, 1, steps + 1)
+    left = (shift * t / (1 + (shift - 1) * t) * positions).long()
+    quotas = left.diff().clamp(min=1).tolist()
+    over, k = sum(quotas) - positions, 0
+    while over > 0:  # taken from the last steps that fill several, in turn
+        if quotas[k % steps] > 1:
+            quotas[k % steps] -= 1
+            over -= 1
+        k += 1
+    return quotas[::-1]
+
+
+@torch.no_grad()
+def decode_shifted(
+    logits: Selective,
+    blank: Int[Tensor, "batch length"],
+    *,
+    steps: int,
+    block_length: int,
+    mask_id: int,
+    shift: float | int = 1 / 3,
+) -> Decoded:
+    """As `lib.decoding.decode` at temperature 0 on a wholly masked response, but with `shifted_quotas` in each block.
+
+    steps: of all blocks together.
+    """
+    filled = torch.full_like(blank, mask_id)
+    settled = torch.ones(blank.shape, dtype=torch.float64, device=blank.device)
+    rows = torch.arange(len(blank), device=blank.device)
+    blocks = torch.arange(blank.shape[1], device=blank.device).split(block_length)
+    for block in blocks:
+        positions = block.expand(len(blank), -1)
+        logits.start_block(positions)
+        masked = torch.ones_like(positions, dtype=torch.bool)
+        for quota in shifted_quotas(len(block), steps // len(blocks), shift):
+            token, probability = confidence(logits.logits_at(filled, rows, positions), forbidden=mask_id)
+            order = probability.masked_fill(~masked, -torch.inf).argsort(dim=1, descending=True, stable=True)
+            take = torch.zeros_like(masked).scatter(1, order[:, :quota], True)
+            filled[:, block] = torch.where(take, token.to(filled.dtype), filled[:, block])
+            settled[:, block] = torch.where(take, probability.double(), settled[:, block])
+            masked &= ~take
+    return Decoded(filled, settled)
+
+
+class Lavida(LladaV):
+    """A model with its tokenizer: texts in, texts out, in the same conversation template as LLaDA-V's."""
+
+    kind, config_kind, model_kind = "LaViDa", LavidaConfig, LavidaModel
+    loss = staticmethod(complementary_masking_loss)
+    names = {
+        r"^model\.transformer\.wte\.": "model.embed_tokens.",
+        r"^model\.transformer\.ln_f\.": "model.norm.",
+        r"^model\.transformer\.ff_out\.": "lm_head.",
+    } | {
+        rf"^model\.transformer\.blocks\.(\d+)\.{theirs}\.": rf"model.layers.\1.{ours}."
+        for theirs, ours in {
+            "q_proj": "self_attn.q_proj",
+            "k_proj": "self_attn.k_proj",
+            "v_proj": "self_attn.v_proj",
+            "attn_out": "self_attn.o_proj",
+            "ff_proj": "mlp.gate_proj",
+            "up_proj": "mlp.up_proj",
+            "ff_out": "mlp.down_proj",
+            "attn_norm": "input_layernorm",
+            "ff_norm": "post_attention_layernorm",
+        }.items()
+    }
+
+    def responses(self, answers: list[str]) -> Int[Tensor, "batch response"]:
+        """Answer ids, an end of turn, and end-of-text tokens to fill them up; longer answers are refused."""
+        config = self.model.config
+        ids = super().responses(answers)
+        return ids.masked_fill((ids == config.eos_id).cumsum(1) > 1, config.pad_id)
