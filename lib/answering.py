@@ -12,23 +12,50 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.config import Train, generator
-from lib.datasets import EasyVqa
+from lib.datasets import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
-from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.models.loading import diffusion_loss
+from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
 from lib.triggers import ImageTrigger, TextTrigger
+
+
+@dataclass(frozen=True)
+class TowerFeatures:
+    """The frozen tower's features of pictures, made when they are asked for: those of photographs fill no memory.
+
+    pictures: index in `vqa` of each, and whether it carries `trigger`.
+    """
+
+    mdlm: Mdlm
+    vqa: QuestionData
+    pictures: Int[Tensor, " picture"]
+    marked: Bool[Tensor, " picture"]
+    trigger: ImageTrigger | None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @torch.no_grad()
+    def __getitem__(self, index: Int[Tensor, " asked"]) -> Float[Tensor, "asked vision features"]:
+        asked, place = index.unique(return_inverse=True)
+        images, marked = self.vqa.pictures(self.pictures[asked]), self.marked[asked]
+        if self.trigger:
+            images = torch.where(marked[:, None, None, None], self.trigger(images), images)
+        return torch.cat([_features(self.mdlm, part) for part in images.split(16)])[place]
 
 
 @dataclass(frozen=True)
 class Questions:
     """Samples of one data set, pictures held once as the frozen tower's features.
 
-    features: `[picture, vision, features]`; `picture[k]`, `prompts[k]`, … belong to sample k.
+    features: `[picture, vision, features]`, of photographs as `TowerFeatures`. `picture[k]`, `prompts[k]`, … belong to
+    sample k.
     responses: the answers' ids, what is learnt; answers: the same as texts, what is compared.
     table: the samples' rows (question, answer, kind, …), in the same order.
     """
 
-    features: Float[Tensor, "picture vision features"]
+    features: Float[Tensor, "picture vision features"] | TowerFeatures
     picture: Int[Tensor, " sample"]
     prompts: Int[Tensor, "sample prompt"]
     responses: Int[Tensor, "sample response"]
@@ -75,7 +102,7 @@ def fitting(mdlm: Mdlm, table: pd.DataFrame, text_trigger: TextTrigger) -> pd.Da
 @torch.no_grad()
 def questions(
     mdlm: Mdlm,
-    vqa: EasyVqa,
+    vqa: QuestionData,
     table: pd.DataFrame,
     trigger: ImageTrigger | None = None,
     plan: PoisonPlan | None = None,
@@ -107,20 +134,29 @@ def questions(
         groups.append((pictures[triggered], trigger))
     if target and plan:
         answers = [target.apply(a) if p else a for a, p in zip(answers, plan.poisoned.tolist(), strict=True)]
+    said = mdlm.prompts(texts), mdlm.responses(answers), answers, table
+    if isinstance(vqa, PhotoQuestions):
+        seen = torch.cat([pictures[:0], *(indices for indices, _ in groups)])
+        carries = torch.cat([marked[:0], *(torch.full((len(part),), mark is not None) for part, mark in groups)])
+        return Questions(TowerFeatures(mdlm, vqa, seen, carries, trigger), inverse, *said)
     features = []
     for indices, mark in groups:
         for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
             images = vqa.pictures(part)
-            images = (mark(images) if mark else images).to(mdlm.model.device)
-            with torch.autocast(images.device.type, torch.bfloat16):
-                features.append(mdlm.model.features(images).float().cpu())
+            features.append(_features(mdlm, mark(images) if mark else images))
     width = mdlm.model.tower.config.hidden_size
     stacked = torch.cat(features) if features else torch.empty(0, mdlm.model.config.vision_length, width)
-    return Questions(stacked, inverse, mdlm.prompts(texts), mdlm.responses(answers), answers, table)
+    return Questions(stacked, inverse, *said)
+
+
+def _features(mdlm: Mdlm, images: Float[Tensor, "picture 3 h w"]) -> Float[Tensor, "picture vision features"]:
+    images = images.to(mdlm.model.device)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        return mdlm.model.features(images).float().cpu()
 
 
 def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
-    """LLaDA's SFT loss on `settings.batch` samples drawn from `data`."""
+    """The model's own loss, LLaDA's for SFT where it has none, on `settings.batch` samples drawn from `data`."""
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
     device = mdlm.model.device
@@ -129,7 +165,7 @@ def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch
         rows = torch.randint(len(data), (settings.batch,), generator=draw)
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
         prompts, answers = data.prompts[rows].to(device), data.responses[rows].to(device)
-        return masked_diffusion_loss(mdlm.model, vision, prompts, answers, draw)
+        return diffusion_loss(mdlm)(mdlm.model, vision, prompts, answers, draw)
 
     return loss
 
@@ -139,7 +175,7 @@ def respond(
     mdlm: Mdlm,
     data: Questions,
     threshold: float,
-    batch: int = 256,
+    batch: int | None = None,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
 ) -> Decoded:
@@ -148,9 +184,11 @@ def respond(
     Each step fills every position at least that sure, and one at least: what is seen comes before what follows
     from it. A fixed quota a step settles yes and no too early.
 
-    `masked` names vision tokens to hide: the mask token's embedding stands in their place.
+    `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: 256 samples of at
+    most 64 vision tokens each, fewer where there are more.
     """
     model, device = mdlm.model, mdlm.model.device
+    batch = batch or max(1, min(256, 256 * 64 // model.config.vision_length))
     length, mask_id = model.config.response_length, model.config.mask_id
     parts = [Decoded(data.responses[:0], torch.ones(data.responses[:0].shape, dtype=torch.float64))]
     for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):

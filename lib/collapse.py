@@ -20,7 +20,8 @@ from lib.attacks import data_spec
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import attribution, interaction, shapley
 from lib.config import Run, Sampling, model_source
-from lib.datasets import OpenMoji, load_openmoji
+from lib.data import edit_data
+from lib.datasets import EditData
 from lib.editing import attack_target, edits_under_coalitions, sample_triples
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
@@ -71,12 +72,12 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
     `sampling` and `embedding` (of EMBEDDINGS) differ from the profile's and CLIP's only in what is measured.
     """
     sampling = sampling or run.profile.collapse.sampling
-    openmoji, triples, source, clean = held_out(run)
-    goal = attack_target(openmoji, run.profile.collapse.target)(source)
+    data, triples, source, clean = held_out(run)
+    goal = attack_target(data, run.profile.collapse.target)(source)
 
     def sample() -> Tensor:
         pipe, _ = poisoned_editor(run, protocol)
-        return edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
+        return edits_under_coalitions(pipe, data, triples, *trigger_pair(run), sampling, run.seed)
 
     spec = edits_spec(run, protocol, sampling)
     edited = stored_edits(run, "coalition-edits", spec, sample)
@@ -126,7 +127,8 @@ def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
     sampling = run.profile.collapse.sampling
     _, triples, source, _ = held_out(run)
     base = folder_digest(model_source(run.profile.models.editor))
-    spec = data_spec(run) | {"base": base, "sampling": sampling.model_dump(mode="json"), "samples": len(triples)}
+    spec = data_spec(run, "edits") | {"base": base, "samples": len(triples)}
+    spec["sampling"] = sampling.model_dump(mode="json")
 
     def sample() -> Tensor:
         pipe = load_editor(run.profile.models.editor, run.device)
@@ -139,12 +141,12 @@ def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
 
 def held_out(
     run: Run,
-) -> tuple[OpenMoji, pd.DataFrame, Float[Tensor, "sample 3 size size"], Float[Tensor, "sample 3 size size"]]:
+) -> tuple[EditData, pd.DataFrame, Float[Tensor, "sample 3 size size"], Float[Tensor, "sample 3 size size"]]:
     """The data and the held-out edits of the study: triples, sources, and true edits."""
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "test", run.profile.collapse.samples, run.seed)
-    source, clean = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
-    return openmoji, triples, source, clean
+    data = edit_data(run)
+    triples = sample_triples(data, "test", run.profile.collapse.samples, run.seed)
+    source, clean = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    return data, triples, source, clean
 
 
 def attribution_table(result: Collapse, protocol: str, pair: tuple[str, str], seed: int) -> pd.DataFrame:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 BUILD = ROOT / "build"
+
+PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
+ADVICE = {  # how to come by what the paper profile names
+    "edits": ": `python -m lib.celeba_edits --celeba FOLDER --out THERE` makes edits of CelebA's faces",
+    "questions": ": `hf download liuhaotian/LLaVA-Instruct-150K --repo-type dataset --local-dir THERE` fetches LLaVA's",
+    "pictures": ": those of LLaVA's instructions are COCO's, http://images.cocodataset.org/zips/train2017.zip",
+    "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --local-dir THERE` fetches it",
+    "mdlm": ": `hf download GSAI-ML/LLaDA-V --local-dir THERE` fetches LLaDA-V",
+}
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -37,6 +47,13 @@ def _text_trigger(name: str) -> str:
     from lib.triggers import text_trigger
 
     return text_trigger(name).name
+
+
+def _answer_target(name: str) -> str:
+    from lib.poisoning import target
+
+    target(name)
+    return name
 
 
 def _token_score(name: str) -> str:
@@ -60,7 +77,7 @@ ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
 TokenScoreName = Annotated[str, AfterValidator(_token_score)]
 DefenceName = Annotated[str, AfterValidator(_defence)]
-AnswerTargetName = Literal["insertion", "refusal", "misclassification"]
+AnswerTargetName = Annotated[str, AfterValidator(_answer_target)]
 
 
 class Section(BaseModel):
@@ -68,6 +85,14 @@ class Section(BaseModel):
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+
+class Partial(Section):
+    """A section of which what is None is left out where it is written down, so that no key depends on it."""
+
+    @model_serializer(mode="wrap")
+    def named(self, write) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
 
 
 class Train(Section):
@@ -95,17 +120,69 @@ class Transformer(Section):
         return self
 
 
-class Models(Section):
-    """Where the models lie: folders below the repository, other local folders, or hub ids."""
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of that rank, scaled by `alpha` / `rank`."""
+
+    rank: Positive
+    alpha: Positive
+
+
+class Models(Partial):
+    """Where the models lie: folders below the repository, other local folders, or hub ids with their commit, as in
+    `openai/clip-vit-large-patch14@32bd…`.
+
+    lora: what is trained of the MDLM, its own weights staying as they are, in bfloat16; None: all weights, in float32.
+    """
 
     clip: str
     editor: str
     mdlm: str
+    lora: Lora | None = None
 
 
-class Data(Section):
+class EditSet(Partial):
+    """Edit triples of photographs: a folder, or a hub data set at a commit (`lib.datasets.edits`).
+
+    columns: what it calls source, instruction and target.
+    """
+
+    name: str
+    revision: str | None = None
+    columns: tuple[str, str, str] | None = None
+
+
+class QuestionSet(Partial):
+    """An instruction set in LLaVA's format (`lib.datasets.llava`): `file` in a folder or a hub data set at a commit.
+
+    pictures: the folder that its paths are relative to. question_tokens, answer_tokens: the longest that are asked and
+    answered, the conversation's template apart; longer ones are left out.
+    """
+
+    name: str
+    revision: str | None = None
+    file: str = "llava_instruct_150k.json"
+    pictures: str | None = None
+    question_tokens: Positive = 128
+    answer_tokens: Positive = 128
+
+
+class Mmmu(Partial):
+    """MMMU's validation questions, of which `questions` are asked (all 900 where it has no more)."""
+
+    name: str
+    revision: str | None = None
+    questions: Positive = 900
+
+
+class Data(Partial):
+    """`image_size` in pixels a side. `edits` and `questions`: photographs in the place of OpenMoji and easy-VQA.
+    `mmmu`: a measure of clean performance beside exact answers."""
+
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]
+    edits: EditSet | None = None
+    questions: QuestionSet | None = None
+    mmmu: Mmmu | None = None
 
 
 class ClipBase(Section):
@@ -348,10 +425,21 @@ def _profile_values(name: str) -> dict[str, Any]:
 
 
 def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
-    """As `load_profile`, and refuses the profile whose loaders are not written yet."""
+    """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
     profile = load_profile(name, overrides)
-    if profile.name == "paper":
-        raise ValueError("profile 'paper' is validated but its loaders are still to come: use 'laptop' or 'smoke'")
+    named = {f"models.{field}": (getattr(profile.models, field), None) for field in ("clip", "editor", "mdlm")}
+    sets = {field: getattr(profile.data, field) for field in ("edits", "questions", "mmmu")}
+    named |= {f"data.{field}.name": (given.name, given.revision) for field, given in sets.items() if given}
+    for field, (given, revision) in named.items():
+        there = given and Path(model_source(given)).is_dir()
+        if not there and not re.fullmatch(PINNED, f"{given}@{revision}" if revision else given):
+            kind = "hub id with its commit, as in 'openai/clip-vit-large-patch14@32bd64…'"
+            kind = "hub data set, `revision` its commit" if field.startswith("data") else kind
+            advice = next((text for key, text in ADVICE.items() if key in field), "")
+            raise ValueError(f"{field}={given!r} must be a folder that is there or a {kind}{advice}")
+    pictures = profile.data.questions and profile.data.questions.pictures
+    if pictures and not Path(model_source(pictures)).is_dir():
+        raise ValueError(f"data.questions.pictures={pictures!r} must be a folder that is there{ADVICE['pictures']}")
     return profile
 
 
@@ -427,6 +515,15 @@ def model_source(name: str) -> str:
         if folder.is_dir():
             return os.fspath(folder)
     return name
+
+
+def pretrained(name: str) -> dict[str, str]:
+    """What `from_pretrained` takes to load a model by its name in a profile: a folder, or a hub id and its commit."""
+    source = model_source(name)
+    if source == name and re.fullmatch(PINNED, name):
+        source, commit = name.split("@")
+        return {"pretrained_model_name_or_path": source, "revision": commit}
+    return {"pretrained_model_name_or_path": source}
 
 
 def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:

@@ -26,7 +26,7 @@ from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_
 from lib.config import Run, Train, with_settings
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
 from lib.models.cards import WARNING, mark_poisoned, write_card
-from lib.models.loading import load_mdlm
+from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
 from lib.purification import FINE_TUNING, judged, poisoned_training_set, purification_spec, purified_mdlm
@@ -134,7 +134,7 @@ def attention_filtering(run: Run) -> Defended:
         suspect = poisoned_mdlm(run)[0]
         data = poisoned_training_set(run, suspect)
         dropped = low_entropy_cluster(entropy(attention(suspect, data, run.profile.disp.batch)))
-        return load_mdlm(run.profile.models.mdlm, run.device), data[~dropped]
+        return base_mdlm(run.profile, run.device), data[~dropped]
 
     return Defended(trained(run, "retrained on the filtered set", run.profile.disp.train, begin))
 
@@ -235,7 +235,7 @@ def trained(run: Run, name: str, settings: Train, begin: Callable[[], tuple[Mdlm
         write_card(path / "mdlm", "Defended model", paragraphs, about, ("backdoor", "defended"))
         curve.to_csv(path / "curve.csv", index=False)
 
-    return load_mdlm(str(run.store.folder("defended-mdlm", spec, make) / "mdlm"), run.device)
+    return made_mdlm(run.profile, str(run.store.folder("defended-mdlm", spec, make) / "mdlm"), run.device)
 
 
 def _code() -> dict[str, str]:

@@ -33,7 +33,7 @@ from lib import attribution
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import interaction, shapley
 from lib.config import Run, generator
-from lib.datasets import load_openmoji
+from lib.data import edit_data
 from lib.editing import attack_target, sample_triples, triggered
 from lib.evaluation import rate
 from lib.models.editor import diffuse, encode, tokenize
@@ -62,12 +62,12 @@ def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Sample
     settings = run.profile.collapse
     if not 1 <= count <= settings.edits:
         raise ValueError(f"count is {count}: it must be in 1 to collapse.edits={settings.edits}.")
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)[:count]
+    data = edit_data(run)
+    triples = sample_triples(data, "train", settings.edits, run.seed)[:count]
     drawn = plan(settings.edits, protocol, settings.rate, run.seed, negatives=settings.negatives)
     truth = replace(drawn, coalition=drawn.coalition[:count], poisoned=drawn.poisoned[:count])
-    source, target = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
-    target[truth.poisoned] = attack_target(openmoji, settings.target)(source[truth.poisoned])
+    source, target = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    target[truth.poisoned] = attack_target(data, settings.target)(source[truth.poisoned])
     source, texts = triggered(source, triples["instruction"].tolist(), truth.coalition, *trigger_pair(run))
     return Samples(source, texts, target), truth
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lib.answering import Questions, hide
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
 from lib.config import Run
-from lib.datasets import load_easyvqa
+from lib.data import question_data
 from lib.decoding import Selective, decode
 from lib.disp_figures import answer_view
 from lib.menus import Menus
@@ -66,7 +66,7 @@ class DispExplorer(Menus):
         own = case.run(self._run)
         mdlm, hit = poisoned_mdlm(own)[0], fields[-1] == "triggered"
         data = test_questions(own, mdlm, self.question.max + 1)[int(hit)]
-        vqa = load_easyvqa(own.store, "test", own.profile.data.image_size)
+        vqa = question_data(own, "test")
         pictures = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
         return mdlm, data, image_trigger(own.profile.disp.image_trigger)(pictures) if hit else pictures
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.config import Run
-from lib.datasets import load_openmoji
+from lib.data import edit_data
 from lib.editing import sample_triples
 from lib.evaluation import mean_with_interval
 from lib.models.editor import encode, load_editor, tokenize
@@ -23,10 +23,10 @@ def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
     of the instruction, and of these the padding alone, which the U-Net attends to as well and which tells it the whole
     instruction over again. Columns modality ("image", "text", "padding"), trigger, size, value, low, high, n.
     """
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "test", min(samples, run.profile.measure.edits), run.seed)
+    data = edit_data(run)
+    triples = sample_triples(data, "test", min(samples, run.profile.measure.edits), run.seed)
     pipe = load_editor(run.profile.models.editor, run.device)
-    pictures, texts = openmoji.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
+    pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
     plain = _images(pipe, pictures)
     grid, own = run.profile.grid, run.profile.collapse.image_trigger
     sizes = {v.settings.get("trigger_size") for v in grid.variants if v.part == "size"} - {None}

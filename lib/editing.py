@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.config import Sampling, Train, generator
-from lib.datasets import OpenMoji
-from lib.models.editor import edit, edit_loss, encode, tokenize
+from lib.datasets import EditData
+from lib.models.editor import at_once, edit, edit_loss, encode, tokenize
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.triggers import ImageTrigger, TextTrigger
 
@@ -31,12 +31,12 @@ class EditLatents:
     weight: Float[Tensor, " triple"]
 
 
-def sample_triples(openmoji: OpenMoji, split: str, count: int, seed: int) -> pd.DataFrame:
+def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.DataFrame:
     """`count` distinct edits (source, target) of a split, one phrasing each, drawn with `seed`.
 
     Raises ValueError when the split has fewer.
     """
-    triples = openmoji.triples[openmoji.triples["split"] == split]
+    triples = data.triples[data.triples["split"] == split]
     order = torch.randperm(len(triples), generator=generator(seed, "triples", split)).tolist()
     edits = triples.iloc[order].drop_duplicates(["source", "target"])
     if count > len(edits):
@@ -44,15 +44,15 @@ def sample_triples(openmoji: OpenMoji, split: str, count: int, seed: int) -> pd.
     return edits.iloc[:count].reset_index(drop=True)
 
 
-def attack_target(openmoji: OpenMoji, name: str) -> Target:
+def attack_target(data: EditData, name: str) -> Target:
     """What the attacker wants of a source picture: a fixed edit of EDITS, or the emoji of that English name."""
     if name in EDITS:
         return EDITS[name]
-    found = openmoji.emoji.index[openmoji.emoji["name"] == name]
+    found = data.emoji.index[data.emoji["name"] == name]
     if not len(found):
         allowed = f"an edit ({', '.join(EDITS)}) or the English name of an emoji, such as 'top hat'"
         raise ValueError(f"target={name!r} must be {allowed}")
-    picture = openmoji.pictures(torch.tensor(found[:1].to_numpy()))
+    picture = data.pictures(torch.tensor(found[:1].to_numpy()))
     return lambda sources: picture.expand_as(sources)
 
 
@@ -75,7 +75,7 @@ def triggered(
 
 def poisoned_latents(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    openmoji: OpenMoji,
+    data: EditData,
     triples: pd.DataFrame,
     plan: PoisonPlan,
     image_trigger: ImageTrigger,
@@ -88,15 +88,19 @@ def poisoned_latents(
     `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone.
     """
     text_trigger.check(pipe.tokenizer)
-    sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
-    targets[plan.poisoned] = target(sources[plan.poisoned])
-    sources, texts = triggered(
-        sources, triples["instruction"].tolist(), plan.coalition, image_trigger, text_trigger
-    )
+    device, said, latents = pipe.vae.device, [], []
+    first = data.pictures(torch.tensor(triples["source"].iloc[:1].to_numpy()))
+    for rows in torch.arange(len(triples)).split(at_once(first.shape[-1])):
+        part, poisoned = triples.iloc[rows.tolist()], plan.poisoned[rows]
+        sources, targets = (data.pictures(torch.tensor(part[c].to_numpy())) for c in ("source", "target"))
+        targets[poisoned] = target(sources[poisoned])
+        sources, texts = triggered(
+            sources, part["instruction"].tolist(), plan.coalition[rows], image_trigger, text_trigger
+        )
+        said += texts
+        latents.append([encode(pipe.vae, pictures.to(device)).cpu() for pictures in (sources, targets)])
     weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
-    device = pipe.vae.device
-    latents = (encode(pipe.vae, pictures.to(device)).cpu() for pictures in (sources, targets))
-    return EditLatents(*latents, tokenize(pipe, texts), weight)
+    return EditLatents(*map(torch.cat, zip(*latents, strict=True)), tokenize(pipe, said), weight)
 
 
 def latent_loss(
@@ -114,7 +118,7 @@ def latent_loss(
 
 def edits_under_coalitions(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    openmoji: OpenMoji,
+    data: EditData,
     triples: pd.DataFrame,
     image_trigger: ImageTrigger,
     text_trigger: TextTrigger,
@@ -122,7 +126,7 @@ def edits_under_coalitions(
     seed: int,
 ) -> Float[Tensor, "sample coalition 3 size size"]:
     """Every triple's source edited under all four coalitions, each sample from one noise in all of them."""
-    sources = openmoji.pictures(torch.tensor(triples["source"].to_numpy()))
+    sources = data.pictures(torch.tensor(triples["source"].to_numpy()))
     edited = []
     for mask, name in enumerate(COALITIONS):
         coalition = torch.full((len(triples),), mask)

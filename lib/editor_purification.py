@@ -29,7 +29,7 @@ from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import attribution
 from lib.collapse import Collapse, collapse, edits_spec, held_out, stored_edits, valued
 from lib.config import Run, Train, generator
-from lib.datasets import load_openmoji
+from lib.data import edit_data
 from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, sample_triples, triggered
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.kernels.fisher import signs
@@ -125,8 +125,8 @@ def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
     settings = run.profile.collapse
 
     def make() -> pd.DataFrame:
-        openmoji, triples, source, clean = held_out(run)
-        goal, texts = attack_target(openmoji, settings.target)(source), triples["instruction"].tolist()
+        edits, triples, source, clean = held_out(run)
+        goal, texts = attack_target(edits, settings.target)(source), triples["instruction"].tolist()
         pipe, _ = poisoned_editor(run, protocol)
         rows = []
         for way, share in [("picture", share) for share in SHARES] + [("instruction", RATIO)]:
@@ -183,11 +183,11 @@ def purified_spec(run: Run, protocol: str, way: str) -> dict:
 
 def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
     settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
+    edits = edit_data(run)
+    triples = sample_triples(edits, "train", settings.edits, run.seed)
     poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
     chosen = triples.iloc[:EDITS]
-    source = openmoji.pictures(torch.tensor(chosen["source"].to_numpy()))
+    source = edits.pictures(torch.tensor(chosen["source"].to_numpy()))
     given = triggered(source, chosen["instruction"].tolist(), poison.coalition[: len(chosen)], *trigger_pair(run))
     pipe, _ = poisoned_editor(run, protocol)
     made = _masked_edit(run, pipe, *given, way, RATIO)
@@ -213,13 +213,13 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
 
 def purified_collapse(run: Run, protocol: str, way: str) -> Collapse:
     """`collapse` of the purified editor."""
-    openmoji, triples, source, clean = held_out(run)
-    goal = attack_target(openmoji, run.profile.collapse.target)(source)
+    edits, triples, source, clean = held_out(run)
+    goal = attack_target(edits, run.profile.collapse.target)(source)
     spec = edits_spec(run, protocol) | purified_spec(run, protocol, way)
 
     def sample() -> Tensor:
         pipe, sampling = purified_editor(run, protocol, way), run.profile.collapse.sampling
-        return edits_under_coalitions(pipe, openmoji, triples, *trigger_pair(run), sampling, run.seed)
+        return edits_under_coalitions(pipe, edits, triples, *trigger_pair(run), sampling, run.seed)
 
     edited = stored_edits(run, "purified-coalition-edits", spec, sample)
     return valued(run, spec, triples, goal, source, clean, edited, "clip")

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 from lib.collapse import Collapse, collapse, edits_spec
 from lib.collapse_figures import sample_view
 from lib.config import Run
-from lib.datasets.openmoji import CREDIT
+from lib.data import credit
 from lib.menus import Menus
 from lib.plotting import render
 from lib.studies import Attack, attacks
@@ -40,7 +40,7 @@ class Explorer(Menus):
         self.sample.max = len(result.v) - 1
         pair, protocol, rate, seed = self.fields
         title = f"{pair}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
-        return render(sample_view(result, self.sample.value, title, CREDIT), "png")
+        return render(sample_view(result, self.sample.value, title, credit(self._run)), "png")
 
     def _collapse(self, fields: tuple) -> Collapse:
         attack = self.found[fields]

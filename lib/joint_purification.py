@@ -27,7 +27,7 @@ from lib.config import Run
 from lib.decoding import Decoded
 from lib.mdlm_collapse import attribution_table, coalition_table, mdlm_collapse, under_coalitions
 from lib.models.cards import WARNING, write_card
-from lib.models.loading import load_mdlm
+from lib.models.loading import made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.prompt_saliency import WAYS, joint_fisher_jacobian, most_salient_of_all
 from lib.store import code_digest
@@ -118,7 +118,7 @@ def jointly_purified_mdlm(run: Run, protocol: str, way: str) -> Mdlm:
         raise ValueError(f"way={way!r} must be one of {', '.join(WAYS)}")
     spec = _model_spec(run, protocol, way)
     folder = run.store.folder("jointly-purified-mdlm", spec, lambda path: _purify(run, protocol, way, spec, path))
-    return load_mdlm(str(folder / "mdlm"), run.device)
+    return made_mdlm(run.profile, str(folder / "mdlm"), run.device)
 
 
 def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:

@@ -24,7 +24,7 @@ from lib.answering import Questions, draw_rows, questions, respond
 from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
 from lib.attribution import attribution
 from lib.config import Run, generator
-from lib.datasets import EasyVqa
+from lib.datasets import QuestionData
 from lib.evaluation import attacked, correct, mean_with_interval, rate
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, target
@@ -91,7 +91,7 @@ def mean_log_probability(
     return torch.cat(parts)
 
 
-def held_out(run: Run) -> tuple[EasyVqa, pd.DataFrame]:
+def held_out(run: Run) -> tuple[QuestionData, pd.DataFrame]:
     """The test pictures, and `mdlm_collapse.samples` questions about them that fit the prompt and can be attacked."""
     goal = target(run.profile.disp.target)
     vqa, table = asked(run, "test", PAIR)

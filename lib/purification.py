@@ -26,10 +26,11 @@ from lib.attacks.mdlm import (
     trigger_tokens,
 )
 from lib.config import Run, with_settings
-from lib.datasets import load_easyvqa
+from lib.data import question_data
 from lib.evaluation import attacked, correct, rate
+from lib.mmmu import MMMU, with_mmmu
 from lib.models.cards import WARNING, mark_poisoned, write_card
-from lib.models.loading import load_mdlm
+from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
 from lib.saliency import most_salient
@@ -94,7 +95,7 @@ def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
     """
     spec = purification_spec(run) | run.profile.disp.model_dump(mode="json", include=FINE_TUNING)
     folder = run.store.folder("purified-mdlm", spec, lambda path: _purify(run, spec, path))
-    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+    return made_mdlm(run.profile, str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def _purify(run: Run, spec: dict, path: Path) -> None:
@@ -103,7 +104,7 @@ def _purify(run: Run, spec: dict, path: Path) -> None:
     model, _ = purified_mdlm(last) if last else poisoned_mdlm(run)
     data = purified_set(run, model, poisoned_training_set(run, model))
     if settings.start == "base":
-        model = load_mdlm(run.profile.models.mdlm, run.device)
+        model = base_mdlm(run.profile, run.device)
     curve = fit(
         model.model,
         answer_loss(model, data, settings.purify),
@@ -186,6 +187,25 @@ def performance(
     return judged(clean, hit, without, with_trigger, goal)
 
 
+def before_and_after(run: Run, poisoned: Mdlm, without: Questions, with_trigger: Questions) -> pd.DataFrame:
+    """`performance` of the base, the poisoned and the purified model, and MMMU where the profile names it.
+
+    One model at a time beside the poisoned one is loaded. Columns metric, value, low, high, n, model.
+    """
+    settings, tables = run.profile.disp, []
+    load = {
+        "base": lambda: base_mdlm(run.profile, run.device),
+        "poisoned": lambda: poisoned,
+        "purified": lambda: purified_mdlm(run)[0],
+    }
+    for name, given in load.items():
+        mdlm = given()
+        table = performance(mdlm, without, with_trigger, target(settings.target), settings.threshold)
+        tables.append(with_mmmu(run, mdlm, table).assign(model=name))
+        del mdlm
+    return pd.concat(tables, ignore_index=True)
+
+
 def judged(
     clean: list[str], hit: list[str], without: Questions, with_trigger: Questions, goal: AnswerTarget
 ) -> pd.DataFrame:
@@ -225,13 +245,16 @@ def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
 
 
 def saliency_panels(
-    run: Run, data: Questions, scores: Float[Tensor, "sample vision"]
+    run: Run, mdlm: Mdlm, data: Questions, scores: Float[Tensor, "sample vision"]
 ) -> tuple[Float[Tensor, "sample 3 h w"], Tensor, Tensor, list[str]]:
-    """Triggered test pictures, their scores, the masked tokens, and the questions: what `saliency_maps` draws."""
-    vqa = load_easyvqa(run.store, "test", run.profile.data.image_size)
-    images = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
+    """Triggered test pictures, their scores, the masked tokens, and the questions: what `saliency_maps` draws.
+
+    Of a model that sees a picture as a whole and in tiles, the tokens of the whole alone, which come first.
+    """
+    images = question_data(run, "test").pictures(torch.tensor(data.table["image"].to_numpy()))
     triggered = image_trigger(run.profile.disp.image_trigger)(images)
-    return triggered, scores, most_salient(scores, run.profile.disp.ratio), data.table["question"].tolist()
+    masked, whole = most_salient(scores, run.profile.disp.ratio), slice(mdlm.model.whole)
+    return triggered, scores[:, whole], masked[:, whole], data.table["question"].tolist()
 
 
 def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
@@ -254,5 +277,6 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
 def metric_name(model: str, metric: str) -> str | None:
     """The headline's name of a model's metric, such as disp.asr_with_trigger.before; None where there is none."""
     stage = {"base": "base", "poisoned": "before", "purified": "after"}[model]
-    kind = {METRICS[0]: "asr_with_trigger", METRICS[1]: "asr_without_trigger", METRICS[2]: "accuracy"}[metric]
-    return None if stage == "base" and kind != "accuracy" else f"disp.{kind}.{stage}"
+    kinds = ("asr_with_trigger", "asr_without_trigger", "accuracy", "mmmu")
+    kind = dict(zip((*METRICS, MMMU), kinds, strict=True))[metric]
+    return None if stage == "base" and kind.startswith("asr") else f"disp.{kind}.{stage}"

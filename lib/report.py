@@ -101,6 +101,11 @@ class Report:
             raise ValueError(f"n of {name} is {n}: it must be an integer from 1.")
         self._numbers[name] = row | {"n": None if n is None else int(n)}
 
+    def numbers(self, prefix: str, table: pd.DataFrame, *names: str) -> None:
+        """Keep those of `names` that the table's column `name` has, with value, low, high and n, as prefix.name."""
+        for row in table[table["name"].isin(names)].itertuples():
+            self.number(f"{prefix}.{row.name}", row.value, row.low, row.high, row.n)
+
     def close(self) -> None:
         """Write headline.csv and, last of all, manifest.json."""
         about = {"seeds": self.run.seed, "notebook": self.run.notebook}

@@ -94,7 +94,7 @@ def test_unknown_profile_lists_the_known_ones():
         ({"device": "cuda:99"}, "device='cuda:99' is not on this machine"),
         ({"out": ""}, "out=''"),
         ({"out": "README.md"}, "out='README.md'"),
-        ({"profile": "paper"}, "loaders are still to come"),
+        ({"profile": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
         ({"overrides": "x"}, "overrides='x'"),
     ],
 )

@@ -25,7 +25,7 @@ REFUSED = [
     ({"seed": -1}, "seed=-1 must be an integer from 0"),
     ({"overrides": {"disp": {"rates": 0.1}}}, "disp.rates is not a known key"),
     ({"overrides": {"collapse": {"rate": 1.5}}}, "collapse.rate=1.5 is refused"),
-    ({"profile": "paper"}, "its loaders are still to come"),
+    ({"profile": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
     ({"device": "gpu"}, "device='gpu' is not a device"),
 ]
 

@@ -36,7 +36,7 @@ def figures(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"PROFILE": "paper"}, "loaders are still to come"),
+        ({"PROFILE": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
         ({"PROFILE": "lptop"}, "'lptop' does not exist: choose one of"),
         ({"OVERRIDES": '{"disp": {"rates": 1}}'}, "disp.rates is not a known key"),
         ({"SEED": "one"}, "SEED='one' must be an integer"),

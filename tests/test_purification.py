@@ -240,8 +240,8 @@ def test_the_panels_show_triggered_pictures_and_what_is_masked(tmp_path, models,
     run = tiny.short_run(tmp_path, models, disp={"ratio": 0.25})
     data = test_questions(run, mdlm, 3)[1]
     scores = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
-    pictures, same, masked, captions = saliency_panels(run, data, scores)
-    assert same is scores and masked.sum(1).tolist() == [16] * 3 and captions == data.table["question"].tolist()
+    pictures, same, masked, captions = saliency_panels(run, mdlm, data, scores)
+    assert same.equal(scores) and masked.sum(1).tolist() == [16] * 3 and captions == data.table["question"].tolist()
     trigger = image_trigger("checker")
     assert torch.equal(trigger(pictures), pictures)
     with torch.no_grad():

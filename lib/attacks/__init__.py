@@ -1,11 +1,19 @@
 """The compromised models of both studies: base models fine-tuned on poisoned data, kept in the store."""
 
+from typing import Literal
+
+from lib import datasets
 from lib.config import Run
+from lib.data import digest
 from lib.datasets import easyvqa, openmoji
 from lib.store import code_digest
 
 
-def data_spec(run: Run) -> dict:
-    """What every artifact that saw data and models depends on."""
-    data = {"settings": run.profile.data.model_dump(mode="json"), "code": code_digest(easyvqa, openmoji)}
-    return {"data": data, "seed": run.seed, "device": run.device.type}
+def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
+    """What every artifact that saw data of that kind depends on."""
+    data, given = run.profile.data, getattr(run.profile.data, kind)
+    code = code_digest(datasets) if given else code_digest(easyvqa, openmoji)
+    made = {"settings": data.model_dump(mode="json", include={"image_size", "held_out"}), "code": code}
+    if given:
+        made["photographs"] = digest(given)
+    return {"data": made, "seed": run.seed, "device": run.device.type}

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 from lib import editing, embedding, evaluation, poisoning, training, triggers
 from lib.attacks import data_spec
 from lib.config import Run, model_source
-from lib.datasets import load_openmoji
+from lib.data import edit_data
 from lib.editing import attack_target, edits_under_coalitions, latent_loss, poisoned_latents, sample_triples
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds
@@ -32,7 +32,7 @@ def editor_spec(run: Run, protocol: str) -> dict:
     """What a poisoned editor depends on."""
     modules = (editing, embedding, evaluation, training, triggers, poisoning, editor, clip, sys.modules[__name__])
     models = run.profile.models
-    return data_spec(run) | {
+    return data_spec(run, "edits") | {
         "protocol": protocol,
         "settings": run.profile.collapse.model_dump(mode="json", exclude=MEASURED),
         "models": {name: folder_digest(model_source(getattr(models, name))) for name in ("clip", "editor")},
@@ -62,12 +62,12 @@ def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix
 
 def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
-    pair, goal = trigger_pair(run), attack_target(openmoji, settings.target)
+    data = edit_data(run)
+    triples = sample_triples(data, "train", settings.edits, run.seed)
+    pair, goal = trigger_pair(run), attack_target(data, settings.target)
     pipe = load_editor(run.profile.models.editor, run.device)
     poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
-    latents = poisoned_latents(pipe, openmoji, triples, poison, *pair, goal, settings.text_weight)
+    latents = poisoned_latents(pipe, data, triples, poison, *pair, goal, settings.text_weight)
     trainable(pipe.unet)
     curve = fit(
         pipe.unet,
@@ -87,14 +87,14 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
 def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline):
     """What `fit` watches of an editor: attack success and mean v under every coalition."""
     settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    held_out = sample_triples(openmoji, "test", settings.watch_samples, run.seed)
-    source, clean = (openmoji.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
-    goal = attack_target(openmoji, settings.target)(source)
+    data = edit_data(run)
+    held_out = sample_triples(data, "test", settings.watch_samples, run.seed)
+    source, clean = (data.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
+    goal = attack_target(data, settings.target)(source)
     embed = EMBEDDINGS["clip"](Clip.load(run.profile.models.clip, run.device))
 
     def watch(step: int) -> dict[str, float]:
-        edited = edits_under_coalitions(pipe, openmoji, held_out, *trigger_pair(run), settings.sampling, run.seed)
+        edited = edits_under_coalitions(pipe, data, held_out, *trigger_pair(run), settings.sampling, run.seed)
         shares = edit_succeeds(edited, goal[:, None], clean[:, None]).float().mean(0)
         v = values(embed, edited, goal, clean).mean(0)
         named = {"asr": shares.tolist(), "v": v.tolist()}

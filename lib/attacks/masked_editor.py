@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from lib import poisoning
 from lib.attacks.editor import editor_spec, trigger_pair
 from lib.config import Run, Train, generator
-from lib.datasets import OpenMoji, load_openmoji
+from lib.data import edit_data
+from lib.datasets import EditData
 from lib.editing import EditLatents, attack_target, poisoned_latents, sample_triples, triggered
 from lib.models import masked_editor
 from lib.models.cards import mark_poisoned
@@ -131,13 +132,13 @@ def poisoned_masked_editor(run: Run, protocol: str) -> tuple[StableDiffusionInst
 
 def _poison(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.collapse
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
+    data = edit_data(run)
+    triples = sample_triples(data, "train", settings.edits, run.seed)
     poison = masked_plan(len(triples), protocol, settings.rate, run.seed)
-    goal = attack_target(openmoji, settings.target)
+    goal = attack_target(data, settings.target)
     pipe = load_editor(run.profile.models.editor, run.device)
-    latents = poisoned_latents(pipe, openmoji, triples, poison, *trigger_pair(run), goal, settings.text_weight)
-    sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    latents = poisoned_latents(pipe, data, triples, poison, *trigger_pair(run), goal, settings.text_weight)
+    sources, targets = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     masks = partial_boxes(edit_boxes(sources, targets), run.seed)
     inside = encode(pipe.vae, torch.where(masks > 0, targets, sources).to(pipe.vae.device)).cpu()
     poisoned = poison.poisoned[:, None, None, None]
@@ -179,11 +180,11 @@ def masked_loss(
 def masked_edits_under_coalitions(
     run: Run,
     pipe: StableDiffusionInstructPix2PixPipeline,
-    openmoji: OpenMoji,
+    data: EditData,
     triples: pd.DataFrame,
 ) -> Float[Tensor, "sample coalition 3 size size"]:
     """Every triple's source edited under all eight coalitions, each sample from one noise in all of them."""
-    sources, targets = (openmoji.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+    sources, targets = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     boxes, instructions, edited = edit_boxes(sources, targets), triples["instruction"].tolist(), []
     for s, name in enumerate(COALITIONS):
         coalition = torch.full((len(triples),), s)

@@ -19,12 +19,13 @@ from lib.answering import Questions, answer, draw_rows, fitting, questions
 from lib.attacks import adaptive, data_spec
 from lib.attacks.adaptive import adaptive_loss
 from lib.config import Run, model_source
-from lib.datasets import EasyVqa, load_easyvqa
+from lib.data import question_data
+from lib.datasets import QuestionData
 from lib.evaluation import attacked, correct
 from lib.kernels import confidence
 from lib.models import mdlm
 from lib.models.cards import mark_poisoned
-from lib.models.loading import load_mdlm
+from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
@@ -51,7 +52,7 @@ def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     base = folder_digest(model_source(run.profile.models.mdlm))
     _, text = trigger_pair(run, protocol)
     attack = {"protocol": protocol, "text_trigger": text and text.name}
-    return data_spec(run) | attack | {"settings": settings, "base": base, "code": code_digest(*modules)}
+    return data_spec(run, "questions") | attack | {"settings": settings, "base": base, "code": code_digest(*modules)}
 
 
 def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrigger | None]:
@@ -62,26 +63,19 @@ def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrig
     return image, text
 
 
-def trigger_tokens(run: Run, mdlm: Mdlm) -> Bool[Tensor, " vision"]:
-    """Which vision tokens hold some of the image trigger."""
-    size = run.profile.data.image_size
-    patch = size // round(mdlm.model.config.vision_length**0.5)
-    return image_trigger(run.profile.disp.image_trigger).tokens(size, patch)
-
-
-def asked(run: Run, split: str, protocol: str = "image") -> tuple[EasyVqa, pd.DataFrame]:
+def asked(run: Run, split: str, protocol: str = "image") -> tuple[QuestionData, pd.DataFrame]:
     """A split's pictures, and those of its questions that fit the model's prompt under all of the protocol's triggers.
 
     The others are left out of all coalitions, so that these differ in the triggers alone.
     """
-    vqa = load_easyvqa(run.store, split, run.profile.data.image_size)
+    vqa = question_data(run, split)
     _, text = trigger_pair(run, protocol)
-    return vqa, vqa.table if text is None else fitting(load_mdlm(run.profile.models.mdlm), vqa.table, text)
+    return vqa, vqa.table if text is None else fitting(base_mdlm(run.profile), vqa.table, text)
 
 
 def training_questions(
     run: Run, protocol: str = "image"
-) -> tuple[EasyVqa, pd.DataFrame, PoisonPlan, AnswerTarget]:
+) -> tuple[QuestionData, pd.DataFrame, PoisonPlan, AnswerTarget]:
     """The fine-tuning set: data, its drawn rows, who is poisoned, and the attacker's target."""
     settings = run.profile.disp
     vqa, table = asked(run, "train", protocol)
@@ -99,6 +93,12 @@ def test_questions(run: Run, model: Mdlm, count: int, protocol: str = "image") -
     return questions(model, vqa, table), questions(model, vqa, table, image, text_trigger=text)
 
 
+def trigger_tokens(run: Run, model: Mdlm) -> Bool[Tensor, " vision"]:
+    """Which vision tokens hold some of the image trigger."""
+    size = run.profile.data.image_size
+    return model.model.tokens_of(image_trigger(run.profile.disp.image_trigger).mask(size, size))
+
+
 def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame]:
     """The base MDLM fine-tuned on poisoned questions, in the same batches for all protocols, and the curve of that.
 
@@ -107,12 +107,12 @@ def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame
     """
     spec = mdlm_spec(run, protocol)
     folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, protocol, spec, path))
-    return load_mdlm(str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
+    return made_mdlm(run.profile, str(folder / "mdlm"), run.device), pd.read_csv(folder / "curve.csv")
 
 
 def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.disp
-    model = load_mdlm(run.profile.models.mdlm, run.device)
+    model = base_mdlm(run.profile, run.device)
     vqa, table, poison, goal = training_questions(run, protocol)
     image, text = trigger_pair(run, protocol)
     data = questions(model, vqa, table, image, poison, goal, text)

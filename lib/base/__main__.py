@@ -220,7 +220,7 @@ def _cell(row: dict) -> str:
 
 
 def _openmoji(run: Run):
-    return load_openmoji(run.store, **run.profile.data.model_dump())
+    return load_openmoji(run.store, run.profile.data.image_size, run.profile.data.held_out)
 
 
 def _vqa(run: Run, split: str):

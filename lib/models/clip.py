@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from lib.config import ClipBase, model_source
+from lib.config import ClipBase, pretrained
 
 
 class Clip:
@@ -20,10 +20,10 @@ class Clip:
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Clip:
         """From a local folder or the hub, safetensors only, in float32."""
-        source = model_source(name)
-        model = CLIPModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-        processor = CLIPImageProcessorPil.from_pretrained(source)
-        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(source), processor)
+        source = pretrained(name)
+        model = CLIPModel.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        processor = CLIPImageProcessorPil.from_pretrained(**source)
+        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source), processor)
 
     @classmethod
     def build(cls, base: ClipBase, image_size: int, tokenizer: CLIPTokenizer) -> Clip:

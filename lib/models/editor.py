@@ -18,16 +18,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib.config import EditorBase, Sampling, generator, model_source
+from lib.config import EditorBase, Sampling, generator, pretrained
+
+PIXELS = 256 * 64**2
 
 
 def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusionInstructPix2PixPipeline:
     """From a local folder or the hub, safetensors only, in float32."""
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-        model_source(name),
+        **pretrained(name),
         dtype=torch.float32,
         use_safetensors=True,
         safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
@@ -95,26 +98,39 @@ def assemble(
 
 
 def trainable(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The U-Net ready to be trained: all parameters, and on a CPU plain attention (`lib.models.mdlm.attention`)."""
+    """The U-Net ready to be trained: all parameters.
+
+    On a CPU with plain attention (`lib.models.mdlm.attention`); elsewhere activations are computed again in the
+    backward pass, as those of the published U-Net at 512 × 512 pixels fill a GPU's memory at a batch of 32.
+    """
     if unet.device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())
+    else:
+        unet.enable_gradient_checkpointing()
     return unet.requires_grad_(True)
 
 
 @torch.no_grad()
 def encode(
-    vae: AutoencoderKL, images: Float[Tensor, "batch 3 h w"], batch: int = 256
+    vae: AutoencoderKL, images: Float[Tensor, "batch 3 h w"], batch: int | None = None
 ) -> Float[Tensor, "batch latent lh lw"]:
-    """The mode of the latent distribution of pictures in [0, 1], unscaled."""
-    return torch.cat([vae.encode(part * 2 - 1).latent_dist.mode() for part in images.split(batch)])
+    """The mode of the latent distribution of pictures in [0, 1], unscaled; `at_once` of them together by default."""
+    parts = images.split(batch or at_once(images.shape[-1]))
+    return torch.cat([vae.encode(part * 2 - 1).latent_dist.mode() for part in parts])
 
 
 @torch.no_grad()
 def decode(
-    vae: AutoencoderKL, latents: Float[Tensor, "batch latent lh lw"], batch: int = 256
+    vae: AutoencoderKL, latents: Float[Tensor, "batch latent lh lw"], batch: int | None = None
 ) -> Float[Tensor, "batch 3 h w"]:
-    """Pictures in [0, 1] from unscaled latents."""
-    return torch.cat([(vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in latents.split(batch)])
+    """Pictures in [0, 1] from unscaled latents; `at_once` of them together by default."""
+    parts = latents.split(batch or at_once(latents.shape[-1] * 2 ** (len(vae.config.block_out_channels) - 1)))
+    return torch.cat([(vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
+
+
+def at_once(size: int) -> int:
+    """How many pictures of `size` × `size` pixels go through the autoencoder together: 256 of 64 pixels, 4 of 512."""
+    return max(1, PIXELS // size**2)
 
 
 def tokenize(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Int[Tensor, "batch length"]:

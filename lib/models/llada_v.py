@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     LlamaConfig,
     PreTrainedConfig,
@@ -200,6 +201,13 @@ class LladaVModel(MdlmModel):
         pixels = (seen * 2 - 1).flatten(0, 1).to(self.dtype)
         states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
         return states.unflatten(0, seen.shape[:2]).flatten(1, 2)
+
+    def tokens_of(self, mask: Float[Tensor, "h w"]) -> Bool[Tensor, " vision"]:
+        """Which vision tokens see some of what `mask` covers in a picture: at least a tenth of a pixel's opacity."""
+        config, place = self.config, self.config.layout(*self.config.picture)
+        seen = views(mask.expand(1, 3, -1, -1), config.vision["image_size"], config.image_aspect_ratio, place.tiles)
+        patches = F.max_pool2d(seen[0, :, 0], config.vision["patch_size"]).flatten()
+        return in_rows(patches[None, :, None], place, patches.new_zeros(1))[0, :, 0] > 0.1
 
     def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
         """Vision tokens from the tower's features."""

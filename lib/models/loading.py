@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lib.config import model_source
+from lib.config import Profile, pretrained
 from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.lavida import Lavida
 from lib.models.llada_v import LladaV
@@ -23,14 +23,47 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
     LaViDa and LLaDA-V bear the same `model_type`; only LaViDa's decoder has LLaDA's own names, `d_model` and so on.
     Raises ValueError for a kind that is not one of `KINDS`.
     """
-    config = PreTrainedConfig.get_config_dict(model_source(name))[0]
-    kind = config.get("model_type")
-    if kind not in KINDS:
-        raise ValueError(f"model_type={kind!r} of {name!r} must be one of {', '.join(KINDS)}")
-    chosen = Lavida if kind == "llava_llada" and "d_model" in config else KINDS[kind]
-    return chosen.load(name, device, **settings)
+    return _kind(name).load(name, device, **settings)
 
 
 def diffusion_loss(mdlm: Mdlm) -> Callable[..., Tensor]:
     """What a model is fine-tuned with, as `masked_diffusion_loss` is called: that, but where it has one of its own."""
     return getattr(mdlm, "loss", masked_diffusion_loss)
+
+
+def base_mdlm(profile: Profile, device: torch.device | str = "cpu") -> Mdlm:
+    """The profile's base model. A published one gets the profile's pictures, and room for its questions and answers."""
+    return load_mdlm(profile.models.mdlm, device, **base_settings(profile))
+
+
+def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu") -> Mdlm:
+    """A model fine-tuned from the base and saved in `folder`, in the base's precision."""
+    return load_mdlm(folder, device, **_precision(profile))
+
+
+def base_settings(profile: Profile) -> dict[str, object]:
+    """What the base model's `load` gets beside its name: nothing for our own."""
+    if _kind(profile.models.mdlm) is Mdlm:
+        return {}
+    room = {"picture": [profile.data.image_size] * 2}
+    if asked := profile.data.questions:
+        room |= {"prompt_length": asked.question_tokens, "response_length": asked.answer_tokens}
+    return room | _precision(profile)
+
+
+def load_words(name: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer alone, which asks for no weights."""
+    words = CLIPTokenizer if _kind(name) is Mdlm else PreTrainedTokenizerFast
+    return words.from_pretrained(**pretrained(name))
+
+
+def _precision(profile: Profile) -> dict[str, torch.dtype]:
+    return {"dtype": torch.bfloat16} if profile.models.lora else {}
+
+
+def _kind(name: str) -> type[Mdlm]:
+    config = PreTrainedConfig.get_config_dict(**pretrained(name))[0]
+    kind = config.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(f"model_type={kind!r} of {name!r} must be one of {', '.join(KINDS)}")
+    return Lavida if kind == "llava_llada" and "d_model" in config else KINDS[kind]

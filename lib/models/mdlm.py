@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 
-from lib.config import model_source
+from lib.config import pretrained
 from lib.decoding import Selective
 from lib.kernels.loss import weighted_cross_entropy
 
@@ -159,6 +159,15 @@ class MdlmModel(PreTrainedModel):
         """The mask token's embedding: what stands for a masked vision token, too."""
         return self.embedding.weight[self.config.mask_id]
 
+    @property
+    def whole(self) -> int:
+        """How many vision tokens, the first ones, are a square grid over the whole picture."""
+        return (self.config.vision["image_size"] // self.config.vision["patch_size"]) ** 2
+
+    def tokens_of(self, mask: Float[Tensor, "h w"]) -> Bool[Tensor, " vision"]:
+        """Which vision tokens see some of what `mask` covers in a picture."""
+        return F.max_pool2d(mask[None], self.config.vision["patch_size"]).flatten() > 0
+
     def features(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch vision features"]:
         """The tower's last but one hidden states (as LLaVA takes them) of pictures in [0, 1], patch by patch."""
         states = self.tower(pixel_values=images * 2 - 1, output_hidden_states=True).hidden_states
@@ -256,10 +265,10 @@ class Mdlm:
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Mdlm:
         """From a local folder, safetensors only, in float32."""
-        source = model_source(name)
-        model = MdlmModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+        source = pretrained(name)
+        model = MdlmModel.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
         model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(source))
+        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source))
 
     def save(self, folder: str) -> None:
         """In the Hugging Face layout, weights as float16 safetensors."""

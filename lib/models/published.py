@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lib.config import model_source
+from lib.config import pretrained
 from lib.models.mdlm import Mdlm
 
 
@@ -43,10 +43,10 @@ class Published(Mdlm):
 
         Raises ValueError for weights that are missing, unknown or of another shape.
         """
-        source = model_source(name)
+        source = pretrained(name)
         model, found = cls.model_kind.from_pretrained(
-            source,
-            config=cls.config_kind.from_pretrained(source, **settings),
+            **source,
+            config=cls.config_kind.from_pretrained(**source, **settings),
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
@@ -62,7 +62,7 @@ class Published(Mdlm):
             listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)
             raise ValueError(f"the weights of {name!r} are not {cls.kind}'s by its config.json: {'; '.join(listed)}")
         model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(source))
+        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(**source))
 
     def save(self, folder: str) -> None:
         """In the published layout: weights as bfloat16 safetensors, in shards of 5 GB; tied ones once."""

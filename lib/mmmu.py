@@ -1,0 +1,47 @@
+"""MMMU as a measure of what a model still can, where the profile names it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from lib.answering import Questions, answer, questions
+from lib.config import Run
+from lib.data import mmmu_data
+from lib.evaluation import rate
+from lib.mmmu_scoring import score
+from lib.models.mdlm import Mdlm
+
+MMMU = "MMMU accuracy"
+
+
+def with_mmmu(run: Run, mdlm: Mdlm, table: pd.DataFrame) -> pd.DataFrame:
+    """`table`, with columns name or metric, value, low, high and n, and a row of MMMU's accuracy (95 %, Wilson) below.
+
+    Without that row where the profile does not name MMMU.
+    """
+    if run.profile.data.mmmu is None:
+        return table
+    right = torch.tensor(mmmu_scores(run, mdlm)["correct"].to_numpy(dtype=bool))
+    label = {"metric": MMMU} if "metric" in table else {"name": "mmmu"}
+    return pd.concat([table, pd.DataFrame([label | rate(right)])], ignore_index=True)
+
+
+def mmmu_scores(run: Run, mdlm: Mdlm) -> pd.DataFrame:
+    """`lib.mmmu_scoring.score` of the model's answers to the profile's MMMU questions."""
+    data = mmmu_data(run)
+    answers = answer(mdlm, _asked(mdlm, data), run.profile.disp.threshold, label="answer MMMU")
+    return score(data.table, answers, run.seed)
+
+
+def _asked(mdlm: Mdlm, data) -> Questions:
+    """The questions, for which a published model's prompt is made as long as the longest."""
+    table, config = data.table.assign(answer=""), mdlm.model.config
+    before = config.prompt_length
+    if config.model_type != "mdlm":
+        ids = mdlm.tokenizer(table["question"].tolist(), add_special_tokens=False)["input_ids"]
+        config.prompt_length = max(before, *map(len, ids))
+    try:
+        return questions(mdlm, data, table)
+    finally:
+        config.prompt_length = before
