@@ -25,7 +25,6 @@ from lib.datasets import EditData
 from lib.editing import attack_target, edits_under_coalitions, sample_triples
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
-from lib.models.clip import Clip
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, folder_digest
@@ -105,11 +104,13 @@ def valued(
     """Edits of that spec with v in an embedding of EMBEDDINGS (from the store), and attack success."""
 
     def measure() -> dict[str, Tensor]:
-        embed = EMBEDDINGS[embedding](Clip.load(run.profile.models.clip, run.device))
+        embed = EMBEDDINGS[embedding](run.profile.models, run.device)
         extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
         return {"v": values(embed, edited, goal, clean), "possible": extremes[:, 1] - extremes[:, 0]}
 
     about = {"edits": spec, "embedding": embedding, "code": code_digest(attribution_module)}
+    if embedding == "dino":
+        about["dino"] = folder_digest(model_source(run.profile.models.dino))
     made = run.store.tensors("coalition-values", about, measure)
     success = edit_succeeds(edited, goal[:, None], clean[:, None])
     return Collapse(triples, goal, source, clean, edited, made["v"], made["possible"], success)

@@ -131,12 +131,14 @@ class Models(Partial):
     """Where the models lie: folders below the repository, other local folders, or hub ids with their commit, as in
     `openai/clip-vit-large-patch14@32bd…`.
 
-    lora: what is trained of the MDLM, its own weights staying as they are, in bfloat16; None: all weights, in float32.
+    dino: a DINOv2, in which v is measured too. lora: what is trained of the MDLM, its own weights staying as they are,
+    in bfloat16; None: all weights, in float32.
     """
 
     clip: str
     editor: str
     mdlm: str
+    dino: str | None = None
     lora: Lora | None = None
 
 

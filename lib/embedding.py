@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.attribution import coalition_values
+from lib.config import Models
 from lib.models.clip import Clip, preprocess
+from lib.models.dino import Dino
 
 Embedding = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch dim"]]
 
@@ -23,12 +25,18 @@ def _tower(clip: Clip) -> Embedding:
 
 
 # "clip": the space shared with texts, as in the paper. "tower": CLIP's image tower before the projection into that
-# space. "pixels": the picture itself around mid-grey.
-EMBEDDINGS: dict[str, Callable[[Clip], Embedding]] = {
-    "clip": lambda clip: clip.image_embeddings,
-    "tower": _tower,
-    "pixels": lambda clip: lambda images: (images - 0.5).flatten(1),
+# space. "pixels": the picture itself around mid-grey. "dino": DINOv2, where the profile names one.
+EMBEDDINGS: dict[str, Callable[[Models, torch.device], Embedding]] = {
+    "clip": lambda models, device: Clip.load(models.clip, device).image_embeddings,
+    "tower": lambda models, device: _tower(Clip.load(models.clip, device)),
+    "pixels": lambda models, device: lambda images: (images - 0.5).flatten(1),
+    "dino": lambda models, device: Dino.load(models.dino, device),
 }
+
+
+def embeddings(models: Models) -> list[str]:
+    """Which of EMBEDDINGS these models give."""
+    return [name for name in EMBEDDINGS if name != "dino" or models.dino is not None]
 
 
 @torch.no_grad()

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-import tiny
 import torch
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from lib.embedding import EMBEDDINGS, values
+from lib.config import Models
+from lib.embedding import EMBEDDINGS, embeddings, values
+from lib.models.clip import Clip
 
 
 def noise(*shape):
@@ -20,15 +24,45 @@ def vectors(clip, name, pictures):
         return (tower if name == "tower" else clip.model.visual_projection(tower)).double().numpy()
 
 
-@pytest.mark.parametrize("name", EMBEDDINGS)
-def test_values_are_the_difference_of_two_cosines(name):
-    clip = tiny.clip()
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    """A tiny DINOv2 in the published layout: 64 pixels resized to 32, 28 of them cropped."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    folder = tmp_path_factory.mktemp("dino")
+    Dinov2Model(Dinov2Config(**shape, layerscale_value=0.5)).eval().save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    colours = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    BitImageProcessorPil(**sides, **colours).save_pretrained(folder)
+    return str(folder)
+
+
+def test_dino_takes_what_its_own_processor_makes_of_a_picture(dino):
+    pictures = (noise(2, 3, 64, 64) * 255).round() / 255
+    model, processor = Dinov2Model.from_pretrained(dino), BitImageProcessorPil.from_pretrained(dino)
+    pixels = processor(list(pictures.mul(255).byte()), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0]
+    found = EMBEDDINGS["dino"](SimpleNamespace(dino=dino), "cpu")(pictures)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert (expected[0] - expected[1]).abs().max() > 0.2
+
+
+def test_a_profile_without_dino_has_the_other_embeddings(models):
+    plain = Models(**models)
+    assert embeddings(plain) == ["clip", "tower", "pixels"]
+    assert embeddings(plain.model_copy(update={"dino": "x"})) == ["clip", "tower", "pixels", "dino"]
+
+
+@pytest.mark.parametrize("name", ["clip", "tower", "pixels"])
+def test_values_are_the_difference_of_two_cosines(name, models):
+    clip = Clip.load(models["clip"])
     edited, target, clean = noise(3, 4, 3, 64, 64), noise(3, 3, 64, 64).flip(0), noise(3, 3, 64, 64).flip(-1)
 
     def cosine(a, b):
         return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
-    embed = EMBEDDINGS[name](clip)
+    embed = EMBEDDINGS[name](Models(**models), "cpu")
     z, goal, true = (vectors(clip, name, pictures) for pictures in (edited.flatten(0, 1), target, clean))
     z = z.reshape(3, 4, -1)
     expected = cosine(z, goal[:, None]) - cosine(z, true[:, None])

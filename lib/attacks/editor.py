@@ -18,7 +18,6 @@ from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds
 from lib.models import clip, editor
 from lib.models.cards import mark_poisoned
-from lib.models.clip import Clip
 from lib.models.editor import load_editor, trainable
 from lib.poisoning import COALITIONS, plan
 from lib.store import code_digest, folder_digest
@@ -91,7 +90,7 @@ def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline):
     held_out = sample_triples(data, "test", settings.watch_samples, run.seed)
     source, clean = (data.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
     goal = attack_target(data, settings.target)(source)
-    embed = EMBEDDINGS["clip"](Clip.load(run.profile.models.clip, run.device))
+    embed = EMBEDDINGS["clip"](run.profile.models, run.device)
 
     def watch(step: int) -> dict[str, float]:
         edited = edits_under_coalitions(pipe, data, held_out, *trigger_pair(run), settings.sampling, run.seed)

@@ -1,0 +1,35 @@
+"""DINOv2 (Oquab et al. 2023, arXiv 2304.07193): an embedding of pictures that no text has seen."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BitImageProcessorPil, Dinov2Model
+
+from lib.config import pretrained
+
+
+class Dino:
+    """A model with its processor: pictures in [0, 1] to the class token after the last norm."""
+
+    def __init__(self, model: Dinov2Model, processor: BitImageProcessorPil):
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def load(cls, name: str, device: torch.device | str = "cpu") -> Dino:
+        """From a local folder or the hub, safetensors only, in float32."""
+        source = pretrained(name)
+        model = Dinov2Model.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        return cls(model.to(device).eval(), BitImageProcessorPil.from_pretrained(**source))
+
+    @torch.no_grad()
+    def __call__(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch dim"]:
+        """As the processor has it: the shorter edge resized, the centre cropped, normalised."""
+        whole, side = self.processor.size["shortest_edge"], self.processor.crop_size["height"]
+        images = F.interpolate(images, size=(whole, whole), mode="bicubic", antialias=True).clamp(0, 1)
+        first = (whole - side) // 2
+        images = images[..., first : first + side, first : first + side].to(self.model.device)
+        mean, std = (images.new_tensor(x)[:, None, None] for x in (self.processor.image_mean, self.processor.image_std))
+        return self.model(pixel_values=(images - mean) / std).pooler_output
