@@ -429,7 +429,8 @@ def _profile_values(name: str) -> dict[str, Any]:
 def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
     """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
     profile = load_profile(name, overrides)
-    named = {f"models.{field}": (getattr(profile.models, field), None) for field in ("clip", "editor", "mdlm")}
+    models = {field: getattr(profile.models, field) for field in ("clip", "editor", "mdlm", "dino")}
+    named = {f"models.{field}": (given, None) for field, given in models.items() if given is not None}
     sets = {field: getattr(profile.data, field) for field in ("edits", "questions", "mmmu")}
     named |= {f"data.{field}.name": (given.name, given.revision) for field, given in sets.items() if given}
     for field, (given, revision) in named.items():
