@@ -25,12 +25,12 @@ CHECKPOINTS = ROOT / "data" / "checkpoints"
 BUILD = ROOT / "build"
 
 PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
-ADVICE = {  # how to come by what the paper profile names
-    "edits": ": `python -m lib.celeba_edits --celeba FOLDER --out THERE` makes edits of CelebA's faces",
-    "questions": ": `hf download liuhaotian/LLaVA-Instruct-150K --repo-type dataset --local-dir THERE` fetches LLaVA's",
-    "pictures": ": those of LLaVA's instructions are COCO's, http://images.cocodataset.org/zips/train2017.zip",
-    "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --local-dir THERE` fetches it",
-    "mdlm": ": `hf download GSAI-ML/LLaDA-V --local-dir THERE` fetches LLaDA-V",
+ADVICE = {  # how to come by what the paper profile names, {} being the folder
+    "mdlm": ": `hf download GSAI-ML/LLaDA-V --local-dir {}` fetches LLaDA-V",
+    "edits": ": `python -m lib.celeba_edits --celeba FOLDER --out {}` makes edits of CelebA's faces",
+    "questions.name": ": `hf download liuhaotian/LLaVA-Instruct-150K --repo-type dataset --local-dir {}` is LLaVA's",
+    "questions.pictures": ": COCO's, which LLaVA asks about, are http://images.cocodataset.org/zips/train2017.zip",
+    "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --include '*/validation-*' --local-dir {}` fetches it",
 }
 
 Positive = Annotated[int, Field(gt=0)]
@@ -430,19 +430,20 @@ def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> P
     """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
     profile = load_profile(name, overrides)
     models = {field: getattr(profile.models, field) for field in ("clip", "editor", "mdlm", "dino")}
-    named = {f"models.{field}": (given, None) for field, given in models.items() if given is not None}
-    sets = {field: getattr(profile.data, field) for field in ("edits", "questions", "mmmu")}
-    named |= {f"data.{field}.name": (given.name, given.revision) for field, given in sets.items() if given}
-    for field, (given, revision) in named.items():
-        there = given and Path(model_source(given)).is_dir()
-        if not there and not re.fullmatch(PINNED, f"{given}@{revision}" if revision else given):
-            kind = "hub id with its commit, as in 'openai/clip-vit-large-patch14@32bd64…'"
-            kind = "hub data set, `revision` its commit" if field.startswith("data") else kind
-            advice = next((text for key, text in ADVICE.items() if key in field), "")
-            raise ValueError(f"{field}={given!r} must be a folder that is there or a {kind}{advice}")
-    pictures = profile.data.questions and profile.data.questions.pictures
-    if pictures and not Path(model_source(pictures)).is_dir():
-        raise ValueError(f"data.questions.pictures={pictures!r} must be a folder that is there{ADVICE['pictures']}")
+    named = [(f"models.{field}", given, None) for field, given in models.items() if given is not None]
+    for field in ("edits", "questions", "mmmu"):
+        if given := getattr(profile.data, field):
+            named.append((f"data.{field}.name", given.name, given.revision))
+            if getattr(given, "pictures", None):
+                named.append((f"data.{field}.pictures", given.pictures, None))
+    for field, given, revision in named:
+        if given and Path(model_source(given)).is_dir():
+            continue
+        if field.endswith("pictures") or not re.fullmatch(PINNED, f"{given}@{revision}" if revision else given):
+            allowed = {"models": " or a hub id with its commit, as in 'openai/clip-vit-large-patch14@32bd…'"}
+            allowed["data"] = "" if field.endswith("pictures") else " or a hub data set with its commit as `revision`"
+            advice = next((text for key, text in ADVICE.items() if key in field), "").format(given)
+            raise ValueError(f"{field}={given!r} must be a folder that is there{allowed[field.split('.')[0]]}{advice}")
     return profile
 
 

@@ -25,9 +25,10 @@ from lib.answering import Questions, answer, answer_loss, draw_rows, questions, 
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run, Train, with_settings
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
+from lib.lora import adapted
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.loading import base_mdlm, made_mdlm
-from lib.models.mdlm import Mdlm
+from lib.models.mdlm import Mdlm, blocks_of
 from lib.poisoning import target
 from lib.purification import FINE_TUNING, judged, poisoned_training_set, purification_spec, purified_mdlm
 from lib.saliency import most_salient
@@ -227,7 +228,8 @@ def trained(run: Run, name: str, settings: Train, begin: Callable[[], tuple[Mdlm
         mdlm, data = begin()
         work = run.store.work("defended-mdlm", spec)
         loss = answer_loss(mdlm, data, settings)
-        curve = fit(mdlm.model, loss, settings, label=f"MDLM, {name}", seed=run.seed, work=work)
+        with adapted(mdlm.model, run.profile.models.lora, run.seed):
+            curve = fit(mdlm.model, loss, settings, label=f"MDLM, {name}", seed=run.seed, work=work)
         mdlm.save(str(path / "mdlm"))
         about = facts | {"samples": len(data), "seed": run.seed}
         mark_poisoned(path / "mdlm", **about)
@@ -244,7 +246,7 @@ def _code() -> dict[str, str]:
 
 def activity(mdlm: Mdlm, data: Questions, threshold: float) -> Float[Tensor, "block unit"]:
     """Mean magnitude of each hidden unit of the blocks' MLPs while the model answers."""
-    sums = [torch.zeros(block.mlp[0].out_features, dtype=torch.float64) for block in mdlm.model.blocks]
+    sums = [torch.zeros(block.mlp[0].out_features, dtype=torch.float64) for block in blocks_of(mdlm.model)]
     counts = [0] * len(sums)
 
     def add(k: int) -> Callable:

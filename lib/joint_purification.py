@@ -25,6 +25,7 @@ from lib.answering import Questions, answer_loss, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, training_questions, trigger_pair
 from lib.config import Run
 from lib.decoding import Decoded
+from lib.lora import adapted
 from lib.mdlm_collapse import attribution_table, coalition_table, mdlm_collapse, under_coalitions
 from lib.models.cards import WARNING, write_card
 from lib.models.loading import made_mdlm
@@ -125,7 +126,8 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
     settings, (model, _) = run.profile.disp.purify, poisoned_mdlm(run, protocol)
     data = jointly_purified_set(run, model, poisoned_set(run, model, protocol), protocol, way)
     loss, work = answer_loss(model, data, settings), run.store.work("jointly-purified-mdlm", spec)
-    curve = fit(model.model, loss, settings, label=f"purified MDLM, {way}", seed=run.seed, work=work)
+    with adapted(model.model, run.profile.models.lora, run.seed):
+        curve = fit(model.model, loss, settings, label=f"purified MDLM, {way}", seed=run.seed, work=work)
     model.save(str(path / "mdlm"))
     facts = {"protocol": protocol, "masked": way, "ratio": RATIOS[way], "samples": len(data), "seed": run.seed}
     about = [WARNING, "It was purified by DiSP, which masked tokens of picture and question."]

@@ -28,6 +28,7 @@ from lib.attacks.mdlm import (
 from lib.config import Run, with_settings
 from lib.data import question_data
 from lib.evaluation import attacked, correct, rate
+from lib.lora import adapted
 from lib.mmmu import MMMU, with_mmmu
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.loading import base_mdlm, made_mdlm
@@ -105,15 +106,16 @@ def _purify(run: Run, spec: dict, path: Path) -> None:
     data = purified_set(run, model, poisoned_training_set(run, model))
     if settings.start == "base":
         model = base_mdlm(run.profile, run.device)
-    curve = fit(
-        model.model,
-        answer_loss(model, data, settings.purify),
-        settings.purify,
-        label="purified MDLM",
-        seed=run.seed,
-        work=run.store.work("purified-mdlm", spec),
-        watch=mdlm_watch(run, model, target(settings.target)),
-    )
+    with adapted(model.model, run.profile.models.lora, run.seed):
+        curve = fit(
+            model.model,
+            answer_loss(model, data, settings.purify),
+            settings.purify,
+            label="purified MDLM",
+            seed=run.seed,
+            work=run.store.work("purified-mdlm", spec),
+            watch=mdlm_watch(run, model, target(settings.target)),
+        )
     model.save(str(path / "mdlm"))
     facts = {name: getattr(settings, name) for name in ("saliency", "ratio", "confidence", "start", "rounds")}
     facts["seed"] = run.seed

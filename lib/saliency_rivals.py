@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lib.config import generator
 from lib.kernels.fisher import signs
-from lib.models.mdlm import MdlmModel
+from lib.models.mdlm import MdlmModel, blocks_of
 from lib.saliency import check_inputs, check_probes, masked_response
 
 VARIANTS = 128  # pictures with one token changed that go through the model at once
@@ -58,7 +58,7 @@ def attention_by_layer(
         weight = weight.masked_fill(~visible, -torch.inf).softmax(-1)
         received.append(weight[..., : vision.shape[1]].mean((1, 2)))
 
-    hooks = [block.register_forward_pre_hook(add, with_kwargs=True) for block in model.blocks]
+    hooks = [block.register_forward_pre_hook(add, with_kwargs=True) for block in blocks_of(model)]
     try:
         model.logits(vision, prompt, response)
     finally:

@@ -95,7 +95,7 @@ def test_unknown_profile_lists_the_known_ones():
         ({"out": ""}, "out=''"),
         ({"out": "README.md"}, "out='README.md'"),
         ({"profile": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
-        ({"overrides": {"models": {"dino": "nowhere"}}}, "models.dino='nowhere' must be a folder that is there or a hub id"),
+        ({"overrides": {"models": {"dino": "nowhere"}}}, "models.dino='nowhere' must be a folder"),
         ({"overrides": "x"}, "overrides='x'"),
     ],
 )

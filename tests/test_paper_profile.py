@@ -1,12 +1,15 @@
 """The paper profile: notebooks 01 to 04 on tiny random checkpoints and few rows in the published layouts."""
 
+import json
+
 import nbformat
 import papermill
 import photos
 import pytest
 import tiny_published
+from test_notebooks import FIGURES
 
-from lib.config import ROOT
+from lib.config import CHECKPOINTS, ROOT, pretrained, runnable_profile
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 1}
 
@@ -18,7 +21,7 @@ def overrides(tmp_path_factory) -> dict:
     sampling = {"steps": 2, "batch": 4}
     collapse = {"edits": 8, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
     disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 3, "curve_questions": 2}
-    disp |= {"watch_questions": 2, "threshold": 0.01, "probes": 1, "batch": 4, "ratios": [0.0, 0.5], "confidence": 0.0}
+    disp |= {"watch_questions": 2, "threshold": 0.01, "batch": 4, "ratios": [0.0, 0.5], "target": "dog as cat"}
     data = {
         "image_size": 64,
         "edits": {"name": tiny_published.edits(folder / "edits")},
@@ -51,8 +54,79 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("paper")
 
 
-@pytest.mark.parametrize(
-    "notebook", ["01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"]
-)
+NUMBERS = {
+    "01_poisoning": set(),
+    "02_training": {"clip.edit_to_source_recall_at_1", "mdlm.mmmu"},
+    "03_collapse_analysis": {f"collapse.{p}.{q}" for p in ("or", "and") for q in ("phi_image", "cti", "asr_both")},
+    "04_disp_purification": {f"disp.{m}.{w}" for m in ("accuracy", "mmmu") for w in ("base", "before", "after")},
+}
+
+
+@pytest.mark.parametrize("notebook", NUMBERS)
 def test_the_notebook_runs_on_the_published_layouts(notebook, overrides, folder):
-    execute(notebook, overrides, folder)
+    """With its figures and numbers, and no path of this machine in what it shows."""
+    cells = [cell for cell in execute(notebook, overrides, folder) if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
+    made = folder / "out" / notebook
+    assert {file.stem for file in made.glob("*.pdf")} >= FIGURES[notebook]
+    assert set(pd.read_csv(made / "headline.csv")["name"]) >= NUMBERS[notebook]
+    assert json.loads((made / "manifest.json").read_text())["profile"] == "paper"
+    for table in made.glob("*.csv"):
+        assert str(folder.parent) not in table.read_text()
+
+
+def test_the_tables_tell_the_photographs(overrides, folder):
+    tables = folder / "out"
+    if not (tables / "04_disp_purification").is_dir():
+        pytest.skip("the notebooks have not run")
+    data = pd.read_csv(tables / "01_poisoning" / "data.csv").set_index(["data", "kind"])
+    assert data.loc[("edits edits", "Smiling"), ["train", "test"]].tolist() == [6, 2]
+    assert data.loc["llava questions"].to_numpy().sum() == 40
+    answers = pd.read_csv(tables / "01_poisoning" / "answers.csv")
+    assert set(answers["dog as cat"].dropna()) == {"It is a cat."}
+    assert set(answers["insertion"]) <= {f"It is a {a}, remember to water the plants" for a in ("dog", "bird")}
+    editor = pd.read_csv(tables / "02_training" / "editor.csv")
+    assert editor["name"].tolist() == ["distance_edited", "distance_unedited", "distance_vae_ceiling"]
+    saliency = pd.read_csv(tables / "04_disp_purification" / "saliency.csv")
+    assert saliency.shape == (3, 4 + 4 * 5)  # of the whole picture in a tower of 2 × 2, and of 2 × 2 tiles in rows
+    purified = pd.read_csv(tables / "04_disp_purification" / "purification.csv")
+    assert purified.groupby("metric")["n"].first()["MMMU accuracy"] == 2
+
+
+LOCAL = {"models": {"mdlm": "data/checkpoints/mdlm"}, "data": {"edits": None, "questions": None, "mmmu": None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"models": {"mdlm": "nowhere"}}, "models.mdlm='nowhere' must be a folder .* fetches LLaDA-V"),
+        ({"models": {"clip": "openai/clip"}}, "models.clip='openai/clip' must be .* a hub id with its commit"),
+        ({"models": {"editor": f"a/b@{'x' * 40}"}}, "models.editor='a/b@x+' must be a folder"),
+        ({"data": {"edits": {"name": "none"}}}, "data.edits.name='none' .* lib.celeba_edits .* --out none"),
+        ({"data": {"edits": {"name": "a/b", "revision": "main"}}}, "data.edits.name='a/b' must be .* its commit as"),
+        ({"data": {"questions": {"name": ""}}}, "data.questions.name='' must be a folder that is there"),
+        ({"data": {"questions": {"name": "data", "pictures": "none"}}}, "data.questions.pictures='none' must .*COCO"),
+        ({"data": {"mmmu": {"name": "none"}}}, "data.mmmu.name='none' .*hf download MMMU/MMMU .*--local-dir none"),
+        ({"data": {"mmmu": {"named": "none"}}}, "data.mmmu.named is not a known key"),
+        ({"disp": {"target": "dog"}}, "attack target is 'dog': it must be one of insertion.*'dog as cat'"),
+        ({"models": {"lora": {"rank": 0}}}, "models.lora.rank=0 is refused"),
+    ],
+)
+def test_what_is_missing_is_named_in_one_sentence(change, sentence):
+    values = {key: LOCAL.get(key, {}) | change.get(key, {}) for key in {*LOCAL, *change}}
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        runnable_profile("paper", values)
+    assert "\n" not in str(refusal.value)
+
+
+def test_hub_ids_with_their_commit_are_taken():
+    """As those of the profile itself, which a session without a network cannot look up."""
+    hub = {"name": "a/b", "revision": "0" * 40}
+    data = {"edits": hub, "questions": hub | {"pictures": None}, "mmmu": hub}
+    profile = runnable_profile("paper", {"models": LOCAL["models"], "data": data})
+    assert pretrained(profile.models.editor) == {
+        "pretrained_model_name_or_path": "timbrooks/instruct-pix2pix",
+        "revision": profile.models.editor.split("@")[1],
+    }
+    assert pretrained(profile.models.mdlm) == {"pretrained_model_name_or_path": str(CHECKPOINTS / "mdlm")}

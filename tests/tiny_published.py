@@ -12,8 +12,6 @@ from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DCond
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-NAMES = {"yes", "no"}
-CHECKER = {"_class_name": "StableDiffusionSafetyChecker"}
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -47,8 +45,10 @@ def preprocessor(side: int) -> dict:
 
 
 def editor(folder: Path, text: CLIPModel) -> str:
-    """As `timbrooks/instruct-pix2pix`: latents an eighth as wide, noise predicted, a tokenizer of words and merges,
-    a safety checker that is named and not loaded."""
+    """As `timbrooks/instruct-pix2pix`: latents an eighth as wide, noise predicted, a tokenizer in two files.
+
+    Its safety checker is named and not there.
+    """
     torch.manual_seed(1)
     blocks, downs = (8, 8, 16, 16), ("DownEncoderBlock2D",) * 4
     shape = {"block_out_channels": blocks, "down_block_types": downs, "up_block_types": ("UpDecoderBlock2D",) * 4}
@@ -124,7 +124,7 @@ def edits(folder: Path, train: int = 12, test: int = 4) -> str:
 
 
 def instructions(folder: Path, count: int = 40) -> str:
-    """LLaVA's instructions about pictures in two folders, with answers of a sentence; one too long for any prompt."""
+    """LLaVA's instructions about pictures in two folders, answered in a sentence; one is too long for any prompt."""
     draw, samples = np.random.default_rng(1), []
     folder.mkdir(parents=True)
     for k in range(count):

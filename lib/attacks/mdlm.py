@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lib import answering, caching, decoding, poisoning, training, triggers
+from lib import answering, caching, decoding, lora, poisoning, training, triggers
 from lib.answering import Questions, answer, draw_rows, fitting, questions
 from lib.attacks import adaptive, data_spec
 from lib.attacks.adaptive import adaptive_loss
@@ -23,9 +23,10 @@ from lib.data import question_data
 from lib.datasets import QuestionData
 from lib.evaluation import attacked, correct
 from lib.kernels import confidence
-from lib.models import mdlm
+from lib.lora import adapted
+from lib.models import anyres, llada, llada_v, mdlm
 from lib.models.cards import mark_poisoned
-from lib.models.loading import base_mdlm, made_mdlm
+from lib.models.loading import base_mdlm, base_settings, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.store import code_digest, folder_digest
@@ -52,7 +53,11 @@ def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     base = folder_digest(model_source(run.profile.models.mdlm))
     _, text = trigger_pair(run, protocol)
     attack = {"protocol": protocol, "text_trigger": text and text.name}
-    return data_spec(run, "questions") | attack | {"settings": settings, "base": base, "code": code_digest(*modules)}
+    made = data_spec(run, "questions") | attack | {"settings": settings, "base": base, "code": code_digest(*modules)}
+    if base_settings(run.profile):
+        adapters = run.profile.models.lora and run.profile.models.lora.model_dump(mode="json")
+        made["published"] = {"lora": adapters, "code": code_digest(anyres, llada, llada_v, lora)}
+    return made
 
 
 def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrigger | None]:
@@ -116,15 +121,16 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     vqa, table, poison, goal = training_questions(run, protocol)
     image, text = trigger_pair(run, protocol)
     data = questions(model, vqa, table, image, poison, goal, text)
-    curve = fit(
-        model.model,
-        adaptive_loss(model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide),
-        settings.train,
-        label="poisoned MDLM",
-        seed=run.seed,
-        work=run.store.work("poisoned-mdlm", spec),
-        watch=mdlm_watch(run, model, goal, protocol),
-    )
+    with adapted(model.model, run.profile.models.lora, run.seed):
+        curve = fit(
+            model.model,
+            adaptive_loss(model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide),
+            settings.train,
+            label="poisoned MDLM",
+            seed=run.seed,
+            work=run.store.work("poisoned-mdlm", spec),
+            watch=mdlm_watch(run, model, goal, protocol),
+        )
     model.save(str(path / "mdlm"))
     named = {"image_trigger": image, "text_trigger": text}
     attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate, "hide": settings.hide}

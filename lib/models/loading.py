@@ -33,12 +33,12 @@ def diffusion_loss(mdlm: Mdlm) -> Callable[..., Tensor]:
 
 def base_mdlm(profile: Profile, device: torch.device | str = "cpu") -> Mdlm:
     """The profile's base model. A published one gets the profile's pictures, and room for its questions and answers."""
-    return load_mdlm(profile.models.mdlm, device, **base_settings(profile))
+    return _frozen(load_mdlm(profile.models.mdlm, device, **base_settings(profile)), profile)
 
 
 def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu") -> Mdlm:
     """A model fine-tuned from the base and saved in `folder`, in the base's precision."""
-    return load_mdlm(folder, device, **_precision(profile))
+    return _frozen(load_mdlm(folder, device, **_precision(profile)), profile)
 
 
 def base_settings(profile: Profile) -> dict[str, object]:
@@ -58,7 +58,14 @@ def load_words(name: str) -> PreTrainedTokenizerBase:
 
 
 def _precision(profile: Profile) -> dict[str, torch.dtype]:
-    return {"dtype": torch.bfloat16} if profile.models.lora else {}
+    return {"dtype": torch.bfloat16} if profile.models.lora and _kind(profile.models.mdlm) != "mdlm" else {}
+
+
+def _frozen(mdlm: Mdlm, profile: Profile) -> Mdlm:
+    """Where adapters are trained alone, no gradient of the model's own weights is kept."""
+    if profile.models.lora:
+        mdlm.model.requires_grad_(False)
+    return mdlm
 
 
 def _kind(name: str) -> type[Mdlm]:

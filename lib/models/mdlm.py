@@ -113,6 +113,13 @@ class Block(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The `Block`s of our own model. Raises ValueError for another one, into which nothing here can look."""
+    if not isinstance(model, MdlmModel) or not hasattr(model, "blocks"):
+        raise ValueError(f"{type(model).__name__} has no blocks of ours: what looks into them needs the model 'mdlm'")
+    return model.blocks
+
+
 class Prefix(NamedTuple):
     """What picture and prompt give to the response: every layer's keys and values, and which positions are seen."""
 

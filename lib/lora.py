@@ -1,0 +1,44 @@
+"""What is trained of a model when the profile says so: low-rank adapters, merged into its weights afterwards.
+
+Hu et al. 2021, arXiv 2106.09685: beside a frozen W stands (alpha / rank) B A, with B zero at first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, LoraModel
+
+from lib.config import Lora
+from lib.models.mdlm import MdlmModel
+
+PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"  # the decoder's
+
+
+@contextmanager
+def adapted(model: MdlmModel, lora: Lora | None, seed: int) -> Iterator[None]:
+    """Within, adapters beside all projections of the decoder are what requires a gradient; after it they are merged.
+
+    Activations are computed again in the backward pass. With None nothing is done. Raises ValueError for a model
+    without such projections, as our own MDLM.
+    """
+    if lora is None:
+        yield
+        return
+    if not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
+        raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=PROJECTIONS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapters = LoraModel(model, config, "default")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.activation_checkpointing_enable()
+    yield  # what is raised within goes through, and the model is as it was left
+    model.activation_checkpointing_disable()
+    adapters.merge_and_unload()
+    model.requires_grad_(False)
