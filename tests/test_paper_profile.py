@@ -3,6 +3,7 @@
 import json
 
 import nbformat
+import pandas as pd
 import papermill
 import photos
 import pytest
