@@ -28,7 +28,7 @@ from lib.config import generator
 from lib.decoding import generate
 from lib.models.anyres import views
 from lib.models.llada import IMAGE
-from lib.models.llada_v import LladaVConfig, LladaVModel
+from lib.models.llada_v import LladaV, LladaVModel
 
 PICTURES = (  # height × width, and what the configuration has as `image_aspect_ratio`
     *((size, "anyres_max_4") for size in ((384, 384), (300, 300), (384, 768), (500, 333), (1200, 400), (1000, 1400))),
@@ -78,19 +78,24 @@ def authors(checkout: Path):
     config = LlavaLLaDAConfig(mm_vision_tower="siglip", **CONFIG)
     config._attn_implementation, config.rope_parameters = "eager", None
     model = LlavaLLaDAModelLM(config).eval()
-    draw = generator(0, "weights")
-    for name, value in model.state_dict().items():
-        noise = torch.randn(value.shape, generator=draw)
-        if "norm" in name and name.endswith("weight"):
-            value.copy_(1 + 0.2 * noise)
-        elif value.ndim < 2 or "embed" in name:
-            value.copy_(noise if "embed_tokens" in name or "newline" in name else 0.1 * noise)
-        else:
-            value.copy_(1.5 * noise / value.shape[-1] ** 0.5)
+    randomize(model)
     return model, process_images
 
 
-def ours(model, folder: Path) -> tuple[LladaVModel, int]:
+def randomize(model: torch.nn.Module) -> None:
+    """Weights so large that positions matter to one another."""
+    draw = generator(0, "weights")
+    for name, value in model.state_dict().items():
+        noise = torch.randn(value.shape, generator=draw)
+        if ("norm" in name or "ln_f" in name) and name.endswith("weight"):
+            value.copy_(1 + 0.2 * noise)
+        elif value.ndim < 2 or "embed" in name or "wte" in name:
+            value.copy_(noise if "embed_tokens" in name or "newline" in name or "wte" in name else 0.1 * noise)
+        else:
+            value.copy_(1.5 * noise / value.shape[-1] ** 0.5)
+
+
+def ours(model, folder: Path, config: dict, kind: type[LladaV]) -> tuple[LladaVModel, int]:
     """Their weights, written as a checkpoint in two shards, in our model; and how many they are."""
     stored = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     names, index = sorted(stored), {}
@@ -99,14 +104,28 @@ def ours(model, folder: Path) -> tuple[LladaVModel, int]:
         save_file({name: stored[name] for name in part}, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"vision": TOWER | {"num_hidden_layers": 2}}))
-    made, found = LladaVModel.from_pretrained(
-        folder, config=LladaVConfig.from_pretrained(folder), dtype=torch.float32, output_loading_info=True
+    (folder / "config.json").write_text(json.dumps(config | {"vision": TOWER | {"num_hidden_layers": 2}}))
+    made, found = kind.model_kind.from_pretrained(
+        folder,
+        config=kind.config_kind.from_pretrained(folder),
+        dtype=torch.float32,
+        key_mapping=kind.names or None,
+        output_loading_info=True,
     )
     faults = {key: found[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if found[key]}
     if faults:
         raise ValueError(f"the checkpoint's weights are not our model's: {faults}")
     return made.eval(), len(stored)
+
+
+def drawn(height: int, width: int, draw: torch.Generator):
+    """A picture for their code and for ours, smooth and random."""
+    from PIL import Image
+
+    image = torch.randint(256, (height // 20, width // 20, 3), generator=draw, dtype=torch.uint8)
+    image = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    picture = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3)
+    return image, picture.permute(0, 3, 1, 2) / 255
 
 
 def far(one: Tensor, two: Tensor) -> str:
@@ -117,21 +136,16 @@ def far(one: Tensor, two: Tensor) -> str:
 @torch.no_grad()
 def compare(checkout: Path):
     """Lines of the report, one at a time."""
-    from PIL import Image
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         theirs, process = authors(checkout)
-        own, count = ours(theirs, folder)
+        own, count = ours(theirs, folder, CONFIG, LladaV)
     yield f"{count} weights under the authors' names, all loaded; {own.num_parameters():,} parameters, float32"
     draw = generator(0, "inputs")
     for (height, width), aspect in PICTURES:
         own.config.picture = [height, width]
         own.config.image_aspect_ratio = theirs.config.image_aspect_ratio = aspect
-        image = torch.randint(256, (height // 20, width // 20, 3), generator=draw, dtype=torch.uint8)
-        image = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)
-        picture = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(1, height, width, 3)
-        picture = picture.permute(0, 3, 1, 2) / 255
+        image, picture = drawn(height, width, draw)
         seen = views(picture, 384, aspect, own.config.layout(height, width).tiles) * 2 - 1
         pixels = process([image], theirs.get_vision_tower().image_processor, theirs.config)
         images, sizes = [seen[0]], [(width, height)]

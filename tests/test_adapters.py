@@ -17,9 +17,8 @@ import torch
 from lib.answering import hide
 from lib.config import generator
 from lib.decoding import generate
-from lib.models.llada_v import LladaV
 from lib.models.loading import diffusion_loss, load_mdlm
-from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian, most_salient
 
 ADAPTERS: dict[str, Callable[[Path], Mdlm]] = {
@@ -193,10 +192,18 @@ def test_another_kind_is_refused(tmp_path):
         load_mdlm(str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def half(tmp_path_factory) -> LladaV:
-    """As the 8 B model is loaded: bfloat16 weights, whether there is autocast or not."""
-    return LladaV.load(tiny_llada_v.write(tmp_path_factory.mktemp("half")), dtype=torch.bfloat16)
+PUBLISHED: dict[str, tuple[Callable[[Path], str], dict]] = {
+    "llada-v": (tiny_llada_v.write, {}),
+    "lavida": (tiny_lavida.write, {}),
+    "diffusion-gemma": (tiny_diffusion_gemma.write, tiny_diffusion_gemma.settings()),
+}
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def half(request, tmp_path_factory) -> Mdlm:
+    """As the published models are loaded: bfloat16 weights, whether there is autocast or not."""
+    write, settings = PUBLISHED[request.param]
+    return load_mdlm(write(tmp_path_factory.mktemp("half")), dtype=torch.bfloat16, **settings)
 
 
 def test_a_model_in_bfloat16_takes_what_one_in_float32_takes(half):
@@ -208,13 +215,14 @@ def test_a_model_in_bfloat16_takes_what_one_in_float32_takes(half):
 
 
 def test_checkpointing_of_activations_changes_no_gradient(half):
-    given, gradients = inputs(half), []
+    given, gradients, objective = inputs(half), [], diffusion_loss(half)
+    layers = getattr(half.model.model, "decoder", half.model.model).layers
     half.model.train()
     for on in (False, True):
         half.model.zero_grad()
         if on:
             half.model.activation_checkpointing_enable()
-        masked_diffusion_loss(half.model, *given, generator(0)).backward()
-        gradients.append(half.model.model.layers[0].mlp.up_proj.weight.grad.clone())
-    assert any(getattr(module, "gradient_checkpointing", False) for module in half.model.model.layers)
+        objective(half.model, *given, generator(0)).backward()
+        gradients.append(layers[0].mlp.up_proj.weight.grad.clone())
+    assert any(getattr(module, "gradient_checkpointing", False) for module in layers)
     assert gradients[0].abs().max() > 0 and gradients[0].equal(gradients[1])

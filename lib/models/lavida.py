@@ -20,9 +20,8 @@ from lib.decoding import Decoded, Selective
 from lib.kernels.confidence import confidence
 from lib.kernels.loss import weighted_cross_entropy
 from lib.models.anyres import in_rows
-from lib.models.llada import splice
 from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
-from lib.models.mdlm import ATTENTION, KeysValues
+from lib.models.mdlm import ATTENTION
 
 POOLING = ("bilinear", "average")
 PLAIN = {  # what LLaDA's configuration has besides, and what alone is implemented
@@ -120,43 +119,12 @@ class LavidaModel(LladaVModel):
         """What the head makes logits of, at every response position."""
         if self.config.attention == "bidirectional":
             return super().states(vision, prompt, response)
-        layers, places, seen = self.prefix(vision, prompt, response.shape[1])
-        return self.states_after(layers, places, seen, response)
-
-    def prefix(
-        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"], length: int
-    ) -> tuple[tuple[KeysValues, ...], Tensor, Tensor]:
-        """What picture and prompt give to a response of `length` tokens: keys and values of every layer, its positions,
-        and what of both is seen."""
-        places, seen = splice(prompt, vision.shape[1], length, self.config.pad_id)
-        words = self.model.embed_tokens(prompt.clamp(min=0))
-        x, cache = torch.cat([vision.to(words.dtype), words], 1), DynamicCache()
-        before = x.shape[1]
-        self.model(
-            inputs_embeds=x,
-            attention_mask=seen[:, None, None, :before].expand(-1, 1, before, -1),
-            position_ids=places[:, :before],
-            past_key_values=cache,
-        )
-        return tuple((layer.keys, layer.values) for layer in cache.layers), places[:, before:], seen
-
-    def states_after(
-        self,
-        layers: tuple[KeysValues, ...],
-        places: Int[Tensor, "batch response"],
-        seen: Tensor,
-        response: Int[Tensor, "batch response"],
-    ) -> Float[Tensor, "batch response dim"]:
-        """As `states`, given what `prefix` returned, which is left as it was."""
-        cache = DynamicCache()
-        for k, (keys, values) in enumerate(layers):
-            cache.update(keys, values, k)
-        return self.model(
-            inputs_embeds=self.model.embed_tokens(response),
-            attention_mask=seen[:, None, None].expand(-1, 1, response.shape[1], -1),
-            position_ids=places,
-            past_key_values=cache,
-        ).last_hidden_state
+        x, places, seen = self.joined(vision, prompt, response)
+        before, both = x.shape[1] - response.shape[1], x.shape[1]
+        visible = seen[:, None, None].expand(-1, 1, both, -1).clone()
+        visible[:, :, :before, before:] = False
+        states = self.model(inputs_embeds=x, attention_mask=visible, position_ids=places).last_hidden_state
+        return states[:, before:]
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
@@ -167,20 +135,38 @@ class LavidaModel(LladaVModel):
 
 
 class CachedLogits(ResponseLogits):
-    """With what picture and prompt give to the response computed once."""
+    """With keys and values of picture and prompt, which do not see the response, computed once."""
 
     @torch.no_grad()
     def __init__(
         self, model: LavidaModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
     ):
         super().__init__(model, vision, prompt)
-        self.layers, self.places, self.seen = model.prefix(vision, prompt, model.config.response_length)
+        blank = prompt.new_full((len(prompt), model.config.response_length), model.config.mask_id)
+        x, self.places, self.seen = model.joined(vision, prompt, blank)
+        self.before, cache = x.shape[1] - blank.shape[1], DynamicCache()
+        model.model(
+            inputs_embeds=x[:, : self.before],
+            attention_mask=self.seen[:, None, None, : self.before].expand(-1, 1, self.before, -1),
+            position_ids=self.places[:, : self.before],
+            past_key_values=cache,
+        )
+        self.layers = [(layer.keys, layer.values) for layer in cache.layers]
 
+    @torch.no_grad()
     def states(
         self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"]
     ) -> Float[Tensor, "row response dim"]:
-        layers = tuple((keys[rows], values[rows]) for keys, values in self.layers)
-        return self.model.states_after(layers, self.places[rows], self.seen[rows], tokens[rows])
+        """States of the named rows' responses."""
+        cache = DynamicCache()
+        for k, (keys, values) in enumerate(self.layers):
+            cache.update(keys[rows], values[rows], k)
+        return self.model.model(
+            inputs_embeds=self.model.model.embed_tokens(tokens[rows]),
+            attention_mask=self.seen[rows, None, None].expand(-1, 1, tokens.shape[1], -1),
+            position_ids=self.places[rows, self.before :],
+            past_key_values=cache,
+        ).last_hidden_state
 
 
 def complementary_masking_loss(
@@ -219,8 +205,9 @@ def shifted_quotas(positions: int, steps: int, shift: float | int) -> list[int]:
     t = torch.linspace(0, 1, steps + 1)
     left = (shift * t / (1 + (shift - 1) * t) * positions).long()
     quotas = left.diff().clamp(min=1).tolist()
+    quotas[-1] += max(0, positions - sum(quotas))  # where float32 falls short of the last one
     over, k = sum(quotas) - positions, 0
-    while over > 0:  # taken from the last steps that fill several, in turn
+    while over > 0:  # taken from steps that fill several, the last ones first, in turn
         if quotas[k % steps] > 1:
             quotas[k % steps] -= 1
             over -= 1

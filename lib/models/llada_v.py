@@ -221,11 +221,20 @@ class LladaVModel(MdlmModel):
         response: Int[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response dim"]:
         """What the head makes logits of, at every response position."""
-        places, seen = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
-        words = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
-        x = torch.cat([vision.to(words.dtype), words], 1)
+        x, places, seen = self.joined(vision, prompt, response)
         states = self.model(inputs_embeds=x, attention_mask=seen, position_ids=places).last_hidden_state
         return states[:, states.shape[1] - response.shape[1] :]
+
+    def joined(
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        response: Int[Tensor, "batch response"],
+    ) -> tuple[Float[Tensor, "batch position dim"], Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
+        """What the decoder is given: [vision | prompt | response], their positions, and which of them are seen."""
+        places, seen = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
+        words = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
+        return torch.cat([vision.to(words.dtype), words], 1), places, seen
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
