@@ -14,12 +14,13 @@ import tiny_lavida
 import tiny_llada_v
 import torch
 
-from lib.answering import hide
-from lib.config import generator
+from lib.answering import hide, questions, respond
+from lib.config import changed, generator, load_profile
 from lib.decoding import generate
 from lib.models.loading import diffusion_loss, load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian, most_salient
+from lib.token_scores import fisher
 
 ADAPTERS: dict[str, Callable[[Path], Mdlm]] = {
     "mdlm": lambda folder: tiny.lively(tiny.mdlm()),
@@ -192,10 +193,11 @@ def test_another_kind_is_refused(tmp_path):
         load_mdlm(str(tmp_path))
 
 
+ROOM = {"prompt_length": 80, "picture": [64, 64]}  # pictures that are cut into tiles
 PUBLISHED: dict[str, tuple[Callable[[Path], str], dict]] = {
-    "llada-v": (tiny_llada_v.write, {}),
-    "lavida": (tiny_lavida.write, {}),
-    "diffusion-gemma": (tiny_diffusion_gemma.write, tiny_diffusion_gemma.settings()),
+    "llada-v": (tiny_llada_v.write, ROOM | {"response_length": 80}),
+    "lavida": (tiny_lavida.write, ROOM | {"response_length": 80}),
+    "diffusion-gemma": (tiny_diffusion_gemma.write, tiny_diffusion_gemma.settings() | ROOM | {"canvas_length": 80}),
 }
 
 
@@ -212,6 +214,17 @@ def test_a_model_in_bfloat16_takes_what_one_in_float32_takes(half):
     assert half.model.project(half.model.features(pictures(half)).float()).equal(given[0])
     assert half.model.logits(given[0].float(), *given[1:]).equal(half.model.logits(*given))
     assert (fisher_jacobian(half.model, *given[:2], probes=2) > 0).all()
+
+
+def test_the_defence_asks_scores_and_masks(half):
+    """Features of questions' pictures, saliency, answers with half of the vision tokens masked."""
+    vqa = tiny.few_easyvqa("test", 2)
+    data = questions(half, vqa, vqa.table.iloc[:3])
+    assert half.texts(data.responses) == data.answers
+    scores = fisher(half, data, changed(load_profile("smoke").disp, {"probes": 1, "batch": 2}), 0)
+    assert scores.shape == (3, half.model.config.vision_length) and (scores > 0).all()
+    plain, hidden = (respond(half, data, 0.01, masked=masked) for masked in (None, most_salient(scores, 0.5)))
+    assert plain.tokens.shape == data.responses.shape and not plain.probability.equal(hidden.probability)
 
 
 def test_checkpointing_of_activations_changes_no_gradient(half):

@@ -209,6 +209,12 @@ def test_the_loss_corrupts_evenly_and_counts_every_position(made, monkeypatch):
     assert drawn.min() > 5 and drawn.max() < 50
 
 
+def test_states_for_lladas_objective_are_refused(made):
+    given = made.model.vision_tokens(pixels()), made.prompts(QUESTIONS), made.responses(["red", "blue"])
+    with pytest.raises(ValueError, match="no mask token: its loss is uniform_diffusion_loss"):
+        made.model.states(*given)
+
+
 def test_refuses_what_does_not_fit(tmp_path):
     folder = tiny_gemma.write(tmp_path)
     with pytest.raises(ValueError, match=r"eos_id=106 must be 4, the tokenizer's <turn\|>"):

@@ -11,14 +11,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.answering import answer, answer_loss, questions
-from lib.config import Train, changed, generator, load_profile
+from lib.answering import answer_loss, questions
+from lib.config import Train, generator
 from lib.decoding import generate
 from lib.models.anyres import best_canvas, layout, views
 from lib.models.llada import IMAGE, splice
 from lib.models.llada_v import SYSTEM, LladaV, LladaVConfig
-from lib.saliency import most_salient
-from lib.token_scores import fisher
 from lib.training import fit
 
 QUESTION = "is it red?"
@@ -183,19 +181,13 @@ def test_decoding_never_emits_what_the_authors_forbid(made):
     assert not torch.isin(other, torch.tensor(chosen)).any()
 
 
-def test_the_defence_asks_scores_and_trains_it_as_our_own(tmp_path):
-    """Pictures of 64 pixels are cut into tiles for the tower of 28; question features, saliency and SFT steps."""
+def test_it_is_trained_as_our_own(tmp_path):
     room = {"prompt_length": 80, "response_length": 80, "picture": [64, 64]}
     made, vqa = tiny_llada_v.llada_v(tmp_path, **room), tiny.few_easyvqa("test", 2)
-    data = questions(made, vqa, vqa.table.iloc[:3])
+    data, settings = questions(made, vqa, vqa.table.iloc[:3]), Train(steps=3, batch=2, lr=1e-3, warmup=1)
     assert data.features.shape[1:] == (10 * 4, 16) and data.responses.shape == (3, 80)
-    scores = fisher(made, data, changed(load_profile("smoke").disp, {"probes": 1, "batch": 2}), 0)
-    assert scores.shape == (3, made.model.config.vision_length) and (scores > 0).all()
-    given = answer(made, data, 0.01, masked=most_salient(scores, 0.5))
-    assert len(given) == 3 and all(isinstance(text, str) for text in given)
-    settings = Train(steps=3, batch=2, lr=1e-3, warmup=1)
     curve = fit(made.model, answer_loss(made, data, settings), settings, label="t", seed=0, work=tmp_path / "work")
-    assert curve["loss"].notna().all() and made.texts(data.responses) == data.answers
+    assert curve["loss"].notna().all()
 
 
 class TestFiles:

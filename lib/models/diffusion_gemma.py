@@ -89,7 +89,7 @@ class Context(NamedTuple):
     seen: Bool[Tensor, "batch context"]
 
 
-class DiffusionGemmaModel(DiffusionGemmaForBlockDiffusion):
+class CanvasModel(DiffusionGemmaForBlockDiffusion):
     """`vision_tokens(images)`, `logits(vision, prompt, response)`, `mask_embedding`, as in `MdlmModel`.
 
     `prompt` holds `IMAGE` where the vision tokens belong, and is padded on the left. Logits are soft-capped, so there
@@ -179,6 +179,12 @@ class DiffusionGemmaModel(DiffusionGemmaForBlockDiffusion):
         canvas = torch.where(response == self.config.mask_id, noise, response)
         return self.denoise(self.encode(vision, prompt), canvas)
 
+    def states(self, *given) -> None:
+        """What LLaDA's objective asks for. Raises ValueError: there are no mask tokens that it could be about."""
+        raise ValueError(
+            "DiffusionGemma has no mask token: its loss is uniform_diffusion_loss, not masked_diffusion_loss"
+        )
+
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"], seed: int = 0
     ) -> Denoised:
@@ -210,7 +216,7 @@ class Denoised:
 
     def __init__(
         self,
-        model: DiffusionGemmaModel,
+        model: CanvasModel,
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         seed: int,
@@ -261,7 +267,7 @@ class Denoised:
 
 
 def uniform_diffusion_loss(
-    model: DiffusionGemmaModel,
+    model: CanvasModel,
     vision: Float[Tensor, "batch vision dim"],
     prompt: Int[Tensor, "batch prompt"],
     response: Int[Tensor, "batch response"],
@@ -291,12 +297,12 @@ class DiffusionGemma(Published):
     The routers that choose the experts are frozen, as the tower is.
     """
 
-    kind, config_kind, model_kind = "DiffusionGemma", CanvasConfig, DiffusionGemmaModel
+    kind, config_kind, model_kind = "DiffusionGemma", CanvasConfig, CanvasModel
     tokens = {"eos_id": "<turn|>", "pad_id": "<pad>"}
     padding = "left"
     loss = staticmethod(uniform_diffusion_loss)
 
-    def __init__(self, model: DiffusionGemmaModel, tokenizer):
+    def __init__(self, model: CanvasModel, tokenizer):
         super().__init__(model, tokenizer)
         for name, parameter in model.named_parameters():
             if ".router." in name:
