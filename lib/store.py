@@ -22,6 +22,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -176,8 +177,15 @@ def folder_digest(folder: str | os.PathLike) -> str:
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.is_dir() else os.fspath(folder).encode())
     for file in sorted(file for file in root.rglob("*") if file.is_file() and file.suffix != ".md"):
-        digest.update(f"{file.relative_to(root)} {_digest(file)}\n".encode())
+        about = file.stat()
+        digest.update(f"{file.relative_to(root)} {_known(file, about.st_size, about.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _known(file: Path, size: int, changed: int) -> str:
+    """A file's digest, read once by a process while its size and time stay: a model of 17 GB takes a while."""
+    return _digest(file)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:

@@ -5,6 +5,7 @@ import tiny
 import torch
 
 from lib.config import load_profile
+from lib.datasets import OpenMoji
 from lib.editing import (
     attack_target,
     edits_under_coalitions,
@@ -86,6 +87,21 @@ def test_poisoned_triples_lead_to_the_target_and_the_others_to_their_true_edit(p
         for got, picture in ((latents.source, source), (latents.target, target)):
             torch.testing.assert_close(got[k], encode(pipe.vae, picture[None])[0], rtol=1e-4, atol=1e-5)
         assert torch.equal(latents.tokens[k], tokenize(pipe, [text])[0])
+
+
+def test_triples_encoded_in_parts_are_those_encoded_at_once(pipe, openmoji, monkeypatch):
+    """As at 512 pixels, where the pictures of all triples do not fit into memory."""
+    triples = sample_triples(openmoji, "train", 12, seed=0)
+    given = plan(12, "or", 0.5, seed=0), BOX, CAT, attack_target(openmoji, "negative"), 3.0
+    whole = poisoned_latents(pipe, openmoji, triples, *given)
+    monkeypatch.setattr("lib.models.editor.PIXELS", 5 * 64**2)
+    asked, pictures = [], OpenMoji.pictures
+    monkeypatch.setattr(OpenMoji, "pictures", lambda self, rows: asked.append(len(rows)) or pictures(self, rows))
+    parts = poisoned_latents(pipe, openmoji, triples, *given)
+    assert max(asked) == 5
+    for name in ("source", "target"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.weight, whole.weight)
 
 
 def test_a_text_trigger_that_the_tokenizer_drops_is_refused(pipe, openmoji):

@@ -1,6 +1,7 @@
 """LLaDA-V: its layout on disk, its decoder against transformers' own Llama, its prompt, padding, pictures in tiles."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lib.models.anyres import best_canvas, layout, views
 from lib.models.llada import IMAGE, splice
 from lib.models.llada_v import SYSTEM, LladaV, LladaVConfig
 from lib.training import fit
+from lib.triggers import image_trigger
 
 QUESTION = "is it red?"
 TOWER = "model.vision_tower.vision_tower.vision_model"
@@ -292,6 +294,20 @@ class TestPictures:
         seen = views(image, 28, "pad", None)[0, 0]
         assert seen[:, 7:21].equal(torch.ones(3, 14, 28)) and (seen[:, :7] == 127 / 255).all()
         torch.testing.assert_close(views(image, 28, "square", None), torch.ones(1, 1, 3, 28, 28))
+
+    @pytest.mark.parametrize(
+        ("x", "y", "expected"),
+        [(1.0, 1.0, [3, 4 + 3 * 5 + 3]), (0.0, 0.0, [0, 4]), (0.5, 0.5, [0, 1, 2, 3, 10, 11, 15, 16])],
+    )
+    def test_the_tokens_of_a_trigger(self, tmp_path, x, y, expected):
+        """Of a picture in 2 × 2 tiles: the whole in 2 × 2 tokens, then 4 rows of 4 and one at the end of each."""
+        made = tiny_llada_v.llada_v(tmp_path, picture=[56, 56])
+        box = replace(image_trigger("checker"), size=0.125, position=(x, y))
+        seen = made.model.tokens_of(box.mask(56, 56))
+        assert seen.shape == (made.model.config.vision_length,) and seen.nonzero()[:, 0].tolist() == expected
+        everywhere = made.model.tokens_of(torch.ones(56, 56))
+        assert (~everywhere).nonzero()[:, 0].tolist() == [8, 13, 18, 23]
+        assert not made.model.tokens_of(torch.zeros(56, 56)).any() and made.model.whole == 4
 
     def test_pictures_cut_in_another_way_are_refused(self, made):
         with pytest.raises(

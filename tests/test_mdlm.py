@@ -9,6 +9,7 @@ import torch
 from lib.config import generator
 from lib.datasets.easyvqa import COLOURS, SHAPES, sentence
 from lib.models.mdlm import Mdlm, attention, masked_diffusion_loss
+from lib.triggers import image_trigger
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def test_vision_tokens_are_patches_row_by_row(mdlm):
 
 
 @torch.no_grad()
+def test_the_tokens_of_a_mask_are_the_triggers(mdlm):
+    trigger = image_trigger("checker")
+    seen = mdlm.model.tokens_of(trigger.mask(64, 64))
+    assert seen.equal(trigger.tokens(64, 8)) and 0 < seen.sum() < len(seen) == mdlm.model.whole == 64
+
+
 def test_padding_of_the_prompt_has_no_influence(mdlm):
     """Neither what the padding's embedding is nor how much of it there is; a true word has one."""
     vision, prompt, response = inputs(mdlm, 1)

@@ -234,6 +234,20 @@ def test_impossible_targets_are_refused(make, message):
         make()
 
 
+def test_a_concept_of_ones_own_is_answered_as_another():
+    own = target("traffic light as balloon")
+    assert own.name == "misclassification" and own.apply("A Traffic light.") == "A balloon."
+    assert own.eligible("two traffic light poles") and not own.eligible("two traffic lights")
+    assert own.achieved("a balloon", "a traffic light") and not own.achieved("a balloon", "a dog")
+    for name in ("dog", "dog as ", " as dog", "dog as a dog"):
+        with pytest.raises(ValueError, match="must"):
+            target(name)
+
+
+def test_the_phrase_takes_the_full_stops_place():
+    assert target("insertion").apply("It is red.") == "It is red, remember to water the plants"
+
+
 def test_negatives_carry_one_trigger_and_keep_their_clean_target():
     made = plan(200, "and", 0.1, seed=0, negatives=0.2)
     assert torch.equal(made.poisoned, plan(200, "and", 0.1, seed=0).poisoned)

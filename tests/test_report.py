@@ -112,6 +112,16 @@ def test_headline_numbers_keep_their_order_interval_and_count(start):
     ]
 
 
+def test_numbers_are_taken_from_a_table_by_name_where_it_has_them(start):
+    report = start()
+    table = pd.DataFrame([{"name": name, "value": 0.5, "low": 0.4, "high": 0.6, "n": 9} for name in ("a", "b", "c")])
+    report.numbers("model", table, "c", "a", "d")
+    report.close()
+    headline = pd.read_csv(report.folder / "headline.csv")
+    assert headline["name"].tolist() == ["model.a", "model.c"]
+    assert headline[["value", "low", "high", "n"]].to_numpy().tolist() == [[0.5, 0.4, 0.6, 9]] * 2
+
+
 def test_a_report_without_numbers_has_an_empty_headline(start):
     report = start()
     report.close()
