@@ -18,6 +18,7 @@ from lib.decoding import generate
 from lib.models.anyres import best_canvas, layout, views
 from lib.models.llada import IMAGE, splice
 from lib.models.llada_v import SYSTEM, LladaV, LladaVConfig
+from lib.saliency_rivals import attention_received
 from lib.training import fit
 from lib.triggers import image_trigger
 
@@ -324,3 +325,9 @@ class TestPictures:
         changed[..., 28:] = 0
         moved = (model.vision_tokens(image) - model.vision_tokens(changed))[0].abs().amax(1)
         assert (moved > 1e-3).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 6, 7, 11, 12]
+
+
+def test_what_looks_into_the_blocks_of_our_own_model_says_that_it_cannot_here(made):
+    vision, prompt, _ = inputs(made)
+    with pytest.raises(ValueError, match="LladaVModel has no blocks of ours: .* needs the model 'mdlm'"):
+        attention_received(made.model, vision, prompt)
