@@ -13,11 +13,12 @@ import torch
 from lib.answering import questions
 from lib.attacks import data_spec
 from lib.attacks.mdlm import mdlm_spec
-from lib.config import EditSet, QuestionSet, load_profile
+from lib.config import EditSet, Lora, QuestionSet, load_profile
 from lib.data import credit, digest, edit_data, mmmu_data, question_data, titles
 from lib.datasets import EditData, PhotoEdits, PhotoQuestions, QuestionData, easyvqa, openmoji
 from lib.datasets.openmoji import CREDIT
 from lib.mmmu import mmmu_scores, with_mmmu
+from lib.models.loading import base_mdlm, base_settings
 from lib.poisoning import plan, target
 from lib.store import code_digest
 from lib.triggers import image_trigger
@@ -102,6 +103,20 @@ def test_only_the_study_that_sees_photographs_depends_on_them(tmp_path, folders)
     assert data_spec(run, "edits") == data_spec(other, "edits")
     assert data_spec(run, "questions") != data_spec(other, "questions")
     assert mdlm_spec(run)["published"]["lora"] is None
+
+
+def test_what_a_base_model_is_loaded_with(tmp_path, folders):
+    """Ours with nothing, adapters or not; a published one with room and, under adapters, in half precision."""
+    lora = {"rank": 4, "alpha": 8}
+    assert base_settings(tiny.run(tmp_path, models={"lora": lora}).profile) == {}
+    room = {"picture": [64, 64], "prompt_length": 40, "response_length": 72}
+    profile = photographs(tmp_path, folders).profile
+    assert base_settings(profile) == room
+    models = profile.models.model_copy(update={"lora": Lora(**lora)})
+    half = profile.model_copy(update={"models": models})
+    assert base_settings(half) == room | {"dtype": torch.bfloat16}
+    made = base_mdlm(half).model
+    assert made.dtype == torch.bfloat16 and not any(parameter.requires_grad for parameter in made.parameters())
 
 
 def test_features_made_when_asked_for_are_those_kept(tmp_path, folders):

@@ -58,7 +58,7 @@ def load_words(name: str) -> PreTrainedTokenizerBase:
 
 
 def _precision(profile: Profile) -> dict[str, torch.dtype]:
-    return {"dtype": torch.bfloat16} if profile.models.lora and _kind(profile.models.mdlm) != "mdlm" else {}
+    return {"dtype": torch.bfloat16} if profile.models.lora and _kind(profile.models.mdlm) is not Mdlm else {}
 
 
 def _frozen(mdlm: Mdlm, profile: Profile) -> Mdlm:
