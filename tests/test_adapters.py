@@ -197,7 +197,7 @@ ROOM = {"prompt_length": 80, "picture": [64, 64]}  # pictures that are cut into 
 PUBLISHED: dict[str, tuple[Callable[[Path], str], dict]] = {
     "llada-v": (tiny_llada_v.write, ROOM | {"response_length": 80}),
     "lavida": (tiny_lavida.write, ROOM | {"response_length": 80}),
-    "diffusion-gemma": (tiny_diffusion_gemma.write, tiny_diffusion_gemma.settings() | ROOM | {"canvas_length": 80}),
+    "diffusion-gemma": (tiny_diffusion_gemma.write, tiny_diffusion_gemma.settings() | ROOM | {"response_length": 80}),
 }
 
 
@@ -214,6 +214,17 @@ def test_a_model_in_bfloat16_takes_what_one_in_float32_takes(half):
     assert half.model.project(half.model.features(pictures(half)).float()).equal(given[0])
     assert half.model.logits(given[0].float(), *given[1:]).equal(half.model.logits(*given))
     assert (fisher_jacobian(half.model, *given[:2], probes=2) > 0).all()
+
+
+def test_tokens_that_see_a_part_of_the_picture(half):
+    """None see nothing, all of the whole picture see everything, and only the first ones its first pixels."""
+    whole, length = half.model.whole, half.model.config.vision_length
+    mask = torch.zeros(64, 64)
+    assert half.model.tokens_of(mask).shape == (length,) and not half.model.tokens_of(mask).any()
+    assert half.model.tokens_of(mask + 1)[:whole].all()
+    mask[:6, :6] = 1
+    first = half.model.tokens_of(mask)[:whole]
+    assert first[0] and not first[-1]
 
 
 def test_the_defence_asks_scores_and_masks(half):

@@ -45,6 +45,7 @@ class CanvasConfig(DiffusionGemmaConfig):
     and fills the canvas up.
     """
 
+    attribute_map = {"response_length": "canvas_length"}
     __no_type_check__ = True  # jaxtyping takes no dataclass whose __init__ has **kwargs
 
     picture: list[int] | tuple[int, ...] = (768, 768)
@@ -64,10 +65,6 @@ class CanvasConfig(DiffusionGemmaConfig):
     @property
     def pad_id(self) -> int:
         return self.text_config.pad_token_id
-
-    @property
-    def response_length(self) -> int:
-        return self.canvas_length
 
     @property
     def vision_length(self) -> int:
@@ -122,6 +119,17 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
         places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(1).to(images.device)
         states = self.tower(pixel_values=patches, pixel_position_ids=places.expand(len(images), -1, -1))
         return states.last_hidden_state.unflatten(0, (len(images), -1))
+
+    @property
+    def whole(self) -> int:
+        """How many vision tokens are a grid over the whole picture: all."""
+        return self.config.vision_length
+
+    def tokens_of(self, mask: Float[Tensor, "h w"]) -> Bool[Tensor, " vision"]:
+        """Which vision tokens see some of what `mask` covers in a picture: at least a tenth of a pixel's opacity."""
+        size, (rows, columns) = self.config.vision_config.patch_size, self.config.patches(*mask.shape)
+        covered = resized(mask.expand(1, 3, -1, -1), rows * size, columns * size)[0, :1]
+        return F.max_pool2d(covered, size * self.config.vision_config.pooling_kernel_size).flatten() > 0.1
 
     def project(self, features: Float[Tensor, "batch vision features"]) -> Float[Tensor, "batch vision dim"]:
         """Vision tokens from the tower's features."""

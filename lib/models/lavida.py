@@ -19,7 +19,6 @@ from transformers import DynamicCache
 from lib.decoding import Decoded, Selective
 from lib.kernels.confidence import confidence
 from lib.kernels.loss import weighted_cross_entropy
-from lib.models.anyres import in_rows
 from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
 from lib.models.mdlm import ATTENTION
 
@@ -98,17 +97,17 @@ class LavidaModel(LladaVModel):
 
     config_class = LavidaConfig
 
-    def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
-        """Vision tokens from the tower's features."""
-        tokens, side = self.model.mm_projector(features.to(self.dtype)), self.tower.config.image_size
-        side //= self.tower.config.patch_size
+    def arranged(
+        self, tokens: Float[Tensor, "batch patches dim"], newline: Float[Tensor, " dim"] | None
+    ) -> Float[Tensor, "batch vision dim"]:
+        """Tokens of all views' patches, pooled view by view, in the order that the decoder gets them."""
+        side = self.tower.config.image_size // self.tower.config.patch_size
         seen = tokens.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # [view, dim, row, column]
         if self.config.mm_spatial_pool_mode == "bilinear":
             seen = F.interpolate(seen, (self.config.grid, self.config.grid), mode="bilinear")
         else:
             seen = F.avg_pool2d(seen, 2)
-        pooled = seen.flatten(2).mT.unflatten(0, (len(tokens), -1)).flatten(1, 2)
-        return in_rows(pooled, self.config.layout(*self.config.picture), self.model.image_newline)
+        return super().arranged(seen.flatten(2).mT.unflatten(0, (len(tokens), -1)).flatten(1, 2), newline)
 
     def states(
         self,

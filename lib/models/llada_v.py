@@ -207,12 +207,22 @@ class LladaVModel(MdlmModel):
         config, place = self.config, self.config.layout(*self.config.picture)
         seen = views(mask.expand(1, 3, -1, -1), config.vision["image_size"], config.image_aspect_ratio, place.tiles)
         patches = F.max_pool2d(seen[0, :, 0], config.vision["patch_size"]).flatten()
-        return in_rows(patches[None, :, None], place, patches.new_zeros(1))[0, :, 0] > 0.1
+        return self.arranged(patches[None, :, None], patches.new_zeros(1))[0, :, 0] > 0.1
 
     def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
         """Vision tokens from the tower's features."""
-        tokens = self.model.mm_projector(features.to(self.dtype))
-        return in_rows(tokens, self.config.layout(*self.config.picture), self.model.image_newline)
+        return self.arranged(self.model.mm_projector(features.to(self.dtype)), self.model.image_newline)
+
+    def arranged(
+        self, tokens: Float[Tensor, "batch patches dim"], newline: Float[Tensor, " dim"] | None
+    ) -> Float[Tensor, "batch vision dim"]:
+        """Tokens of all views' patches in the order that the decoder gets them."""
+        return in_rows(tokens, self.config.layout(*self.config.picture), newline)
+
+    @property
+    def whole(self) -> int:
+        """How many vision tokens, the first ones, are a square grid over the whole picture."""
+        return self.config.grid**2
 
     def states(
         self,
