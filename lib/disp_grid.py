@@ -49,6 +49,11 @@ def chosen(run: Run, part: str) -> list[Case]:
     return [case for case in cases(run.profile) if case.part == part]
 
 
+def attack_parts(run: Run) -> list[str]:
+    """Those of ATTACKS of which the study has a case."""
+    return [part for part in ATTACKS if chosen(run, part)]
+
+
 def case_table(run: Run, part: str) -> pd.DataFrame:
     """`defence_rows` of every case of a part.
 
@@ -87,7 +92,7 @@ def attack_strength(run: Run) -> pd.DataFrame:
     accuracy, accuracy_lost (against that fine-tune), succeeds, n.
     """
     plain = unattacked_accuracy(run)
-    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", *ATTACKS)]
+    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", *attack_parts(run))]
     table = pd.concat(tables, ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
     wide = table.pivot_table("value", ["part", "label"], "metric", sort=False)
