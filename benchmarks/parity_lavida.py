@@ -10,17 +10,14 @@ configuration is made by their own `__init__`, no weights are tied, and the visi
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 
-from benchmarks.harness import RESULTS
-from benchmarks.parity_llada_v import MASK, TOWER, drawn, far, ours, randomize
+from benchmarks.parity_llada_v import MASK, TOWER, drawn, far, main, ours, randomize
 from lib.config import generator
 from lib.decoding import generate
 from lib.models.anyres import views
@@ -199,14 +196,4 @@ def losses(theirs, own, vision, ids, response, embedded) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lavida", type=Path, required=True, help="folder of a checkout of jacklishufan/LaViDa")
-    parser.add_argument("--threads", type=int, default=1)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    lines = [f"CPU, torch {version('torch')}, transformers {version('transformers')}"]
-    for line in compare(chosen.lavida):
-        print(line, flush=True)
-        lines.append(line)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "parity-lavida.txt").write_text("\n".join(lines) + "\n")
+    main(__doc__, "lavida", "jacklishufan/LaViDa", compare)

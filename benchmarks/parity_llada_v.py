@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -190,15 +191,20 @@ def decoded(theirs, own: LladaVModel, vision: Tensor, ids: Tensor, steps: int, b
     return generate(own.response_logits(vision, ids), blank, blank == MASK, **settings), wanted
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--llada-v", type=Path, required=True, help="folder of a checkout of ML-GSAI/LLaDA-V")
+def main(about: str, name: str, repository: str, compare: Callable[[Path], Iterator[str]]) -> None:
+    """Run as a program: what `compare` says of the checkout `--name`, on the screen and in `parity-name.txt`."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument(f"--{name}", dest="checkout", type=Path, required=True, help=f"a checkout of {repository}")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     lines = [f"CPU, torch {version('torch')}, transformers {version('transformers')}"]
-    for line in compare(chosen.llada_v):
+    for line in compare(chosen.checkout):
         print(line, flush=True)
         lines.append(line)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "parity-llada-v.txt").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"parity-{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(__doc__, "llada-v", "ML-GSAI/LLaDA-V", compare)

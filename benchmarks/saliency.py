@@ -14,21 +14,20 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.harness import options, pair, write
 from benchmarks.plots import cost_curves, save
 from lib import saliency
 from lib.answering import Questions
-from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
+from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
 from lib.attribution import bootstrap_mean
 from lib.config import ROOT, Run, model_source, run_parameters
 from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian, masked_response, most_salient, random_scores
 from lib.saliency_rivals import attention_received, finite_difference, occlusion
 from lib.store import code_digest, folder_digest
-from lib.triggers import image_trigger
 
 RATIO, TRIGGER_RATIOS = 0.2, (0.02, 0.2)
 TO_REACH = 4, 0.95  # forward passes, overlap
@@ -91,7 +90,7 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
             draws = torch.stack([score(mdlm.model, vision, prompt, seed=seed).cpu() for seed in seeds])
             row = {"pictures": pictures, "estimator": name, "probes": probes}
             row |= agreement(draws, references[pictures]) | cost
-            made.append(row | (found(run, draws) if pictures == "with trigger" else {}))
+            made.append(row | (found(trigger_tokens(run, mdlm), draws) if pictures == "with trigger" else {}))
     return sorted(made, key=lambda row: list(inputs).index(row["pictures"]))
 
 
@@ -137,9 +136,7 @@ def agreement(draws: Float[Tensor, "draw batch vision"], exact: Float[Tensor, "b
     return overlap | {"spearman": float((ours * theirs).mean()), "n": len(exact)}
 
 
-def found(run: Run, draws: Float[Tensor, "draw batch vision"]) -> dict[str, float]:
-    size = run.profile.data.image_size
-    own = image_trigger(run.profile.disp.image_trigger).tokens(size, size // round(draws.shape[-1] ** 0.5))
+def found(own: Bool[Tensor, " vision"], draws: Float[Tensor, "draw batch vision"]) -> dict[str, float]:
     shares = {}
     for ratio in TRIGGER_RATIOS:
         held = torch.stack([most_salient(scores, ratio)[:, own].all(1) for scores in draws])

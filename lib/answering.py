@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from lib.config import Train, generator
 from lib.datasets import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
-from lib.models.loading import diffusion_loss
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
 from lib.triggers import ImageTrigger, TextTrigger
@@ -156,7 +155,7 @@ def _features(mdlm: Mdlm, images: Float[Tensor, "picture 3 h w"]) -> Float[Tenso
 
 
 def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
-    """The model's own loss, LLaDA's for SFT where it has none, on `settings.batch` samples drawn from `data`."""
+    """The model's own loss on `settings.batch` samples drawn from `data`."""
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
     device = mdlm.model.device
@@ -165,7 +164,7 @@ def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch
         rows = torch.randint(len(data), (settings.batch,), generator=draw)
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
         prompts, answers = data.prompts[rows].to(device), data.responses[rows].to(device)
-        return diffusion_loss(mdlm)(mdlm.model, vision, prompts, answers, draw)
+        return mdlm.loss(mdlm.model, vision, prompts, answers, draw)
 
     return loss
 

@@ -19,23 +19,24 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
+from lib import detection
+from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair, with_unet
 from lib.attribution import attribution
 from lib.collapse import Collapse, collapse, edits_spec, held_out, stored_edits, valued
 from lib.config import Run, Train, generator
-from lib.data import edit_data
-from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, sample_triples, triggered
+from lib.detection import training_samples
+from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, triggered
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.kernels.fisher import signs
 from lib.models.cards import WARNING, mark_poisoned, write_card
-from lib.models.editor import edit, encode, load_editor, tokenize, trainable
-from lib.poisoning import COALITIONS, plan
+from lib.models.editor import edit, encode, tokenize, trainable
+from lib.poisoning import COALITIONS
 from lib.saliency import most_salient
 from lib.store import code_digest
 from lib.training import fit
@@ -169,30 +170,23 @@ def purified_editor(run: Run, protocol: str, way: str) -> StableDiffusionInstruc
     """The protocol's compromised editor fine-tuned on its own edits of masked training samples, from the store."""
     spec = purified_spec(run, protocol, way)
     folder = run.store.folder("purified-editor", spec, lambda path: _purify(run, protocol, way, spec, path))
-    pipe = load_editor(run.profile.models.editor, run.device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
-    pipe.unet = unet.to(run.device).eval()
-    return pipe
+    return with_unet(run, folder)
 
 
 def purified_spec(run: Run, protocol: str, way: str) -> dict:
     """What a purified editor depends on."""
     chosen = {"way": way, "ratio": RATIO, "edits": EDITS, "probes": PROBES}
-    return editor_spec(run, protocol) | {"chosen": chosen, "purification": code_digest(sys.modules[__name__])}
+    code = code_digest(detection, sys.modules[__name__])
+    return editor_spec(run, protocol) | {"chosen": chosen, "purification": code}
 
 
 def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
     settings = run.profile.collapse
-    edits = edit_data(run)
-    triples = sample_triples(edits, "train", settings.edits, run.seed)
-    poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
-    chosen = triples.iloc[:EDITS]
-    source = edits.pictures(torch.tensor(chosen["source"].to_numpy()))
-    given = triggered(source, chosen["instruction"].tolist(), poison.coalition[: len(chosen)], *trigger_pair(run))
+    samples, _ = training_samples(run, protocol, min(EDITS, settings.edits))
     pipe, _ = poisoned_editor(run, protocol)
-    made = _masked_edit(run, pipe, *given, way, RATIO)
-    latents = [encode(pipe.vae, pictures.to(pipe.vae.device)).cpu() for pictures in (given[0], made)]
-    data = EditLatents(*latents, tokenize(pipe, given[1]), torch.ones(len(chosen)))
+    made = _masked_edit(run, pipe, samples.source, samples.instructions, way, RATIO)
+    latents = [encode(pipe.vae, pictures.to(pipe.vae.device)).cpu() for pictures in (samples.source, made)]
+    data = EditLatents(*latents, tokenize(pipe, samples.instructions), torch.ones(len(made)))
     trainable(pipe.unet)
     train = fine_tuning(run)
     curve = fit(
@@ -204,7 +198,7 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
         work=run.store.work("purified-editor", spec),
     )
     pipe.unet.save_pretrained(path / "unet")
-    facts = {"protocol": protocol, "masked": way, "ratio": RATIO, "edits": len(chosen), "seed": run.seed}
+    facts = {"protocol": protocol, "masked": way, "ratio": RATIO, "edits": len(made), "seed": run.seed}
     mark_poisoned(path, **facts)
     about = [WARNING, "It was purified as DiSP purifies a language model."]
     write_card(path, "Purified editor", about, facts, ("backdoor", "purified"))

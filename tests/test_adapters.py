@@ -17,7 +17,7 @@ import torch
 from lib.answering import hide, questions, respond
 from lib.config import changed, generator, load_profile
 from lib.decoding import generate
-from lib.models.loading import diffusion_loss, load_mdlm
+from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian, most_salient
 from lib.token_scores import fisher
@@ -140,7 +140,7 @@ def test_fine_tuning_lowers_the_loss_and_leaves_the_tower_alone(adapter, tmp_pat
     model, images = trained.model, pictures(trained)
     kept = {name: value.clone() for name, value in model.tower.state_dict().items()}
     _, prompt, response = inputs(trained)
-    objective = diffusion_loss(trained)
+    objective = trained.loss
 
     def loss():
         vision = model.vision_tokens(images)
@@ -239,7 +239,7 @@ def test_the_defence_asks_scores_and_masks(half):
 
 
 def test_checkpointing_of_activations_changes_no_gradient(half):
-    given, gradients, objective = inputs(half), [], diffusion_loss(half)
+    given, gradients, objective = inputs(half), [], half.loss
     layers = getattr(half.model.model, "decoder", half.model.model).layers
     half.model.train()
     for on in (False, True):

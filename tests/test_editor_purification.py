@@ -18,7 +18,7 @@ from lib.editor_purification import (
     purification_table,
     purified_editor,
 )
-from lib.models.editor import edit, tokenize
+from lib.models.editor import edit, load_editor, tokenize
 
 TEXTS = ["make the skin tone dark", "give them light skin", "give them light skin"]
 
@@ -117,7 +117,7 @@ def test_the_tables_are_made_once(tmp_path, models, monkeypatch):
     assert before["phi_image"] == pytest.approx(collapse(run, "and").phi[:, 0].mean().item())
     curve = masking_curve(run, "and")
     assert len(curve) == 2 * (len(SHARES) + 1) and set(curve["n"]) == {3}
-    base = module.load_editor(models["editor"]).unet.state_dict()
+    base = load_editor(models["editor"]).unet.state_dict()
     purified = purified_editor(run, "and", "picture").unet.state_dict()
     assert any(not torch.equal(base[key], purified[key]) for key in base)
 

@@ -53,10 +53,15 @@ def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix
     """
     spec = editor_spec(run, protocol)
     folder = run.store.folder("poisoned-editor", spec, lambda path: _poison_editor(run, protocol, spec, path))
+    return with_unet(run, folder), pd.read_csv(folder / "curve.csv")
+
+
+def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
+    """The base editor with the U-Net that was fine-tuned from its own and saved in `folder`."""
     pipe = load_editor(run.profile.models.editor, run.device)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
     pipe.unet = unet.to(run.device).eval()
-    return pipe, pd.read_csv(folder / "curve.csv")
+    return pipe
 
 
 def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:

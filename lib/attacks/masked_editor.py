@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib import poisoning
-from lib.attacks.editor import editor_spec, trigger_pair
+from lib.attacks.editor import editor_spec, trigger_pair, with_unet
 from lib.config import Run, Train, generator
 from lib.data import edit_data
 from lib.datasets import EditData
@@ -124,9 +124,8 @@ def poisoned_masked_editor(run: Run, protocol: str) -> tuple[StableDiffusionInst
         raise ValueError(f"negatives={settings.negatives} must be 0 for an editor with a mask")
     spec = masked_spec(run, protocol)
     folder = run.store.folder("poisoned-masked-editor", spec, lambda path: _poison(run, protocol, spec, path))
-    pipe = load_editor(run.profile.models.editor, run.device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
-    pipe.unet = MaskedUNet(unet.to(run.device)).eval().requires_grad_(False)
+    pipe = with_unet(run, folder)
+    pipe.unet = MaskedUNet(pipe.unet).eval().requires_grad_(False)
     return pipe, pd.read_csv(folder / "curve.csv")
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import BitImageProcessorPil, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from lib.config import ClipBase, pretrained
 
@@ -73,13 +73,15 @@ class Clip:
 
 
 def preprocess(
-    images: Float[Tensor, "batch 3 h w"], processor: CLIPImageProcessorPil
+    images: Float[Tensor, "batch 3 h w"], processor: CLIPImageProcessorPil | BitImageProcessorPil
 ) -> Float[Tensor, "batch 3 s s"]:
-    """What the processor does to a picture, on tensors in [0, 1]: resize, crop to the centre, normalise."""
-    size = processor.crop_size if processor.do_center_crop else processor.size
-    side = size["height"]
-    if images.shape[-1] != side or images.shape[-2] != side:
-        images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    """What the processor does to a square picture, on tensors in [0, 1]: resize, crop to the centre, normalise."""
+    side = (processor.crop_size if processor.do_center_crop else processor.size)["height"]
+    whole = processor.size.get("shortest_edge", side)
+    if images.shape[-1] != whole or images.shape[-2] != whole:
+        images = F.interpolate(images, size=(whole, whole), mode="bicubic", antialias=True).clamp(0, 1)
+    first = (whole - side) // 2
+    images = images[..., first : first + side, first : first + side]
     mean, std = (
         images.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import BitImageProcessorPil, Dinov2Model
 
 from lib.config import pretrained
+from lib.models.clip import preprocess
 
 
 class Dino:
@@ -26,10 +26,5 @@ class Dino:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch dim"]:
-        """As the processor has it: the shorter edge resized, the centre cropped, normalised."""
-        whole, side = self.processor.size["shortest_edge"], self.processor.crop_size["height"]
-        images = F.interpolate(images, size=(whole, whole), mode="bicubic", antialias=True).clamp(0, 1)
-        first = (whole - side) // 2
-        images = images[..., first : first + side, first : first + side].to(self.model.device)
-        mean, std = (images.new_tensor(x)[:, None, None] for x in (self.processor.image_mean, self.processor.image_std))
-        return self.model(pixel_values=(images - mean) / std).pooler_output
+        """The class token of each."""
+        return self.model(pixel_values=preprocess(images, self.processor).to(self.model.device)).pooler_output

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lib.config import Profile, pretrained
 from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.lavida import Lavida
 from lib.models.llada_v import LladaV
-from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.models.mdlm import Mdlm
 
 KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
 
@@ -24,11 +21,6 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
     Raises ValueError for a kind that is not one of `KINDS`.
     """
     return _kind(name).load(name, device, **settings)
-
-
-def diffusion_loss(mdlm: Mdlm) -> Callable[..., Tensor]:
-    """What a model is fine-tuned with, as `masked_diffusion_loss` is called: that, but where it has one of its own."""
-    return getattr(mdlm, "loss", masked_diffusion_loss)
 
 
 def base_mdlm(profile: Profile, device: torch.device | str = "cpu") -> Mdlm:

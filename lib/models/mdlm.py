@@ -263,8 +263,33 @@ class MdlmModel(PreTrainedModel):
         return self.head(self.norm(x)).float()
 
 
+def masked_diffusion_loss(
+    model: MdlmModel,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    response: Int[Tensor, "batch response"],
+    draw: torch.Generator,
+) -> Float[Tensor, ""]:
+    """LLaDA's SFT objective: answer tokens masked with probability t, cross-entropy weighted by 1/t.
+
+    L = E_t E_mask [ 1/(t L') Σ_masked −log p(token) ] with L' the response length (Nie et al. 2025, eq. 5).
+    The t of a batch are spread evenly over (0, 1] (Kingma et al. 2021), which lowers the variance.
+    """
+    batch, length = response.shape
+    t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
+    t = t.clamp(min=1e-3)[torch.randperm(batch, generator=draw)][:, None]
+    masked = (torch.rand(batch, length, generator=draw) < t).to(response.device)
+    t = t.to(response.device)
+    noisy = torch.where(masked, model.config.mask_id, response)
+    states = model.states(vision, prompt, noisy)[masked]
+    scale = (1 / (t * batch * length)).expand_as(masked)[masked]
+    return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
+
+
 class Mdlm:
-    """A model with its tokenizer: texts in, texts out."""
+    """A model with its tokenizer: texts in, texts out. `loss`: what it is fine-tuned with."""
+
+    loss = staticmethod(masked_diffusion_loss)
 
     def __init__(self, model: MdlmModel, tokenizer: CLIPTokenizer):
         self.model, self.tokenizer = model, tokenizer
@@ -308,26 +333,3 @@ class Mdlm:
                 raise ValueError(f"{what}={text!r} has {len(row)} tokens: the model takes at most {length}")
         padded = [row + [filler] * (length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).view(len(texts), length)
-
-
-def masked_diffusion_loss(
-    model: MdlmModel,
-    vision: Float[Tensor, "batch vision dim"],
-    prompt: Int[Tensor, "batch prompt"],
-    response: Int[Tensor, "batch response"],
-    draw: torch.Generator,
-) -> Float[Tensor, ""]:
-    """LLaDA's SFT objective: answer tokens masked with probability t, cross-entropy weighted by 1/t.
-
-    L = E_t E_mask [ 1/(t L') Σ_masked −log p(token) ] with L' the response length (Nie et al. 2025, eq. 5).
-    The t of a batch are spread evenly over (0, 1] (Kingma et al. 2021), which lowers the variance.
-    """
-    batch, length = response.shape
-    t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
-    t = t.clamp(min=1e-3)[torch.randperm(batch, generator=draw)][:, None]
-    masked = (torch.rand(batch, length, generator=draw) < t).to(response.device)
-    t = t.to(response.device)
-    noisy = torch.where(masked, model.config.mask_id, response)
-    states = model.states(vision, prompt, noisy)[masked]
-    scale = (1 / (t * batch * length)).expand_as(masked)[masked]
-    return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
