@@ -35,6 +35,7 @@ from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
 from lib.saliency import most_salient
+from lib.shards import sharded
 from lib.store import code_digest
 from lib.token_scores import TOKEN_SCORES, fisher
 from lib.training import fit
@@ -61,7 +62,8 @@ def training_scores(run: Run, mdlm: Mdlm, data: Questions) -> Float[Tensor, "sam
     spec = teacher_spec(run) | settings.model_dump(mode="json", include={"saliency", "probes", "batch"})
 
     def make() -> dict[str, Tensor]:
-        return {"scores": TOKEN_SCORES[settings.saliency](mdlm, data, settings, run.seed)}
+        work = run.store.work("saliency", spec)
+        return {"scores": TOKEN_SCORES[settings.saliency](mdlm, data, settings, run.seed, work)}
 
     return run.store.tensors("saliency", spec, make)["scores"]
 
@@ -73,19 +75,30 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
     where masking hid what is asked about, the model guesses, and learning its guesses costs clean accuracy.
     The table's index still names the samples' places in `data`. Raises ValueError where no answer is kept.
     """
-    settings = run.profile.disp
+    settings, spec = run.profile.disp, purification_spec(run)
+    size = together(mdlm)
 
     def make() -> dict[str, Tensor]:
         masked = most_salient(training_scores(run, mdlm, data), settings.ratio)
-        responses, probability = respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
-        return {"responses": responses, "confidence": probability.amin(1)}
 
-    made = run.store.tensors("purified-set", purification_spec(run), make)
+        def answered(part: range) -> dict[str, Tensor]:
+            rows = slice(part.start, part.stop)
+            responses, probability = respond(mdlm, data[rows], settings.threshold, size, masked[rows])
+            return {"responses": responses, "confidence": probability.amin(1)}
+
+        return sharded(run.store.work("purified-set", spec), len(data), size, answered, "answer, masked")
+
+    made = run.store.tensors("purified-set", spec, make)
     sure = made["confidence"] >= settings.confidence
     if not bool(sure.any()):
         best = float(made["confidence"].max())
         raise ValueError(f"disp.confidence={settings.confidence} keeps no purified answer: the surest has {best:.3f}")
     return data.answered(made["responses"], mdlm.texts(made["responses"]))[sure]
+
+
+def together(mdlm: Mdlm) -> int:
+    """How many samples are answered together: 256 of at most 64 vision tokens each, fewer where there are more."""
+    return max(1, min(256, 256 * 64 // mdlm.model.config.vision_length))
 
 
 def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
