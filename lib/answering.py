@@ -183,11 +183,11 @@ def respond(
     Each step fills every position at least that sure, and one at least: what is seen comes before what follows
     from it. A fixed quota a step settles yes and no too early.
 
-    `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: 256 samples of at
-    most 64 vision tokens each, fewer where there are more.
+    `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: as many samples at
+    once, `together` of them where it is not given.
     """
     model, device = mdlm.model, mdlm.model.device
-    batch = batch or max(1, min(256, 256 * 64 // model.config.vision_length))
+    batch = batch or together(mdlm)
     length, mask_id = model.config.response_length, model.config.mask_id
     parts = [Decoded(data.responses[:0], torch.ones(data.responses[:0].shape, dtype=torch.float64))]
     for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
@@ -208,6 +208,11 @@ def respond(
             )
         parts.append(Decoded(*(part.cpu() for part in decoded)))
     return Decoded(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def together(mdlm: Mdlm) -> int:
+    """How many samples are answered together: 256 of at most 64 vision tokens each, fewer where there are more."""
+    return max(1, min(256, 256 * 64 // mdlm.model.config.vision_length))
 
 
 def answer(

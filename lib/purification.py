@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lib import saliency as saliency_module
 from lib import saliency_rivals, token_scores
-from lib.answering import Questions, answer, answer_loss, questions, respond
+from lib.answering import Questions, answer, answer_loss, questions, respond, together
 from lib.attacks.mdlm import (
     mdlm_spec,
     mdlm_watch,
@@ -94,11 +94,6 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
         best = float(made["confidence"].max())
         raise ValueError(f"disp.confidence={settings.confidence} keeps no purified answer: the surest has {best:.3f}")
     return data.answered(made["responses"], mdlm.texts(made["responses"]))[sure]
-
-
-def together(mdlm: Mdlm) -> int:
-    """How many samples are answered together: 256 of at most 64 vision tokens each, fewer where there are more."""
-    return max(1, min(256, 256 * 64 // mdlm.model.config.vision_length))
 
 
 def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
