@@ -16,6 +16,7 @@ from lib.datasets import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
+from lib.processes import share
 from lib.triggers import ImageTrigger, TextTrigger
 
 
@@ -155,13 +156,13 @@ def _features(mdlm: Mdlm, images: Float[Tensor, "picture 3 h w"]) -> Float[Tenso
 
 
 def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
-    """The model's own loss on `settings.batch` samples drawn from `data`."""
+    """The model's own loss on `settings.batch` samples drawn from `data`, on this process's share of them."""
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
     device = mdlm.model.device
 
     def loss(draw: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data), (settings.batch,), generator=draw)
+        rows = share(torch.randint(len(data), (settings.batch,), generator=draw))
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
         prompts, answers = data.prompts[rows].to(device), data.responses[rows].to(device)
         return mdlm.loss(mdlm.model, vision, prompts, answers, draw)

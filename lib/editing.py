@@ -15,6 +15,7 @@ from lib.config import Sampling, Train, generator
 from lib.datasets import EditData
 from lib.models.editor import at_once, edit, edit_loss, encode, tokenize
 from lib.poisoning import COALITIONS, PoisonPlan
+from lib.processes import share
 from lib.triggers import ImageTrigger, TextTrigger
 
 Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]
@@ -106,10 +107,10 @@ def poisoned_latents(
 def latent_loss(
     pipe: StableDiffusionInstructPix2PixPipeline, data: EditLatents, settings: Train, dropout: float
 ) -> Callable[[torch.Generator], Tensor]:
-    """InstructPix2Pix's loss on `settings.batch` triples drawn from `data`."""
+    """InstructPix2Pix's loss on `settings.batch` triples drawn from `data`, on this process's share of them."""
 
     def loss(draw: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data.source), (settings.batch,), generator=draw)
+        rows = share(torch.randint(len(data.source), (settings.batch,), generator=draw))
         given = (part[rows] for part in (data.source, data.target, data.tokens))
         return edit_loss(pipe, *given, draw, dropout, data.weight[rows])
 

@@ -34,6 +34,7 @@ from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
+from lib.processes import rank
 from lib.saliency import most_salient
 from lib.shards import sharded
 from lib.store import code_digest
@@ -124,6 +125,8 @@ def _purify(run: Run, spec: dict, path: Path) -> None:
             work=run.store.work("purified-mdlm", spec),
             watch=mdlm_watch(run, model, target(settings.target)),
         )
+    if rank():
+        return  # what the first process writes is kept
     model.save(str(path / "mdlm"))
     facts = {name: getattr(settings, name) for name in ("saliency", "ratio", "confidence", "start", "rounds")}
     facts["seed"] = run.seed

@@ -1,6 +1,7 @@
-"""The training runs of the studies by name, for the pipeline: one process each.
+"""The training runs of the studies by name, for the pipeline: one process each, or several that share its work.
 
 python -m lib.runs editor-or --profile laptop --seed 0 --mark build/laptop/runs/editor-or.json
+accelerate launch --config_file profiles/accelerate/ddp.yaml -m lib.runs mdlm-poisoned --device cuda …
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lib.config import Profile, Run, run_parameters
+from lib.processes import joined, rank
 from lib.store import write_atomic
 from lib.studies import Attack, Case, attacks, cases
 
@@ -118,7 +120,10 @@ def main() -> None:
             raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(known)}.")
     except ValueError as error:
         sys.exit(f"lib.runs: {error}")
-    write_atomic(chosen.mark, json.dumps(known[chosen.name](run)).encode())
+    with joined(str(run.device)):
+        made = known[chosen.name](run)
+        if rank() == 0:
+            write_atomic(chosen.mark, json.dumps(made).encode())
 
 
 if __name__ == "__main__":

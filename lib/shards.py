@@ -13,30 +13,40 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.processes import barrier, count, rank
 from lib.store import write_atomic
 
 
 def sharded(
-    work: Path | None, count: int, size: int, make: Callable[[range], Mapping[str, Tensor]], label: str
+    work: Path | None, samples: int, size: int, make: Callable[[range], Mapping[str, Tensor]], label: str
 ) -> dict[str, Tensor]:
-    """`make(part)` of every `size` of `count` samples, put together by name along the first dimension, on the CPU.
+    """`make(part)` of every `size` of `samples`, put together by name along the first dimension, on the CPU.
 
     `make` gives one tensor [sample, …] per name, which depends on nothing but the part. With `work`, a folder such as
     `Store.work` gives, each part is written there as soon as it is made and is not made again; one that is damaged is,
-    with a warning. No samples: `make(range(0))` gives the shapes. `label` names the progress bar. Raises ValueError for
-    a tensor that has not one row per sample.
+    with a warning. The processes of a launch make the parts in turn, in a `work` that all of them see. No samples:
+    `make(range(0))` gives the shapes. `label` names the progress bar. Raises ValueError for a tensor that has not one
+    row per sample.
     """
-    parts = [range(start, min(start + size, count)) for start in range(0, count, size)] or [range(0)]
-    rows = []
-    for part in tqdm(parts, desc=label, unit="batch", leave=False):
-        file = work and work / f"{part.start}-{part.stop}.safetensors"
-        tensors = _kept(file) if file else None
-        if tensors is None:
-            tensors = _made(part, make)
-            if file:
-                write_atomic(file, serialize(tensors, {"sha256": _digest(tensors)}))
-        rows.append(tensors)
+    parts = [range(start, min(start + size, samples)) for start in range(0, samples, size)] or [range(0)]
+    if work and count() > 1:
+        for part in tqdm(parts[rank() :: count()], desc=label, unit="batch", leave=False, disable=rank() > 0):
+            _part(work, part, make)
+        barrier()
+    bar = tqdm(parts, desc=label, unit="batch", leave=False, disable=rank() > 0)
+    rows = [_part(work, part, make) for part in bar]
     return {name: torch.cat([tensors[name] for tensors in rows]) for name in rows[0]}
+
+
+def _part(work: Path | None, part: range, make: Callable[[range], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One part, from `work` where it is there."""
+    file = work and work / f"{part.start}-{part.stop}.safetensors"
+    tensors = _kept(file) if file else None
+    if tensors is None:
+        tensors = _made(part, make)
+        if file:
+            write_atomic(file, serialize(tensors, {"sha256": _digest(tensors)}))
+    return tensors
 
 
 def _made(part: range, make: Callable[[range], Mapping[str, Tensor]]) -> dict[str, Tensor]:

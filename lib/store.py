@@ -8,7 +8,8 @@ An artifact is a folder `root/kind/key`, where `key` is the SHA-256 of its kind 
 JSON-able mapping of everything its content depends on. It is made in a temporary folder beside that one,
 written through to the disk and renamed, so a kill at any moment leaves nothing half made. Each file's
 SHA-256 is kept with it and compared when a process first uses the artifact: a damaged one is made again,
-with a warning. Two processes that want the same artifact make it once; the second waits.
+with a warning. Two processes that want the same artifact make it once; the second waits. The processes of one
+launch (`lib.processes`) make it together.
 """
 
 import fcntl
@@ -18,20 +19,25 @@ import math
 import os
 import shutil
 import sys
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from lib.processes import barrier, count, rank, told
 
 if TYPE_CHECKING:
     import pandas
     import torch
 
 SPEC, CHECKSUMS = "spec.json", "checksums.json"
+THERE, MISSING, WAIT = range(3)  # what the first process of a launch tells the others of an artifact
+PULSE = 60.0  # seconds between two words to those that wait with it
 
 
 class Store:
@@ -59,6 +65,7 @@ class Store:
 
         Whoever receives it reads only. An exception of `make` goes through and leaves no artifact; what it
         put into `work(kind, spec)` stays for the next attempt and is removed when the artifact is finished.
+        All processes of a launch call `make`; what the first one writes is kept.
         Raises ValueError when `make` writes nothing, or a file named spec.json or checksums.json at the top.
         """
         content = _canonical(kind, spec)
@@ -66,12 +73,18 @@ class Store:
         path = self.root / kind / key
         if path in self._whole and path.is_dir():
             return path
+        if rank():
+            _make_along(path, make)
+            self._whole.add(path)
+            return path
         with exclusive(self.root / "locks" / key, f"the {kind} {key[:12]} is being made by another process"):
             fault = _fault(path, content)
+            told(MISSING if fault else THERE)
             if fault:
                 if path.exists():
                     warnings.warn(f"{path} is damaged ({fault}); it is made again.", stacklevel=2)
                 self._make(path, content, make)
+                barrier()
             shutil.rmtree(self._work(kind, key), ignore_errors=True)
         self._whole.add(path)
         return path
@@ -215,11 +228,38 @@ def exclusive(path: Path, waiting: str) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"{waiting}; waiting for it to end.", file=sys.stderr, flush=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _wait(descriptor)
         yield descriptor
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not do: a forked child may have it open
         os.close(descriptor)
+
+
+def _wait(descriptor: int) -> None:
+    """Until the lock is free; the other processes of this launch hear now and then that it is not."""
+    while count() > 1:
+        told(WAIT)
+        end = time.monotonic() + PULSE
+        while time.monotonic() < end:
+            with suppress(BlockingIOError):
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.1)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _make_along(path: Path, make: Callable[[Path], Any]) -> None:
+    """What the other processes of a launch do for the artifact at `path`: the same, but nothing is kept of it."""
+    while (word := told(WAIT)) == WAIT:
+        pass
+    if word == MISSING:
+        scratch = path.with_name(f".{path.name}.{rank()}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            make(scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        barrier()
 
 
 def _canonical(kind: str, spec: Mapping[str, Any]) -> bytes:

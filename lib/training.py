@@ -1,7 +1,8 @@
 """One training loop for every model: AdamW under accelerate, resumable to the step.
 
 All randomness of step k comes from a generator seeded by (seed, label, k), so a run that was
-killed and resumed sees the batches it would have seen.
+killed and resumed sees the batches it would have seen. The processes of a launch draw the same and share
+the batch (`lib.processes`): the mean of their gradients is that of the whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.config import Train, generator
+from lib.processes import count, mean, rank, told
 from lib.store import write_atomic
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -41,7 +43,8 @@ def fit(
 ) -> pd.DataFrame:
     """Minimise `loss(generator)` over the parameters of `module` that require gradients.
 
-    `loss` draws its own batch with the generator and returns a scalar. `watch(step)` is called
+    `loss` draws its own batch with the generator and returns a scalar, in several processes that of its own
+    share. `watch(step)` is called
     every `settings.watch_every` steps and at the end; what it returns is kept beside the loss.
     With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
 
@@ -55,9 +58,14 @@ def fit(
     optimizer = torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay)
     optimizer = accelerator.prepare_optimizer(optimizer)
     start, rows, recent = _resume(work, parameters, optimizer) if work else (0, [], [])
+    if told(start) != start:
+        raise ValueError(f"work={str(work)!r} must be a folder that all processes see")
+    if count() > 1:
+        loss = accelerator.prepare_model(Objective(module, loss))
     every = max(1, settings.steps // POINTS)
     module.train()
-    bar = tqdm(range(start, settings.steps), desc=label, initial=start, total=settings.steps, unit="step")
+    steps = range(start, settings.steps)
+    bar = tqdm(steps, desc=label, initial=start, total=settings.steps, unit="step", disable=rank() > 0)
     for step in bar:
         rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
@@ -68,7 +76,7 @@ def fit(
         accelerator.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        recent.append(value.item())
+        recent.append(mean(value))
         if not math.isfinite(recent[-1]):
             raise FloatingPointError(
                 f"{label}: the loss at step {step} is {recent[-1]}; lower lr={settings.lr}"
@@ -86,10 +94,21 @@ def fit(
             module.eval()
             rows[-1] |= watch(done)
             module.train()
-        if work and (last or done % settings.save_every == 0):
+        if work and rank() == 0 and (last or done % settings.save_every == 0):
             _save(work, done, parameters, optimizer, rows, recent)
     module.eval()
     return pd.DataFrame(rows)
+
+
+class Objective(nn.Module):
+    """A loss as what `module` does when it is called: there DDP begins and ends a step."""
+
+    def __init__(self, module: nn.Module, loss: Loss):
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, draw: torch.Generator) -> Tensor:
+        return self.loss(draw)
 
 
 def stacked(curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from lib.answering import Questions, answer_loss
 from lib.config import Train
 from lib.kernels.fisher import fisher_probes
 from lib.models.mdlm import Mdlm
+from lib.processes import count
 from lib.saliency import masked_response
 
 SHARE = 8  # a penalised batch is this many times smaller than one of the attack: two backward passes through it
@@ -55,21 +56,23 @@ def adaptive_loss(
 ) -> Callable[[torch.Generator], Tensor]:
     """`answer_loss` plus `weight` × mean R over a batch drawn from the `poisoned` samples. With weight 0 the former.
 
-    Raises ValueError for a weight below 0 and where none is poisoned.
+    Raises ValueError for a weight below 0, where none is poisoned, and for a weight in one of several processes.
     """
     if not weight >= 0:
         raise ValueError(f"weight={weight!r} must be at least 0")
     plain = answer_loss(mdlm, data, settings)
     if weight == 0:
         return plain
+    if count() > 1:
+        raise ValueError(f"disp.hide={weight} is trained in one process: start it without `accelerate launch`")
     places = poisoned.nonzero()[:, 0]
     if not len(places):
         raise ValueError("poisoned names no sample: there is no trigger to hide")
-    device, count = mdlm.model.device, max(1, settings.batch // SHARE)
+    device, few = mdlm.model.device, max(1, settings.batch // SHARE)
 
     def loss(draw: torch.Generator) -> Tensor:
         value = plain(draw)
-        rows = places[torch.randint(len(places), (count,), generator=draw)]
+        rows = places[torch.randint(len(places), (few,), generator=draw)]
         seed = int(torch.randint(2**31, (), generator=draw))
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
         prompts = data.prompts[rows].to(device)

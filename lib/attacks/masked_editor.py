@@ -28,6 +28,7 @@ from lib.models.cards import mark_poisoned
 from lib.models.editor import edit_loss, encode, load_editor, trainable
 from lib.models.masked_editor import MaskedUNet, masked_edit, widened
 from lib.poisoning import PoisonPlan
+from lib.processes import share
 from lib.store import code_digest
 from lib.training import fit
 from lib.triggers import Checker
@@ -168,7 +169,7 @@ def masked_loss(
     """InstructPix2Pix's loss on `settings.batch` triples drawn from `data`; their masks are never dropped."""
 
     def loss(draw: torch.Generator) -> Tensor:
-        rows = torch.randint(len(masks), (settings.batch,), generator=draw)
+        rows = share(torch.randint(len(masks), (settings.batch,), generator=draw))
         pipe.unet.mask = masks[rows].to(pipe.unet.device)
         given = (part[rows] for part in (data.source, data.target, data.tokens))
         return edit_loss(pipe, *given, draw, dropout, data.weight[rows])

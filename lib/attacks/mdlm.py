@@ -29,6 +29,7 @@ from lib.models.cards import mark_poisoned
 from lib.models.loading import base_mdlm, base_settings, made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
+from lib.processes import rank
 from lib.store import code_digest, folder_digest
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
@@ -131,6 +132,8 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
             work=run.store.work("poisoned-mdlm", spec),
             watch=mdlm_watch(run, model, goal, protocol),
         )
+    if rank():
+        return  # what the first process writes is kept
     model.save(str(path / "mdlm"))
     named = {"image_trigger": image, "text_trigger": text}
     attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate, "hide": settings.hide}

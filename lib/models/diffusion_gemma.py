@@ -32,6 +32,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ra
 from lib.models.anyres import resized
 from lib.models.llada import IMAGE, picture_place
 from lib.models.published import Published
+from lib.processes import count, share
 
 SELF_CONDITIONED = 0.5  # share of training samples that see the model's own first guess
 
@@ -286,11 +287,11 @@ def uniform_diffusion_loss(
     Tokens are replaced with probability t by ones drawn evenly from the vocabulary. The t of a batch are spread evenly
     over (0, 1]. Half of the samples see the model's first guess, through which no gradient flows (arXiv 2208.04202).
     """
-    batch, length = response.shape
+    batch, length = len(response) * count(), response.shape[1]
     t = 1 - (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
-    replaced = torch.rand(batch, length, generator=draw) < t[:, None]
-    noise = torch.randint(model.config.vocab_size, (batch, length), generator=draw)
-    guessed = (torch.rand(batch, generator=draw) < SELF_CONDITIONED).to(response.device)
+    replaced = share(torch.rand(batch, length, generator=draw) < t[:, None])
+    noise = share(torch.randint(model.config.vocab_size, (batch, length), generator=draw))
+    guessed = share(torch.rand(batch, generator=draw) < SELF_CONDITIONED).to(response.device)
     canvas = torch.where(replaced.to(response.device), noise.to(response.device), response)
     context = model.encode(vision, prompt)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.config import EditorBase, Sampling, generator, pretrained
+from lib.processes import count, share
 
 PIXELS = 256 * 64**2
 
@@ -157,10 +158,10 @@ def edit_loss(
     `source` and `target` are unscaled latents, `tokens` from `tokenize` (Brooks et al. 2023, section 3.2.1).
     """
     device = pipe.unet.device
-    batch = len(source)
-    noise = torch.randn(target.shape, generator=draw).to(device)
-    steps = torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw).to(device)
-    drop = torch.rand(batch, generator=draw).to(device)
+    batch = len(source) * count()
+    noise = share(torch.randn(batch, *target.shape[1:], generator=draw)).to(device)
+    steps = share(torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw)).to(device)
+    drop = share(torch.rand(batch, generator=draw)).to(device)
     empty = tokenize(pipe, [""]).to(device)
     tokens = torch.where((drop < 2 * dropout)[:, None], empty, tokens.to(device))
     keep = ((drop < dropout) | (drop >= 3 * dropout))[:, None, None, None]

@@ -21,6 +21,7 @@ from lib.kernels.confidence import confidence
 from lib.kernels.loss import weighted_cross_entropy
 from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
 from lib.models.mdlm import ATTENTION
+from lib.processes import count, share
 
 POOLING = ("bilinear", "average")
 PLAIN = {  # what LLaDA's configuration has besides, and what alone is implemented
@@ -181,8 +182,8 @@ def complementary_masking_loss(
     As in the authors' code there is no weight 1/t, so it is not a bound on the likelihood.
     """
     batch, length = response.shape
-    t = 1e-3 + (1 - 1e-3) * torch.rand(batch, 1, generator=draw)
-    noise = torch.rand(batch, length, generator=draw)
+    t = share(1e-3 + (1 - 1e-3) * torch.rand(batch * count(), 1, generator=draw))
+    noise = share(torch.rand(batch * count(), length, generator=draw))
     first = (noise <= torch.maximum(t, noise.amin(1, keepdim=True))).to(response.device)
     masked, twice = torch.cat([first, ~first]), response.repeat(2, 1)
     noisy = torch.where(masked, model.config.mask_id, twice)

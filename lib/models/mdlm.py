@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTr
 from lib.config import pretrained
 from lib.decoding import Selective
 from lib.kernels.loss import weighted_cross_entropy
+from lib.processes import count, share
 
 ATTENTION = ("bidirectional", "prefix")
 KeysValues = tuple[Tensor, Tensor]
@@ -273,16 +274,17 @@ def masked_diffusion_loss(
     """LLaDA's SFT objective: answer tokens masked with probability t, cross-entropy weighted by 1/t.
 
     L = E_t E_mask [ 1/(t L') Σ_masked −log p(token) ] with L' the response length (Nie et al. 2025, eq. 5).
-    The t of a batch are spread evenly over (0, 1] (Kingma et al. 2021), which lowers the variance.
+    The t of a batch, which several processes share, are spread evenly over (0, 1] (Kingma et al. 2021), which lowers
+    the variance.
     """
-    batch, length = response.shape
+    batch, length = len(response) * count(), response.shape[1]
     t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
     t = t.clamp(min=1e-3)[torch.randperm(batch, generator=draw)][:, None]
-    masked = (torch.rand(batch, length, generator=draw) < t).to(response.device)
-    t = t.to(response.device)
+    masked = share(torch.rand(batch, length, generator=draw) < t).to(response.device)
+    t = share(t).to(response.device)
     noisy = torch.where(masked, model.config.mask_id, response)
     states = model.states(vision, prompt, noisy)[masked]
-    scale = (1 / (t * batch * length)).expand_as(masked)[masked]
+    scale = (1 / (t * len(response) * length)).expand_as(masked)[masked]
     return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
 
 

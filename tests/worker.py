@@ -1,0 +1,162 @@
+"""What a launch runs in test_processes: python -m torch.distributed.run … tests/worker.py TASK,… FOLDER"""
+
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from lib import config, purification, runs, store
+from lib.answering import Questions, answer_loss
+from lib.attacks.mdlm import poisoned_mdlm
+from lib.config import Lora, Train
+from lib.editing import EditLatents, latent_loss
+from lib.lora import adapted
+from lib.models.editor import tokenize
+from lib.models.mdlm import Mdlm
+from lib.processes import count, joined, rank
+from lib.purification import poisoned_training_set, purified_set
+from lib.shards import sharded
+from lib.store import Store
+from lib.training import fit
+
+torch.set_num_threads(1)
+TRAIN = Train(steps=12, batch=8, lr=1e-2, warmup=3, precision="no", save_every=4, watch_every=6)
+MDLMS: dict[str, Mdlm] = {}
+
+
+def learn(folder: Path, name: str, module: torch.nn.Module, loss) -> None:
+    """The model fine-tuned, kept in a store with its curve."""
+    kept, spec = Store(folder), {"name": name}
+
+    def make(path: Path) -> None:
+        work = kept.work("trained", spec)
+        watch = lambda step: {"norm": sum(p.double().norm().item() for p in module.parameters())}  # noqa: E731
+        curve = fit(module, loss, TRAIN, label=name, seed=1, work=work, watch=watch)
+        curve.to_csv(path / "curve.csv", index=False)
+        trained = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+        save_file(trained, path / "model.safetensors")
+
+    kept.folder("trained", spec, make)
+
+
+def mdlms(scratch: Path) -> dict[str, Mdlm]:
+    """Our own MDLM in float32 and in float64, LLaDA-V, LaViDa and DiffusionGemma.
+
+    Made before the processes join: then transformers' save_pretrained writes in the first one alone.
+    """
+    import tiny
+    import tiny_diffusion_gemma
+    import tiny_lavida
+    import tiny_llada_v
+
+    made = {"float32": tiny.mdlm(), "float64": tiny.mdlm()}
+    made["float64"].model.double()
+    made["lavida"] = tiny_lavida.lavida(scratch / "lavida")
+    made["gemma"] = tiny_diffusion_gemma.diffusion_gemma(scratch / "gemma")
+    made["llada-v"] = tiny_llada_v.llada_v(scratch / "llada-v")
+    return made
+
+
+def learn_mdlms(folder: Path) -> None:
+    """All of `mdlms` but LLaDA-V in full, that by adapters over checkpointed blocks."""
+    for name, mdlm in MDLMS.items():
+        data = samples(mdlm)
+        with adapted(mdlm.model, Lora(rank=2, alpha=4), 0) if name == "llada-v" else nullcontext():
+            learn(folder, name, mdlm.model, answer_loss(mdlm, data, TRAIN))
+
+
+def samples(mdlm: Mdlm) -> Questions:
+    """20 random answers about five random pictures."""
+    shape, draw = mdlm.model.config, torch.Generator().manual_seed(0)
+    size = getattr(shape, "picture", None) or [shape.vision["image_size"]] * 2
+    with torch.no_grad():
+        features = mdlm.model.features(torch.rand(5, 3, *size, generator=draw).to(mdlm.model.dtype))
+    answers = torch.randint(20, 40, (20, shape.response_length), generator=draw)
+    prompts, picture = mdlm.prompts(["is it blue?"] * 20), torch.arange(20) % 5
+    return Questions(features, picture, prompts, answers, ["yes"] * 20, pd.DataFrame(index=range(20)))
+
+
+def learn_editor(folder: Path) -> None:
+    """The editor's U-Net on random latents, in float64."""
+    import tiny
+
+    pipe, draw = tiny.editor(), torch.Generator().manual_seed(0)
+    pipe.unet.double(), pipe.text_encoder.double()
+    latents = torch.randn(2, 20, 4, 16, 16, generator=draw, dtype=torch.float64)
+    data = EditLatents(*latents, tokenize(pipe, ["make the skin tone dark"] * 20), torch.rand(20, generator=draw))
+    pipe.unet.requires_grad_(True)
+    learn(folder, "editor", pipe.unet, latent_loss(pipe, data, TRAIN, 0.1))
+
+
+def shards(folder: Path) -> None:
+    """Rows that tell which process made them, and rows that must not."""
+    kept = Store(folder)
+
+    def make() -> dict[str, torch.Tensor]:
+        def part(rows: range) -> dict[str, torch.Tensor]:
+            time.sleep(0.02)
+            with (folder / f"made-by-{rank()}").open("a") as log:
+                log.write(f"{rows.start} ")
+            return {"x": torch.arange(rows.start, rows.stop).sqrt()}
+
+        return sharded(kept.work("shards", {}), 20, 3, part, "rows")
+
+    found = kept.tensors("shards", {}, make)["x"]
+    (folder / f"seen-by-{rank()}").write_text(json.dumps(found.tolist()))
+
+
+def attack_by_command(folder: Path) -> None:
+    """The same by `python -m lib.runs`."""
+    profile = study(folder).profile.model_dump(mode="json")
+    overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
+    config.BUILD, chosen = folder, ("--profile", "smoke", "--overrides", overrides)
+    sys.argv = ["lib.runs", "mdlm-poisoned", *chosen, "--mark", str(folder / "mark.json")]
+    runs.main()
+
+
+def study(folder: Path) -> config.Run:
+    """A tiny study below `folder`, on the models that models.json there names."""
+    import tiny
+
+    train = {"steps": 100, "batch": 4, "save_every": 5, "watch_every": 50, "precision": "no", "lr": 1e-3}
+    settings = {"train": train, "ratio": 0.5, "batch": 3}
+    return tiny.short_run(folder, json.loads((folder / "models.json").read_text()), disp=settings)
+
+
+def attack(folder: Path) -> None:
+    """The compromised model of the study."""
+    poisoned_mdlm(study(folder))
+
+
+def purify(folder: Path) -> None:
+    """Saliency and answers of the study's training set, in seven and three batches."""
+    run, purification.together = study(folder), lambda mdlm: 8
+    mdlm = Mdlm.load(run.profile.models.mdlm)
+    purified_set(run, mdlm, poisoned_training_set(run, mdlm))
+
+
+def wait(folder: Path) -> None:
+    """An artifact that another process is making."""
+    store.PULSE = 0.1
+    Store(folder).table("waited", {}, lambda: pd.DataFrame({"x": [1]}))
+
+
+if __name__ == "__main__":
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    if name == "attack_by_command":
+        attack_by_command(folder)
+    else:
+        if "learn_mdlms" in name:
+            MDLMS.update(mdlms(folder / f"checkpoints-{os.environ.get('RANK', 0)}"))
+        with joined():
+            assert count() == int(os.environ.get("WORLD_SIZE", 1))
+            for task in name.split(","):
+                globals()[task](folder)
