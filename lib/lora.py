@@ -22,11 +22,15 @@ PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_
 def adapted(model: MdlmModel, lora: Lora | None, seed: int) -> Iterator[None]:
     """Within, adapters beside all projections of the decoder are what requires a gradient; after it they are merged.
 
-    Activations are computed again in the backward pass. With None nothing is done. Raises ValueError for a model
-    without such projections, as our own MDLM.
+    With None the model's own weights are. Activations of published models are computed again in the backward pass.
+    Raises ValueError for adapters of a model without such projections, as our own MDLM.
     """
     if lora is None:
+        if model.supports_gradient_checkpointing:
+            model.activation_checkpointing_enable()
         yield
+        if model.supports_gradient_checkpointing:
+            model.activation_checkpointing_disable()
         return
     if not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
         raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")

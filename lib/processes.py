@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)  # until a process that neither answers nor ends is given up
 LOST = "another process of this launch ended: run the same command again, it goes on at what was saved last"
 
-_rank, _count = 0, 1
+_rank, _count, _sharded = 0, 1, False
 
 
 def rank() -> int:
@@ -33,13 +33,18 @@ def count() -> int:
     return _count
 
 
+def sharded() -> bool:
+    """Whether the launch asks for FSDP: then a process holds a part of a model that is trained, else all of it."""
+    return _sharded
+
+
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[None]:
     """Within, this process is one of those of its launch, and on a GPU has one of its own.
 
     Exits with `LOST` where one of the others has ended.
     """
-    global _rank, _count
+    global _rank, _count, _sharded
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -55,6 +60,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
         _rank, _count = distributed.get_rank(), distributed.get_world_size()
+        _sharded = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true"  # in our hands: accelerate's needs GPUs
         yield
         barrier()
     except (RuntimeError, distributed.DistError) as error:
@@ -63,7 +69,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         print(f"rank {_rank}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(LOST)
     finally:
-        _rank, _count = 0, 1
+        _rank, _count, _sharded = 0, 1, False
     distributed.destroy_process_group()
 
 

@@ -2,7 +2,8 @@
 
 All randomness of step k comes from a generator seeded by (seed, label, k), so a run that was
 killed and resumed sees the batches it would have seen. The processes of a launch draw the same and share
-the batch (`lib.processes`): the mean of their gradients is that of the whole.
+the batch (`lib.processes`): the mean of their gradients is that of the whole. Under DDP each holds all of the
+model, under FSDP (`lib.sharding`) a part; the first one saves.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.config import Train, generator
-from lib.processes import count, mean, rank, told
+from lib.processes import count, mean, rank, sharded, told
+from lib.sharding import gathered, like, shard, unshard, whole
 from lib.store import write_atomic
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -44,24 +47,27 @@ def fit(
     """Minimise `loss(generator)` over the parameters of `module` that require gradients.
 
     `loss` draws its own batch with the generator and returns a scalar, in several processes that of its own
-    share. `watch(step)` is called
-    every `settings.watch_every` steps and at the end; what it returns is kept beside the loss.
+    share. `watch(step)` is called every `settings.watch_every` steps and at the end; what it returns is kept
+    beside the loss.
     With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
 
     Returns the curve: columns step, loss (mean since the row before), lr, and what `watch` gave.
     Raises FloatingPointError when the loss is no longer finite.
     """
     AcceleratorState._reset_state(True)
-    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    on_cpu = next(iter(parameters.values())).device.type == "cpu"
+    on_cpu = next(p for p in module.parameters() if p.requires_grad).device.type == "cpu"
     accelerator = Accelerator(mixed_precision=settings.precision, cpu=on_cpu)
+    objective = loss if count() == 1 else Objective(module, loss)
+    if sharded():
+        shard(objective, module)
+    elif count() > 1:
+        objective = accelerator.prepare_model(objective)
+    parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay)
     optimizer = accelerator.prepare_optimizer(optimizer)
     start, rows, recent = _resume(work, parameters, optimizer) if work else (0, [], [])
     if told(start) != start:
         raise ValueError(f"work={str(work)!r} must be a folder that all processes see")
-    if count() > 1:
-        loss = accelerator.prepare_model(Objective(module, loss))
     every = max(1, settings.steps // POINTS)
     module.train()
     steps = range(start, settings.steps)
@@ -71,7 +77,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with accelerator.autocast():
-            value = loss(generator(seed, label, step))
+            value = objective(generator(seed, label, step))
         accelerator.backward(value)
         accelerator.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -92,16 +98,19 @@ def fit(
             recent.clear()
         if watched:
             module.eval()
-            rows[-1] |= watch(done)
+            with gathered(objective) if sharded() else nullcontext():
+                rows[-1] |= watch(done)
             module.train()
-        if work and rank() == 0 and (last or done % settings.save_every == 0):
+        if work and (last or done % settings.save_every == 0):
             _save(work, done, parameters, optimizer, rows, recent)
     module.eval()
+    if sharded():
+        unshard(objective)
     return pd.DataFrame(rows)
 
 
 class Objective(nn.Module):
-    """A loss as what `module` does when it is called: there DDP begins and ends a step."""
+    """A loss as what `module` does when it is called: there DDP and FSDP begin a step."""
 
     def __init__(self, module: nn.Module, loss: Loss):
         super().__init__()
@@ -125,10 +134,12 @@ def learning_rate(step: int, settings: Train) -> float:
 
 
 def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, rows: list, recent: list) -> None:
-    tensors = {f"parameter/{n}": p.detach() for n, p in parameters.items()}
+    tensors = {f"parameter/{n}": whole(p.detach()) for n, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value
+            tensors[f"{key}/{name}"] = whole(value)
+    if rank():
+        return
     metadata = {"step": str(step), "rows": json.dumps(rows), "recent": json.dumps(recent)}
     write_atomic(
         work / "progress.safetensors", serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
@@ -143,12 +154,12 @@ def _resume(work: Path, parameters: dict[str, Tensor], optimizer) -> tuple[int, 
     with safe_open(file, "pt") as saved:
         keys = saved.keys()
         for name, parameter in parameters.items():
-            parameter.data.copy_(saved.get_tensor(f"parameter/{name}"))
+            parameter.detach().copy_(like(saved.get_tensor(f"parameter/{name}"), parameter))
             state = [key.removesuffix(f"/{name}") for key in keys if key.endswith(f"/{name}")]
             optimizer.state[parameter] = {
-                key: saved.get_tensor(f"{key}/{name}").to(parameter.device if key != "step" else "cpu")
+                key: value if key == "step" else like(value, parameter)
                 for key in state
-                if key != "parameter"
+                if key != "parameter" and (value := saved.get_tensor(f"{key}/{name}")) is not None
             }
         about = saved.metadata()
     return int(about["step"]), json.loads(about["rows"]), json.loads(about["recent"])

@@ -106,3 +106,17 @@ def test_without_adapters_nothing_is_touched_and_our_own_model_takes_none(made):
     refusal = pytest.raises(ValueError, match="is for a published model: for MdlmModel it must be null")
     with refusal, adapted(tiny.mdlm().model, LORA, 0):
         pass
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_activations_of_a_published_model_are_computed_again_within(made, lora):
+    def flags() -> set[bool]:
+        return {part.gradient_checkpointing for part in made.model.modules() if hasattr(part, "gradient_checkpointing")}
+
+    assert flags() == {False}
+    with adapted(made.model, lora, 0):
+        assert True in flags()
+    assert flags() == {False}
+    own = tiny.mdlm()
+    with adapted(own.model, None, 0):
+        assert not getattr(own.model, "gradient_checkpointing", False)

@@ -1,65 +1,23 @@
-"""Two processes on one CPU, as `torchrun` and `accelerate launch` start them, do what one does."""
+"""Two processes on one CPU, as `accelerate launch` starts them by the profile's own configuration, do what one does."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import tiny
 import torch
 import worker
-from safetensors.torch import load_file
+from launches import LIMIT, attacked, killed_and_restarted, launched, trained, until
 
 from lib import config, processes
 from lib.attacks.adaptive import adaptive_loss
 from lib.models.mdlm import masked_diffusion_loss
-from lib.processes import LOST, share
+from lib.processes import share
 from lib.store import Store, exclusive
 
-WORKER = Path(worker.__file__)
 NAMES = ("float32", "float64", "llada-v", "lavida", "gemma", "editor")
 TASKS = "wait,learn_mdlms,learn_editor,shards,attack,purify"
-LIMIT = 120  # seconds until a launch that hangs is given up
-
-
-@contextmanager
-def launched(folder: Path, tasks: str, said: Path):
-    """Two processes at `tasks`, what they say in a file; none outlives it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with said.open("wb") as log:
-        process = subprocess.Popen([*command, WORKER, tasks, folder], stderr=log, stdout=log, env=environment)
-    try:
-        yield process
-    finally:
-        left = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for each in left:
-            each.kill()
-        process.kill()
-        process.wait()
-
-
-def until(condition, process) -> None:
-    """Wait for a condition while the launch runs."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "the launch ended, or hangs"
-        time.sleep(0.01)
-
-
-def trained(folder: Path) -> dict[str, tuple[pd.DataFrame, dict[str, torch.Tensor]]]:
-    made = {}
-    for spec in folder.glob("trained/*/spec.json"):
-        name = json.loads(spec.read_text())["spec"]["name"]
-        made[name] = pd.read_csv(spec.parent / "curve.csv"), load_file(spec.parent / "model.safetensors")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +26,7 @@ def done(tmp_path_factory, models):
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
     for folder in (one, two):
         (folder / "models.json").write_text(json.dumps(models))
-    with launched(two, TASKS, two / "log") as process:
+    with launched("ddp", TASKS, two) as process:
         with exclusive(two / "locks" / Store(two).key("waited", {}), "the test waits"):
             until(lambda: "is being made by another process; waiting" in (two / "log").read_text(), process)
             time.sleep(0.5)
@@ -126,31 +84,11 @@ def test_saliency_and_answers_of_the_training_set_are_the_same_to_the_byte(done,
     assert len(first) == len(second) == 1 and first[0].read_bytes() == second[0].read_bytes()
 
 
-def attacked(folder: Path) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """Curve and weights of the study's compromised model."""
-    (artifact,) = (folder / "store" / "poisoned-mdlm").iterdir()
-    return pd.read_csv(artifact / "curve.csv"), load_file(artifact / "mdlm" / "model.safetensors")
-
-
 def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(done, tmp_path, models):
     """To the bit what two processes do without a kill, to round-off what one does."""
     (tmp_path / "models.json").write_text(json.dumps(models))
-    log, mark = tmp_path / "log", tmp_path / "mark.json"
-    with launched(tmp_path, "attack_by_command", log) as process:
-        until(lambda: list(tmp_path.rglob("progress.safetensors")), process)
-        ranks = {each.environ()["RANK"]: each for each in psutil.Process(process.pid).children()}
-        ranks["1"].send_signal(signal.SIGKILL)
-        assert process.wait(LIMIT) != 0
-        assert not any(each.is_running() for each in ranks.values())
-    assert LOST in log.read_text()
-    assert not mark.exists() and list(tmp_path.rglob("progress.safetensors"))
-    with launched(tmp_path, "attack_by_command", log) as process:
-        assert process.wait(LIMIT) == 0, log.read_text()
-    assert " 0/100 " not in log.read_text(), "it must go on, not begin anew"
-    assert not list(tmp_path.rglob("progress.safetensors"))
-    ((kind, key),) = json.loads(mark.read_text()).items()
-    assert (tmp_path / "store" / kind / key / "curve.csv").is_file()
-    (one, _), (two, expected), (curve, weights) = (attacked(folder) for folder in (*done, tmp_path))
+    (one, _), (two, expected) = map(attacked, done)
+    curve, weights = killed_and_restarted("ddp", tmp_path)
     pd.testing.assert_frame_equal(curve, two, check_exact=True)
     assert set(weights) == set(expected) and all(torch.equal(weights[name], expected[name]) for name in expected)
     pd.testing.assert_frame_equal(curve, one, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What a launch runs in test_processes: python -m torch.distributed.run … tests/worker.py TASK,… FOLDER"""
+"""What a launch runs in test_processes: accelerate launch … tests/worker.py TASK,… FOLDER"""
 
 import json
 import os
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib import config, purification, runs, store
+from lib import config, purification, runs, store, training
 from lib.answering import Questions, answer_loss
 from lib.attacks.mdlm import poisoned_mdlm
 from lib.config import Lora, Train
@@ -65,12 +65,30 @@ def mdlms(scratch: Path) -> dict[str, Mdlm]:
     return made
 
 
-def learn_mdlms(folder: Path) -> None:
+def learn_mdlms(folder: Path, names: tuple[str, ...] | None = None) -> None:
     """All of `mdlms` but LLaDA-V in full, that by adapters over checkpointed blocks."""
-    for name, mdlm in MDLMS.items():
+    for name in names or MDLMS:
+        mdlm = MDLMS[name]
         data = samples(mdlm)
         with adapted(mdlm.model, Lora(rank=2, alpha=4), 0) if name == "llada-v" else nullcontext():
             learn(folder, name, mdlm.model, answer_loss(mdlm, data, TRAIN))
+
+
+def learn_sharded(folder: Path) -> None:
+    """Some of `mdlms` where a process holds a part, and how many of the trained numbers that are."""
+    held, resume = [], training._resume
+
+    def counted(work: Path, parameters: dict[str, torch.Tensor], optimizer):
+        held.append(
+            (sum(p.to_local().numel() for p in parameters.values()), sum(p.numel() for p in parameters.values()))
+        )
+        return resume(work, parameters, optimizer)
+
+    training._resume = counted
+    names = ("float64", "llada-v", "gemma")
+    learn_mdlms(folder, names)
+    training._resume = resume
+    (folder / f"held-{rank()}.json").write_text(json.dumps(dict(zip(names, held, strict=True))))
 
 
 def samples(mdlm: Mdlm) -> Questions:
@@ -126,7 +144,7 @@ def study(folder: Path) -> config.Run:
     """A tiny study below `folder`, on the models that models.json there names."""
     import tiny
 
-    train = {"steps": 100, "batch": 4, "save_every": 5, "watch_every": 50, "precision": "no", "lr": 1e-3}
+    train = {"steps": 60, "batch": 4, "save_every": 5, "watch_every": 30, "precision": "no", "lr": 1e-3}
     settings = {"train": train, "ratio": 0.5, "batch": 3}
     return tiny.short_run(folder, json.loads((folder / "models.json").read_text()), disp=settings)
 
@@ -154,7 +172,7 @@ if __name__ == "__main__":
     if name == "attack_by_command":
         attack_by_command(folder)
     else:
-        if "learn_mdlms" in name:
+        if "learn_" in name:
             MDLMS.update(mdlms(folder / f"checkpoints-{os.environ.get('RANK', 0)}"))
         with joined():
             assert count() == int(os.environ.get("WORLD_SIZE", 1))
