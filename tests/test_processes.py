@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import worker
+from accelerate.commands.config.config_args import load_config_from_file
 from launches import LIMIT, attacked, killed_and_restarted, launched, trained, until
 
 from lib import config, processes
@@ -143,3 +144,12 @@ def test_an_attacker_who_hides_the_trigger_trains_in_one_process(monkeypatch):
     with pytest.raises(ValueError, match="disp.hide=0.5 is trained in one process: start it without `accelerate"):
         as_processes(monkeypatch, 2, lambda: adaptive_loss(*given, 0.5))
     as_processes(monkeypatch, 2, lambda: adaptive_loss(*given, 0.0))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("one-gpu", "NO"), ("ddp", "MULTI_GPU"), ("fsdp", "FSDP")])
+def test_accelerate_reads_the_configurations(name, kind):
+    """It refuses unknown keys. A port of 0 is a free one: the one of a launch that was just killed may not be."""
+    read = load_config_from_file(str(config.PROFILES / "accelerate" / f"{name}.yaml"))
+    assert read.distributed_type == kind and read.mixed_precision == "no"
+    assert name == "one-gpu" or read.main_process_port == 0
+    assert (read.fsdp_config == {"fsdp_version": 2}) == (name == "fsdp")
