@@ -177,13 +177,13 @@ class Mmmu(Partial):
 
 
 class Data(Partial):
-    """`image_size` in pixels a side. `edits` and `questions`: photographs in the place of OpenMoji and easy-VQA.
-    `mmmu`: a measure of clean performance beside exact answers."""
+    """`image_size` in pixels a side. `edits` and `questions`: photographs in the place of OpenMoji and easy-VQA, or
+    "scenes" of several emoji in the latter's. `mmmu`: a measure of clean performance beside exact answers."""
 
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]
     edits: EditSet | None = None
-    questions: QuestionSet | None = None
+    questions: QuestionSet | Literal["scenes"] | None = None
     mmmu: Mmmu | None = None
 
 
@@ -210,12 +210,21 @@ class MdlmBase(Section):
     stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 
+class ScenesBase(Section):
+    decoder: Transformer
+    response_length: Positive
+    prompt_length: Positive
+    attention: Literal["bidirectional", "prefix"]
+    stages: tuple[Train, Train, Train, Train]
+
+
 class Base(Section):
-    """How `make base` trains the three base models."""
+    """How `make base` trains the base models."""
 
     clip: ClipBase
     editor: EditorBase
     mdlm: MdlmBase
+    scenes: ScenesBase
 
 
 class Sampling(Section):
@@ -305,11 +314,20 @@ class Variation(Section):
     settings: dict[str, Any]
 
 
+class DataSet(Section):
+    """Other data, or another model, for the DiSP study: `settings` merged onto the whole profile."""
+
+    label: str
+    seeds: Positive
+    settings: dict[str, Any]
+
+
 class DispGrid(Section):
     """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
-    defences: those shown against the poison rate. attackers: attacks made against DiSP. protocols: of the
-    collapse study's attacks, those purified by masking words too. rule_questions: training samples that ρ is chosen on.
+    defences: those shown against the poison rate. attackers: attacks made against DiSP. datasets: what the main table
+    and figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
+    rule_questions: training samples that ρ is chosen on.
     """
 
     seeds: Positive
@@ -318,6 +336,7 @@ class DispGrid(Section):
     triggers: tuple[ImageTriggerName, ...]
     defences: tuple[DefenceName, ...]
     attackers: tuple[Variation, ...]
+    datasets: tuple[DataSet, ...]
     protocols: tuple[Protocol, ...]
     ablations: tuple[Variation, ...]
     rule_questions: Positive
@@ -380,6 +399,11 @@ class Profile(Section):
                 changed(section, variant.settings)
             except ValidationError as error:
                 raise ValueError(f"variant {variant.label!r}: {_sentence(error.errors()[0])}") from None
+        for other in self.disp_grid.datasets:
+            try:
+                changed(self, other.settings | {"disp_grid": {"datasets": []}})
+            except ValidationError as error:
+                raise ValueError(f"data set {other.label!r}: {_sentence(error.errors()[0])}") from None
         return self
 
     def sections(self, *names: str) -> str:
@@ -432,7 +456,8 @@ def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> P
     models = {field: getattr(profile.models, field) for field in ("clip", "editor", "mdlm", "dino")}
     named = [(f"models.{field}", given, None) for field, given in models.items() if given is not None]
     for field in ("edits", "questions", "mmmu"):
-        if given := getattr(profile.data, field):
+        given = getattr(profile.data, field)
+        if isinstance(given, Section):
             named.append((f"data.{field}.name", given.name, given.revision))
             if getattr(given, "pictures", None):
                 named.append((f"data.{field}.pictures", given.pictures, None))
@@ -540,6 +565,11 @@ def with_settings(run: Run, section: str, settings: Mapping[str, Any], seed: int
     """The run with `settings` merged onto that section of its profile, and `seed` added to its seed."""
     update = {section: changed(getattr(run.profile, section), settings)}
     return replace(run, seed=run.seed + seed, profile=run.profile.model_copy(update=update))
+
+
+def with_profile(run: Run, settings: Mapping[str, Any], seed: int = 0) -> Run:
+    """The run with `settings` merged onto its whole profile, and `seed` added to its seed."""
+    return replace(run, seed=run.seed + seed, profile=changed(run.profile, settings))
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

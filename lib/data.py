@@ -1,4 +1,4 @@
-"""The data that a profile names, behind one interface: OpenMoji and easy-VQA, or photographs.
+"""The data that a profile names, behind one interface: OpenMoji, easy-VQA and OpenMoji scenes, or photographs.
 
     edits = edit_data(run)                  # a `lib.datasets.EditData`
     asked = question_data(run, "train")     # a `lib.datasets.QuestionData`
@@ -23,6 +23,7 @@ from lib.datasets import (
     load_llava,
     load_mmmu,
     load_openmoji,
+    load_scenes,
 )
 from lib.datasets.edits import COLUMNS
 from lib.datasets.openmoji import CREDIT
@@ -45,6 +46,8 @@ def question_data(run: Run, split: str) -> QuestionData:
     data = run.profile.data
     if data.questions is None:
         return load_easyvqa(run.store, split, data.image_size)
+    if data.questions == "scenes":
+        return load_scenes(run.store, split, data.image_size)
     return _photo_questions(data, split, run.profile.models.mdlm, run.profile.disp.target)
 
 
@@ -60,7 +63,9 @@ def mmmu_data(run: Run) -> PhotoQuestions:
 def titles(run: Run) -> tuple[str, str]:
     """What tables call the edits and the questions."""
     edits, asked = run.profile.data.edits, run.profile.data.questions
-    return f"{_title(edits) if edits else 'OpenMoji'} edits", f"{_title(asked) if asked else 'easy-VQA'} questions"
+    about = {None: "easy-VQA", "scenes": "OpenMoji scenes"}
+    named = about[asked] if asked in about else _title(asked)
+    return f"{_title(edits) if edits else 'OpenMoji'} edits", f"{named} questions"
 
 
 def credit(run: Run) -> str:

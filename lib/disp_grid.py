@@ -7,16 +7,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.attacks.mdlm import poisoned_mdlm
+from lib.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
 from lib.attribution import wilson
-from lib.config import Run
+from lib.config import Run, with_settings
+from lib.data import titles
 from lib.defences import DEFENCES, defence_rows
-from lib.purification import METRICS, poisoned_training_set, purified_set, ratio_study, set_quality
+from lib.evaluation import rate
+from lib.purification import (
+    METRICS,
+    poisoned_training_set,
+    purified_set,
+    ratio_study,
+    saliency_panels,
+    set_quality,
+)
 from lib.ratio_rule import ratio_gains
 from lib.studies import Case, cases
+from lib.token_scores import fisher
 from lib.trigger_inputs import input_detection
 
 METHODS = ("fisher", "attention", "occlusion", "random", "oracle")  # of figure 2
@@ -28,7 +42,8 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
     """Which of DEFENCES the tables show of a case."""
     if case.settings.get("rate") == 0:
         return ("no defence",)
-    own = {"seed": tuple(DEFENCES), "rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
+    own = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
+    own |= dict.fromkeys(("seed", "data"), tuple(DEFENCES))
     return own.get(case.part, ("no defence", "masking at inference", "DiSP"))
 
 
@@ -37,7 +52,9 @@ def prepare(run: Run, case: Case) -> None:
     own = case.run(run)
     for name in defences_of(run, case):
         defence_rows(own, name)
-    if case.part == "target":
+    if case.part == "data":
+        unattacked_accuracy(own)
+    if case.part == "target" or case.part == "data" and case.seed == 0:
         ratio_study(own, poisoned_mdlm(own)[0], METHODS)
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
@@ -47,6 +64,11 @@ def prepare(run: Run, case: Case) -> None:
 def chosen(run: Run, part: str) -> list[Case]:
     """The cases of a part."""
     return [case for case in cases(run.profile) if case.part == part]
+
+
+def first_seeds(run: Run, part: str) -> list[Case]:
+    """The cases of a part that have the run's own seed."""
+    return [case for case in chosen(run, part) if case.seed == 0]
 
 
 def attack_parts(run: Run) -> list[str]:
@@ -68,18 +90,22 @@ def case_table(run: Run, part: str) -> pd.DataFrame:
     return table[["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]]
 
 
-def main_table(run: Run) -> pd.DataFrame:
+def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
     """Every defence over the seeds: their pooled answers, with the lowest and the highest seed's value.
 
-    Columns defence, knows, metric, value, low, high (Wilson, of the pooled answers, so without the spread between
+    part  "seed", the profile's own data, or "data": the other data sets, whose labels the column data then has.
+
+    Columns data, defence, knows, metric, value, low, high (Wilson, of the pooled answers, so without the spread between
     seeds), n, seeds, lowest, highest.
     """
-    rows = []
-    for (defence, knows, metric), part in case_table(run, "seed").groupby(["defence", "knows", "metric"], sort=False):
+    rows, table = [], case_table(run, part)
+    table["data"] = titles(run)[1] if part == "seed" else table["label"]
+    for key, part in table.groupby(["data", "defence", "knows", "metric"], sort=False):
         n = int(part["n"].sum())
         count = round(float((part["value"] * part["n"]).sum()))
         low, high = wilson(count, n)
-        about = {"defence": defence, "knows": knows, "metric": metric, "value": count / n, "low": low, "high": high}
+        about = dict(zip(("data", "defence", "knows", "metric"), key, strict=True))
+        about |= {"value": count / n, "low": low, "high": high}
         rows.append(about | {"n": n, "seeds": len(part), "lowest": part["value"].min(), "highest": part["value"].max()})
     return pd.DataFrame(rows)
 
@@ -88,23 +114,24 @@ def attack_strength(run: Run) -> pd.DataFrame:
     """Every attack before any defence, and whether it counts as one.
 
     An attack succeeds with ASR of at least STRONG with and at most SILENT without the trigger, and an accuracy at most
-    CLEAN below that of the fine-tune without poison. Columns part, label, asr_with_trigger, asr_without_trigger,
+    CLEAN below that of the fine-tune without poison. Columns part, label, seed, asr_with_trigger, asr_without_trigger,
     accuracy, accuracy_lost (against that fine-tune), succeeds, n.
     """
-    plain = unattacked_accuracy(run)
-    tables = [case_table(run, part).assign(part=part) for part in ("seed", "rate", *attack_parts(run))]
-    table = pd.concat(tables, ignore_index=True)
+    parts = [part for part in ("seed", "data", "rate", *ATTACKS) if chosen(run, part)]
+    table = pd.concat([case_table(run, part).assign(part=part) for part in parts], ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
-    wide = table.pivot_table("value", ["part", "label"], "metric", sort=False)
-    counts = table[table["metric"] == METRICS[2]].groupby(["part", "label"], sort=False)["n"].sum()
+    wide = table.pivot_table("value", ["part", "label", "seed"], "metric", sort=False)
+    counts = table[table["metric"] == METRICS[2]].set_index(["part", "label", "seed"])["n"]
     with_trigger, without, accuracy = (wide[name] for name in METRICS)
+    plain = {case.label: unattacked_accuracy(case.run(run)) for case in first_seeds(run, "data")}
+    lost = wide.index.get_level_values("label").map(plain).fillna(unattacked_accuracy(run)) - accuracy
     made = pd.DataFrame(
         {
             "asr_with_trigger": with_trigger,
             "asr_without_trigger": without,
             "accuracy": accuracy,
-            "accuracy_lost": plain - accuracy,
-            "succeeds": (with_trigger >= STRONG) & (without <= SILENT) & (plain - accuracy <= CLEAN),
+            "accuracy_lost": lost,
+            "succeeds": (with_trigger >= STRONG) & (without <= SILENT) & (lost <= CLEAN),
             "n": counts,
         }
     )
@@ -113,19 +140,21 @@ def attack_strength(run: Run) -> pd.DataFrame:
 
 def unattacked_accuracy(run: Run) -> float:
     """Clean accuracy of the same fine-tuning without a poisoned sample."""
-    (case,) = (case for case in chosen(run, "rate") if case.settings["rate"] == 0)
-    table = defence_rows(case.run(run), "no defence").set_index("metric")
+    table = defence_rows(with_settings(run, "disp", {"rate": 0.0}), "no defence").set_index("metric")
     return float(table.loc[METRICS[2], "value"])
 
 
-def target_curves(run: Run) -> pd.DataFrame:
+def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     """Figure 2: `ratio_study` by METHODS for every target, with accuracy relative to the unattacked fine-tune's.
+
+    part  "target", or "data": the other data sets, one line each.
 
     Columns target, method, ratio, metric, value, low, high, n.
     """
-    plain, tables = unattacked_accuracy(run), []
-    for case in chosen(run, "target"):
+    tables = []
+    for case in first_seeds(run, part):
         own = case.run(run)
+        plain = unattacked_accuracy(with_settings(own, "disp", {"target": run.profile.disp.target}))
         table = ratio_study(own, poisoned_mdlm(own)[0], METHODS)
         relative = table["metric"] == METRICS[2]
         table.loc[relative, ["value", "low", "high"]] /= plain
@@ -133,6 +162,14 @@ def target_curves(run: Run) -> pd.DataFrame:
         tables.append(table.assign(target=case.label))
     made = pd.concat(tables, ignore_index=True)
     return made[made["metric"].isin([METRICS[0], "relative accuracy"])]
+
+
+def triggered_panels(run: Run, count: int) -> tuple[tuple, Float[Tensor, "sample vision"]]:
+    """`saliency_panels` of `count` triggered test questions under the compromised model, and their scores."""
+    mdlm, settings = poisoned_mdlm(run)[0], run.profile.disp
+    _, triggered = test_questions(run, mdlm, count)
+    scores = fisher(mdlm, triggered, settings, run.seed)
+    return saliency_panels(run, mdlm, triggered, scores), scores
 
 
 def case_by_case(run: Run, table) -> pd.DataFrame:
@@ -166,3 +203,24 @@ def quality_by_ratio(run: Run) -> pd.DataFrame:
         quality.insert(0, "ratio", ratio)
         tables.append(quality)
     return pd.concat(tables, ignore_index=True)
+
+
+def set_mistakes(run: Run) -> pd.DataFrame:
+    """Answers of the purified set that are not the clean ones, by kind of question, and the most frequent of them.
+
+    Knows the clean answers, which the defender does not. Columns samples ("clean" or "poisoned"), kind, value (their
+    share of those kept), low, high, n, commonest.
+    """
+    mdlm, _ = poisoned_mdlm(run)
+    purified = purified_set(run, mdlm, poisoned_training_set(run, mdlm))
+    _, table, plan, _ = training_questions(run)
+    kept = table.loc[purified.table.index, ["kind", "answer"]].assign(given=purified.answers)
+    kept["samples"] = np.where(plan.poisoned.numpy()[purified.table.index], "poisoned", "clean")
+    rows = []
+    for (samples, kind), part in kept.groupby(["samples", "kind"], sort=True):
+        wrong = part[part["given"] != part["answer"]]
+        counted = (wrong["answer"] + " → " + wrong["given"]).value_counts()
+        commonest = f"{counted.index[0]} ({counted.iloc[0]})" if len(counted) else ""
+        share = rate(torch.tensor((part["given"] != part["answer"]).to_numpy()))
+        rows.append({"samples": samples, "kind": kind} | share | {"commonest": commonest})
+    return pd.DataFrame(rows)

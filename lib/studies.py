@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lib.config import Profile, Run, with_settings
+from lib.config import Profile, Run, with_profile, with_settings
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Attack:
 
 @dataclass(frozen=True)
 class Case:
-    """One compromised MDLM of the DiSP study, or (part "ablation") one way to purify the profile's."""
+    """One compromised MDLM of the DiSP study, or (part "ablation") one way to purify the profile's.
+
+    `settings` are merged onto the section `disp`, those of the part "data" onto the whole profile.
+    """
 
     part: str
     label: str
@@ -51,6 +54,8 @@ class Case:
 
     def run(self, run: Run) -> Run:
         """The run with the case's settings and seed."""
+        if self.part == "data":
+            return with_profile(run, self.settings, self.seed)
         return with_settings(run, "disp", self.settings, self.seed)
 
 
@@ -72,9 +77,11 @@ def attacks(profile: Profile) -> list[Attack]:
 
 
 def cases(profile: Profile) -> list[Case]:
-    """Seeds of the profile's own attack, its unattacked fine-tune, rates, targets, triggers, attackers, ablations."""
+    """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, targets, triggers,
+    attackers, ablations."""
     own, grid = profile.disp, profile.disp_grid
     made = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
+    made += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
     made += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
     made += [Case("target", name, 0, {"target": name}) for name in dict.fromkeys((own.target, *grid.targets))]
     made += [

@@ -15,7 +15,7 @@ from lib.attacks import data_spec
 from lib.attacks.mdlm import mdlm_spec
 from lib.config import EditSet, Lora, QuestionSet, load_profile
 from lib.data import credit, digest, edit_data, mmmu_data, question_data, titles
-from lib.datasets import EditData, PhotoEdits, PhotoQuestions, QuestionData, easyvqa, openmoji
+from lib.datasets import EditData, PhotoEdits, PhotoQuestions, QuestionData, easyvqa, openmoji, scenes
 from lib.datasets.openmoji import CREDIT
 from lib.mmmu import mmmu_scores, with_mmmu
 from lib.models.loading import base_mdlm, base_settings
@@ -54,6 +54,14 @@ def test_the_small_profiles_write_down_what_they_did_before(name, tmp_path):
         assert data_spec(run, kind) == {"data": settings, "seed": 0, "device": "cpu"}
     assert "published" not in mdlm_spec(run)
     assert titles(run) == ("OpenMoji edits", "easy-VQA questions") and credit(run) == CREDIT
+
+
+def test_scenes_take_the_place_of_easyvqa(tmp_path):
+    run = tiny.run(tmp_path, data={"questions": "scenes"})
+    assert {split: len(question_data(run, split).images) for split in ("train", "test")} == scenes.PICTURES
+    assert titles(run) == ("OpenMoji edits", "OpenMoji scenes questions") and credit(run) == CREDIT
+    spec, plain = data_spec(run, "questions"), data_spec(tiny.run(tmp_path), "questions")
+    assert spec["data"].pop("code") == code_digest(scenes, openmoji) != plain["data"].pop("code") and spec == plain
 
 
 def test_photographs_take_their_place(tmp_path, folders):

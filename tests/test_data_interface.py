@@ -22,6 +22,7 @@ EDITS = {
 }
 QUESTIONS = {
     "easyvqa": lambda folder: tiny.few_easyvqa("test", 3),
+    "scenes": lambda folder: tiny.few_scenes("test", 3),
     "llava": lambda folder: load_llava(str(photos.llava_folder(folder)), "train", SIZE, held_out=0.0),
     "mmmu": lambda folder: load_mmmu(str(photos.mmmu_folder(folder)), SIZE),
 }
@@ -90,7 +91,7 @@ def test_question_data(asked):
 
 def test_question_data_is_what_answering_works_on(asked, untyped):
     """Every sample's features are those of its own picture, whatever the order of the rows."""
-    model = tiny.mdlm(prompt_length=200, response_length=24)
+    model = tiny.mdlm(prompt_length=200, response_length=48)
     rows = draw_rows(asked.table, 3, 0, "test")
     data = questions(model, asked, rows)
     assert len(data) == 3 and data.answers == rows["answer"].tolist()

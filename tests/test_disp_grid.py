@@ -4,17 +4,19 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import tiny
+import torch
 
 from lib import disp_grid
-from lib.attacks.mdlm import poisoned_mdlm
+from lib.attacks.mdlm import poisoned_mdlm, training_questions
 from lib.config import DispGrid
 from lib.defences import DEFENCES, defence_rows
-from lib.purification import METRICS, ratio_study
+from lib.purification import METRICS, poisoned_training_set, ratio_study
 from lib.studies import cases
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
 SETTINGS |= {"attackers": [], "protocols": []}
+SETTINGS |= {"datasets": [{"label": "other", "seeds": 2, "settings": {"disp": {"questions": 24}}}]}
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,7 @@ def run(tmp_path_factory, models):
 def test_every_case_shows_its_defences(run):
     shown = {case.name: disp_grid.defences_of(run, case) for case in cases(run.profile)}
     assert shown["disp-seed-seed-1-1"] == tuple(DEFENCES) and shown["disp-ablation-half-0"] == ("DiSP",)
+    assert shown["disp-data-other-1"] == tuple(DEFENCES)
     assert shown["disp-rate-0-0"] == ("no defence",) and shown["disp-rate-0.2-0"] == ("no defence", "DiSP")
     own = ("no defence", "masking at inference", "DiSP")
     assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == own
@@ -35,7 +38,7 @@ def test_every_case_shows_its_defences(run):
 def test_a_table_holds_the_rows_of_its_cases(run):
     table = disp_grid.case_table(run, "rate")
     assert table["label"].unique().tolist() == ["0", "0.2"] and table["rate"].unique().tolist() == [0, 0.2]
-    case = cases(run.profile)[3]
+    case = next(case for case in cases(run.profile) if case.name == "disp-rate-0.2-0")
     expected = defence_rows(case.run(run), "DiSP")
     found = table[(table["rate"] == 0.2) & (table["defence"] == "DiSP")].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[list(expected)], expected)
@@ -53,6 +56,13 @@ def test_the_main_table_pools_the_seeds(monkeypatch, run):
     (row,) = disp_grid.main_table(run).to_dict("records")
     assert (row["value"], row["n"], row["seeds"], row["lowest"], row["highest"]) == (0.5, 16, 2, 0.25, 0.75)
     assert (row["low"], row["high"]) == pytest.approx((0.28, 0.72), abs=0.005)  # Wilson's of 8 in 16
+    assert row["data"] == "easy-VQA questions"
+    two = [row | {"label": label} for row in rows for label in ("here", "there")]
+    monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(two))
+    assert disp_grid.main_table(run, "data")[["data", "seeds"]].to_dict("list") == {
+        "data": ["here", "there"],
+        "seeds": [2, 2],
+    }
 
 
 def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):
@@ -67,7 +77,24 @@ def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, 
     monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.98)
     table = disp_grid.attack_strength(run).set_index("label")
     assert table["succeeds"].to_dict() == {"good": True, "weak": False, "loud": False, "costly": False}
+    assert table["seed"].tolist() == [0] * 4
     assert table["accuracy_lost"].to_dict() == pytest.approx({"good": 0.005, "weak": 0, "loud": 0, "costly": 0.02})
+
+
+def test_an_attack_on_other_data_loses_accuracy_against_the_fine_tune_there(monkeypatch, run):
+    def rows(part):
+        labels = {"data": [("other", 0), ("other", 1)], "seed": [("seed 0", 0)]}.get(part, [])
+        cells = [(label, seed, m, v) for label, seed in labels for m, v in zip(METRICS, (1, 0, 0.9), strict=True)]
+        made = pd.DataFrame(cells, columns=["label", "seed", "metric", "value"])
+        return made.assign(rate=0.1, defence="no defence", n=50)
+
+    plain = {20: 0.95, 24: 0.905}  # by how many questions are fine-tuned on
+    monkeypatch.setattr(disp_grid, "case_table", lambda run, part: rows(part))
+    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: plain[run.profile.disp.questions])
+    table = disp_grid.attack_strength(run).set_index(["label", "seed"])
+    lost = {("seed 0", 0): 0.05, ("other", 0): 0.005, ("other", 1): 0.005}
+    assert table["accuracy_lost"].to_dict() == pytest.approx(lost)
+    assert table["succeeds"].to_dict() == {key: value < 0.01 for key, value in lost.items()}
 
 
 def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
@@ -83,6 +110,7 @@ def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
     assert found["value"].tolist() == pytest.approx([0.625, 0.625])
     asr = table[(table["target"] == "insertion") & (table["metric"] == METRICS[0])]
     assert asr["value"].tolist() == [0, 0]
+    assert disp_grid.target_curves(run, "data")["target"].unique().tolist() == ["other"]
 
 
 def test_the_purified_sets_of_every_ratio_and_what_is_prepared(run, monkeypatch):
@@ -99,3 +127,20 @@ def test_the_purified_sets_of_every_ratio_and_what_is_prepared(run, monkeypatch)
     disp_grid.prepare(run, case)
     gains = disp_grid.gains_of(case.run(run))
     assert gains["ratio"].tolist() == [0.0, 1.0] and set(gains["n"]) == {6}
+
+
+def test_mistakes_of_the_purified_set_are_told_by_kind(run, monkeypatch):
+    mdlm, _ = poisoned_mdlm(run)
+    data, (_, table, plan, _) = poisoned_training_set(run, mdlm), training_questions(run)
+    right = data.answered(data.responses, table["answer"].tolist())
+    monkeypatch.setattr(disp_grid, "purified_set", lambda *_: right)
+    assert disp_grid.set_mistakes(run)["value"].eq(0).all() and disp_grid.set_mistakes(run)["commonest"].eq("").all()
+    answers, first = list(right.answers), plan.poisoned.nonzero()[0, 0].item()
+    answers[first] = "no"
+    wrong = right.answered(data.responses, answers)[torch.arange(len(data)) >= first]
+    monkeypatch.setattr(disp_grid, "purified_set", lambda *_: wrong)
+    found = disp_grid.set_mistakes(run)
+    assert found["n"].sum() == len(data) - first
+    row = found[(found["samples"] == "poisoned") & (found["kind"] == table["kind"][first])].iloc[0]
+    assert row["value"] == 1 / row["n"] and row["commonest"] == f"{table['answer'][first]} → no (1)"
+    assert found["value"].gt(0).sum() == 1

@@ -17,7 +17,8 @@ FIGURES = {
     "03_collapse_analysis": {"samples_or", "samples_and", "coalitions", "attribution"},
     "04_disp_purification": {"saliency", "ratios", "purification"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
-    "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"},
+    "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"}
+    | {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere", "targets_elsewhere"},
 }
 WIDGETS = {"03_collapse_analysis": 1, "06_disp_in_full": 1}
 REFUSED = [

@@ -46,10 +46,12 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     found = cases(profile)
     parts = {part: [case for case in found if case.part == part] for part in dict.fromkeys(c.part for c in found)}
     assert [case.seed for case in parts["seed"]] == [0, 1, 2] and not any(case.settings for case in parts["seed"])
+    assert [(case.label, case.seed) for case in parts["data"]] == [("OpenMoji scenes", seed) for seed in range(3)]
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
     assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "misclassification"]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
-    assert [case.settings for case in parts["attacker"]] == [{"image_trigger": "on-object"}, {"hide": 0.005}]
+    assert [case.settings for case in parts["attacker"]] == [a.settings for a in profile.disp_grid.attackers]
+    assert [list(case.settings) for case in parts["attacker"]][:2] == [["image_trigger"], ["hide"]]
     assert [case.label for case in parts["ablation"]] == [a.label for a in profile.disp_grid.ablations]
     assert len({case.name for case in found}) == len(found)
 
@@ -62,6 +64,25 @@ def test_a_case_runs_with_its_settings_and_seed_and_nothing_else(tmp_path):
     assert own.seed == 8 and own.store is run.store and run.profile == profile
     assert own.profile.disp.ratio == 0.5 and own.profile.disp.purify.steps == 9
     assert own.profile.disp.purify.lr == profile.disp.purify.lr and own.profile.collapse == profile.collapse
+
+
+def test_a_case_on_other_data_changes_the_whole_profile(tmp_path):
+    profile = load_profile("smoke")
+    run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
+    case = next(case for case in cases(profile) if case.part == "data")
+    own = replace(case, seed=1, settings={"data": {"questions": "scenes"}, "disp": {"rate": 0.3}}).run(run)
+    assert own.seed == 8 and own.profile.data.questions == "scenes" and own.profile.disp.rate == 0.3
+    assert own.profile.models == profile.models and own.profile.disp.train == profile.disp.train
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"data": {"questions": "photos"}}, "data.questions"), ({"model": {}}, "model is not a known key")],
+)
+def test_data_that_are_none_are_refused_with_the_profile(settings, message):
+    wrong = {"label": "wrong", "seeds": 1, "settings": settings}
+    with pytest.raises(ValueError, match=f"data set 'wrong': {message}"):
+        load_profile("smoke", {"disp_grid": {"datasets": [wrong]}})
 
 
 def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():

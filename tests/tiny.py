@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 
 from lib.config import BUILD, Run, load_profile
-from lib.datasets import EasyVqa, OpenMoji, load_easyvqa, load_openmoji
+from lib.datasets import EasyVqa, OpenMoji, Scenes, load_easyvqa, load_openmoji, load_scenes
 from lib.datasets.openmoji import TONES
 from lib.models.clip import Clip
 from lib.models.editor import assemble, build_unet, build_vae
@@ -67,6 +67,10 @@ def easyvqa(split: str = "train") -> EasyVqa:
     return load_easyvqa(Store(BUILD / "store"), split)
 
 
+def scenes(split: str = "train") -> Scenes:
+    return load_scenes(Store(BUILD / "store"), split)
+
+
 def run(folder, notebook: str = "test", **overrides) -> Run:
     """A run at smoke scale with a store of its own, the data in it."""
     profile = load_profile("smoke", overrides)
@@ -76,7 +80,7 @@ def run(folder, notebook: str = "test", **overrides) -> Run:
 def link_data(store: Store) -> Store:
     """The store with the rendered data of `build/store` in it, which take long to make."""
     store.root.mkdir(parents=True, exist_ok=True)
-    for kind in ("openmoji", "easyvqa"):
+    for kind in ("openmoji", "easyvqa", "scenes"):
         (BUILD / "store" / kind).mkdir(parents=True, exist_ok=True)
         if not (store.root / kind).exists():
             (store.root / kind).symlink_to(BUILD / "store" / kind, target_is_directory=True)
@@ -156,3 +160,10 @@ def few_easyvqa(split: str = "train", count: int = 60) -> EasyVqa:
     """The questions about the first `count` pictures."""
     full = easyvqa(split)
     return EasyVqa(full.images[:count], full.table[full.table["image"] < count].reset_index(drop=True))
+
+
+def few_scenes(split: str = "train", count: int = 30) -> Scenes:
+    """The first `count` scenes and the questions about them."""
+    full = scenes(split)
+    table = full.table[full.table["image"] < count].reset_index(drop=True)
+    return Scenes(full.images[:count], table, full.things[:count], full.tones[:count])

@@ -3,17 +3,17 @@
 from typing import Literal
 
 from lib import datasets
-from lib.config import Run
+from lib.config import Run, Section
 from lib.data import digest
-from lib.datasets import easyvqa, openmoji
+from lib.datasets import easyvqa, openmoji, scenes
 from lib.store import code_digest
 
 
 def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
     """What every artifact that saw data of that kind depends on."""
     data, given = run.profile.data, getattr(run.profile.data, kind)
-    code = code_digest(datasets) if given else code_digest(easyvqa, openmoji)
+    code = code_digest(*{None: (easyvqa, openmoji), "scenes": (scenes, openmoji)}.get(given, (datasets,)))
     made = {"settings": data.model_dump(mode="json", include={"image_size", "held_out"}), "code": code}
-    if given:
+    if isinstance(given, Section):
         made["photographs"] = digest(given)
     return {"data": made, "seed": run.seed, "device": run.device.type}

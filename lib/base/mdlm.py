@@ -6,7 +6,7 @@ asked with the seen from text alone, all questions with that comparison beside t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.answering import Questions, answer_loss, questions
-from lib.config import Profile, Train
-from lib.datasets import EasyVqa
+from lib.config import MdlmBase, Profile, ScenesBase, Train
+from lib.datasets import EasyVqa, QuestionData
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
 from lib.training import fit
@@ -31,22 +31,7 @@ def train_mdlm(
     """The MDLM, its vision tower starting from CLIP's, and the curves of the stages one after another."""
     base = profile.base.mdlm
     torch.manual_seed(seed)
-    tokenizer = clip.tokenizer
-    config = MdlmConfig(
-        vision=clip.model.config.vision_config.to_diff_dict(),
-        vocab_size=len(tokenizer),
-        width=base.decoder.width,
-        layers=base.decoder.layers,
-        heads=base.decoder.heads,
-        prompt_length=base.prompt_length,
-        response_length=base.response_length,
-        attention=base.attention,
-        mask_id=tokenizer.mask_token_id,
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
-    )
-    mdlm = Mdlm(MdlmModel(config), tokenizer)
-    mdlm.model.tower.load_state_dict(clip.model.vision_model.state_dict())
+    mdlm = fresh_mdlm(clip, base)
     captions = pd.DataFrame(
         {"image": range(len(vqa.images)), "question": CAPTION_PROMPT, "answer": vqa.captions()}
     )
@@ -74,18 +59,51 @@ def train_mdlm(
         "all, again": again,
         "all, with the tower again": partial(tower_loss, mdlm, vqa, part["all"]),
     }
+    return mdlm, train_stages(mdlm, stages, base.stages, "base MDLM", seed, work)
+
+
+def train_stages(
+    mdlm: Mdlm,
+    stages: Mapping[str, Callable[[Train], Callable[[torch.Generator], Tensor]]],
+    settings: Sequence[Train],
+    label: str,
+    seed: int,
+    work: Path,
+) -> pd.DataFrame:
+    """Train on one loss after another, the tower where a stage's name says so; the curves, with the column stage."""
     curves = []
-    for (name, loss), settings in zip(stages.items(), base.stages, strict=True):
+    for (name, loss), train in zip(stages.items(), settings, strict=True):
         mdlm.model.tower.requires_grad_("with the tower" in name)
         folder = work / name
         folder.mkdir(exist_ok=True, parents=True)
-        curve = fit(mdlm.model, loss(settings), settings, label=f"base MDLM, {name}", seed=seed, work=folder)
+        curve = fit(mdlm.model, loss(train), train, label=f"{label}, {name}", seed=seed, work=folder)
         curves.append(curve.assign(stage=name))
     mdlm.model.tower.requires_grad_(False)
-    return mdlm, pd.concat(curves, ignore_index=True)
+    return pd.concat(curves, ignore_index=True)
 
 
-def tower_loss(mdlm: Mdlm, vqa: EasyVqa, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
+def fresh_mdlm(clip: Clip, settings: MdlmBase | ScenesBase) -> Mdlm:
+    """An untrained MDLM around CLIP's vision tower and tokenizer."""
+    tokenizer = clip.tokenizer
+    config = MdlmConfig(
+        vision=clip.model.config.vision_config.to_diff_dict(),
+        vocab_size=len(tokenizer),
+        width=settings.decoder.width,
+        layers=settings.decoder.layers,
+        heads=settings.decoder.heads,
+        prompt_length=settings.prompt_length,
+        response_length=settings.response_length,
+        attention=settings.attention,
+        mask_id=tokenizer.mask_token_id,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+    )
+    mdlm = Mdlm(MdlmModel(config), tokenizer)
+    mdlm.model.tower.load_state_dict(clip.model.vision_model.state_dict())
+    return mdlm
+
+
+def tower_loss(mdlm: Mdlm, vqa: QuestionData, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
     """As `answer_loss`, but from the pictures themselves, so that the vision tower learns too."""
     pictures = torch.tensor(data.table["image"].to_numpy())
 

@@ -88,7 +88,7 @@ def load_openmoji(store: Store, image_size: int = 64, held_out: float = 0.1) -> 
 
 def _build(path: Path, size: int, held_out: float) -> None:
     emoji, svgs = _named_emoji(held_out)
-    pictures = [_render(svg, size) for svg in tqdm(svgs, desc="render OpenMoji", unit="svg")]
+    pictures = [render(svg, size) for svg in tqdm(svgs, desc="render OpenMoji", unit="svg")]
     _join_twins(emoji, pictures)
     triples = [(a, b, *rest) for a, b, *rest in _variant_triples(emoji) if (pictures[a] != pictures[b]).any()]
     for row in tqdm(emoji[emoji.tone == 0].itertuples(), desc="render recoloured", unit="svg"):
@@ -189,8 +189,8 @@ def _recolour(svg: str, picture: np.ndarray, size: int, key: str) -> list[tuple[
     background = sorted(_BACKGROUNDS)[draw[1] % len(_BACKGROUNDS)]
     grey = (picture * np.array([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdims=True)
     return [
-        ("outline", outline, _render(_outline(svg, _OUTLINES[outline]), size)),
-        ("background", background, _render(svg, size, _BACKGROUNDS[background])),
+        ("outline", outline, render(_outline(svg, _OUTLINES[outline]), size)),
+        ("background", background, render(svg, size, _BACKGROUNDS[background])),
         ("grayscale", "", np.repeat(grey.round().astype(np.uint8), 3, axis=0)),
         ("mirror", "", np.ascontiguousarray(picture[:, :, ::-1])),
     ]
@@ -204,7 +204,8 @@ def _outline(svg: str, colour: str) -> str:
     return head + f'<g id="line" fill="{colour}">' + re.sub(r"#000000|#000\b", colour, line)
 
 
-def _render(svg: str, size: int, background: str = "#ffffff") -> np.ndarray:
+def render(svg: str, size: int, background: str = "#ffffff") -> UInt8[np.ndarray, "3 size size"]:
+    """An SVG as pixels on a plain background."""
     from PIL import Image
     from resvg_py import svg_to_bytes
 

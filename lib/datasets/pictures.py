@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from lib.datasets.openmoji import _render
+from lib.datasets.openmoji import render
 
 GREY = (127, 127, 127)
 
@@ -68,7 +68,7 @@ class EmojiSource:
         return len(self.svgs)
 
     def read(self, indices: Sequence[int]) -> list[Image.Image]:
-        return [Image.fromarray(_render(self.svgs[k], self.size).transpose(1, 2, 0)) for k in indices]
+        return [Image.fromarray(render(self.svgs[k], self.size).transpose(1, 2, 0)) for k in indices]
 
 
 @dataclass(frozen=True)
