@@ -46,7 +46,8 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     found = cases(profile)
     parts = {part: [case for case in found if case.part == part] for part in dict.fromkeys(c.part for c in found)}
     assert [case.seed for case in parts["seed"]] == [0, 1, 2] and not any(case.settings for case in parts["seed"])
-    assert [(case.label, case.seed) for case in parts["data"]] == [("OpenMoji scenes", seed) for seed in range(3)]
+    wanted = [(data.label, seed) for data in profile.disp_grid.datasets for seed in range(data.seeds)]
+    assert [(case.label, case.seed) for case in parts["data"]] == wanted and ("OpenMoji scenes", 0) in wanted
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
     assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "misclassification"]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger

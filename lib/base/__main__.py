@@ -187,8 +187,8 @@ def make_scenes(run: Run, clip: Clip) -> None:
         [
             "Vision tower (from the CLIP beside it), two-layer projector, Transformer with "
             f"{settings.attention} attention. Trained so that vision tokens lie near the words for what they show, "
-            "then with LLaDA's objective on all questions of the train split, on those for places and skin tones, and on "
-            "all again.",
+            "then with LLaDA's objective on all questions of the train split, on those for places and skin tones, "
+            "and on all again.",
             f"Measured on sets of things that the train split never shows, decoded with threshold {threshold}: answers "
             "equal to the letter.",
         ],
