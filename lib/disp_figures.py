@@ -52,7 +52,7 @@ def defence_dots(table: pd.DataFrame, metrics: tuple[str, ...] = (METRICS[0], ME
                 axis.plot(rows[end], place, linestyle="none", marker="|", color="0.3", markersize=6)
         axis.set(title=metric, xlim=(-0.04, 1.04))
         axis.grid(axis="x", color="0.9", linewidth=0.5)
-    axes[0].set_yticks(place, [textwrap.shorten(label, 44) for label in labels], fontsize=6.5)
+    axes[0].set_yticks(place, [textwrap.shorten(label, 64) for label in labels], fontsize=6.5)
     return figure
 
 

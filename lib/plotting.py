@@ -463,5 +463,6 @@ def share_axis(axis: Axes) -> None:
 
 
 def legend(figure: Figure, handles: list, labels: list[str]) -> None:
-    columns = math.ceil(len(labels) / math.ceil(len(labels) / 4))
+    most = 4 if max(map(len, labels), default=0) <= 20 else 3
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / most))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4)
