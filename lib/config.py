@@ -202,19 +202,18 @@ class EditorBase(Section):
     tone_share: Fraction
 
 
-class MdlmBase(Section):
+class MdlmShape(Section):
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
     attention: Literal["bidirectional", "prefix"]
+
+
+class MdlmBase(MdlmShape):
     stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 
-class ScenesBase(Section):
-    decoder: Transformer
-    response_length: Positive
-    prompt_length: Positive
-    attention: Literal["bidirectional", "prefix"]
+class ScenesBase(MdlmShape):
     stages: tuple[Train, Train, Train, Train]
 
 

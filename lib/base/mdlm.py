@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.answering import Questions, answer_loss, questions
-from lib.config import MdlmBase, Profile, ScenesBase, Train
-from lib.datasets import EasyVqa, QuestionData
+from lib.config import MdlmShape, Profile, Train
+from lib.datasets import EasyVqa
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
 from lib.training import fit
@@ -82,7 +82,7 @@ def train_stages(
     return pd.concat(curves, ignore_index=True)
 
 
-def fresh_mdlm(clip: Clip, settings: MdlmBase | ScenesBase) -> Mdlm:
+def fresh_mdlm(clip: Clip, settings: MdlmShape) -> Mdlm:
     """An untrained MDLM around CLIP's vision tower and tokenizer."""
     tokenizer = clip.tokenizer
     config = MdlmConfig(
@@ -103,7 +103,7 @@ def fresh_mdlm(clip: Clip, settings: MdlmBase | ScenesBase) -> Mdlm:
     return mdlm
 
 
-def tower_loss(mdlm: Mdlm, vqa: QuestionData, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
+def tower_loss(mdlm: Mdlm, vqa: EasyVqa, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
     """As `answer_loss`, but from the pictures themselves, so that the vision tower learns too."""
     pictures = torch.tensor(data.table["image"].to_numpy())
 

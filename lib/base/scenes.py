@@ -20,8 +20,7 @@ from lib.answering import answer_loss, questions
 from lib.base.mdlm import fresh_mdlm, train_stages
 from lib.config import Profile, Train
 from lib.datasets import Scenes
-from lib.datasets.openmoji import TONES
-from lib.datasets.scenes import NAMES, PLACES
+from lib.datasets.scenes import NAMES, PLACES, SPOKEN
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm
 
@@ -53,7 +52,7 @@ def place_loss(mdlm: Mdlm, scenes: Scenes, settings: Train) -> Callable[[torch.G
     Logits are products of the mean of a place's vision tokens with the words' embeddings, over √width.
     """
     model, side = mdlm.model, round(len(PLACES) ** 0.5)
-    words = mdlm.tokenizer(["nothing", *NAMES, *(tone.replace("-", " ") for tone in TONES)], add_special_tokens=False)
+    words = mdlm.tokenizer(["nothing", *NAMES, *SPOKEN], add_special_tokens=False)
     ids = [torch.tensor(row) for row in words["input_ids"]]
 
     def loss(draw: torch.Generator) -> Tensor:
@@ -63,7 +62,7 @@ def place_loss(mdlm: Mdlm, scenes: Scenes, settings: Train) -> Callable[[torch.G
         patches = vision.unflatten(1, (side, grid // side, side, grid // side))
         named = torch.stack([model.embedding(row).mean(0) for row in ids])
         logits = patches.mean((2, 4)).flatten(0, 2).float() @ named.T / named.shape[1] ** 0.5
-        nothing, thing, tone = logits.split([1, len(NAMES), len(TONES)], -1)
+        nothing, thing, tone = logits.split([1, len(NAMES), len(SPOKEN)], -1)
         return sum(
             F.cross_entropy(torch.cat([nothing, found], -1), true[rows].flatten() + 1)
             for found, true in ((thing, scenes.things), (tone, scenes.tones))

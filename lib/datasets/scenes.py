@@ -58,6 +58,7 @@ TONED = {
     "thumb": "1F44D",
 }
 NAMES = (*OBJECTS, *TONED)
+SPOKEN = tuple(tone.replace("-", " ") for tone in TONES)  # the tokenizer takes hyphens apart
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 KINDS = ("list", "name", "position", "tone")
 PICTURES = {"train": 8000, "test": 1000}
@@ -120,8 +121,8 @@ def asked_of(things: list[int], tones: list[int], draw: np.random.Generator) -> 
         asked.append((f"where is the {name}?", found, "position"))
     for place in there:
         if tones[place] >= 0:
-            name, tone = NAMES[things[place]], TONES[tones[place]].replace("-", " ")
-            asked.append((f"what skin tone has the {name}?", f"the {name} has {tone} skin", "tone"))
+            name = NAMES[things[place]]
+            asked.append((f"what skin tone has the {name}?", f"the {name} has {SPOKEN[tones[place]]} skin", "tone"))
     return asked
 
 
