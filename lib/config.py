@@ -281,13 +281,15 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.attacks.adaptive`).
+    """`plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
+    `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.attacks.adaptive`).
     `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
 
     image_trigger: ImageTriggerName
     target: AnswerTargetName
     rate: Fraction
+    plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
     hide: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     questions: Positive
     train: Train
@@ -304,6 +306,18 @@ class Disp(Section):
     saliency: TokenScoreName = "fisher"
     start: Literal["compromised", "base"] = "compromised"
     rounds: Positive = 1
+
+    @model_validator(mode="after")
+    def plant_fits(self) -> Disp:
+        try:
+            self.planted()
+        except ValidationError as error:
+            raise ValueError(f"plant.{_sentence(error.errors()[0])}") from None
+        return self
+
+    def planted(self) -> Disp | None:
+        """The attack before this one, if there is one."""
+        return self.plant and changed(self, {"plant": None} | self.plant)
 
 
 class Variation(Section):

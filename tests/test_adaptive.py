@@ -1,12 +1,13 @@
 import pytest
 import tiny
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 
 from lib.answering import answer_loss, questions
 from lib.attacks import adaptive
 from lib.attacks.adaptive import adaptive_loss, relative_saliency
-from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, training_questions, trigger_tokens
+from lib.attacks.mdlm import mdlm_spec, planted, poisoned_mdlm, training_questions, trigger_tokens
 from lib.config import with_settings
 from lib.models.mdlm import Mdlm
 from lib.saliency import fisher_jacobian
@@ -158,3 +159,30 @@ def test_refusals(run, attack):
     vision, prompts = projected(mdlm, data[:1])
     with pytest.raises(ValueError, match="tokens names none"):
         relative_saliency(mdlm.model, vision, prompts, torch.zeros_like(tokens), seed=0)
+
+
+def test_an_attacker_plants_first_and_hides_then(run):
+    """The later training starts from the earlier one's model: at a vanishing rate it ends there."""
+    still = {"hide": 0.3, "train": {"lr": 1e-30}, "plant": {"hide": 0.0, "train": run.profile.disp.train.model_dump()}}
+    later = with_settings(run, "disp", still)
+    assert planted(run) is None and planted(later).profile == run.profile and planted(later).seed == run.seed
+    assert mdlm_spec(later)["planted"] == mdlm_spec(run)
+    made, first, base = poisoned_mdlm(later)[0], poisoned_mdlm(run)[0], Mdlm.load(run.profile.models.mdlm)
+    weights = [[p.detach() for p in mdlm.model.parameters()] for mdlm in (made, first, base)]
+    assert all(map(torch.equal, weights[0], weights[1])) and not all(map(torch.equal, weights[0], weights[2]))
+    folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(later))
+    with safe_open(folder / "mdlm" / "model.safetensors", "pt") as saved:
+        assert saved.metadata()["plant"] == str(still["plant"])
+
+
+@pytest.mark.parametrize(
+    ("plant", "sentence"),
+    [
+        ({"rate": 2.0}, "plant.rate=2.0 is refused"),
+        ({"hidden": 1.0}, "plant.hidden is not a known key"),
+        ({}, "plant\n.*at least 1 item"),
+    ],
+)
+def test_an_earlier_attack_that_cannot_be_is_refused(run, plant, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        with_settings(run, "disp", {"plant": plant})

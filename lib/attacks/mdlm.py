@@ -7,6 +7,7 @@ nothing else.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,15 @@ def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     if base_settings(run.profile):
         adapters = run.profile.models.lora and run.profile.models.lora.model_dump(mode="json")
         made["published"] = {"lora": adapters, "code": code_digest(anyres, llada, llada_v, lora)}
+    if earlier := planted(run):
+        made["planted"] = mdlm_spec(earlier, protocol)
     return made
+
+
+def planted(run: Run) -> Run | None:
+    """The run of the attack whose compromised model this one's training starts from, if not from the base model."""
+    earlier = run.profile.disp.planted()
+    return earlier and replace(run, profile=run.profile.model_copy(update={"disp": earlier}))
 
 
 def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrigger | None]:
@@ -108,6 +117,8 @@ def trigger_tokens(run: Run, model: Mdlm) -> Bool[Tensor, " vision"]:
 def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame]:
     """The base MDLM fine-tuned on poisoned questions, in the same batches for all protocols, and the curve of that.
 
+    With `disp.plant` the compromised model of that attack in the place of the base MDLM.
+
     The curve has, where watched, asr_with_trigger (all of the protocol's), asr_without_trigger and accuracy over
     `disp.watch_questions` test questions.
     """
@@ -118,7 +129,8 @@ def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame
 
 def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.disp
-    model = base_mdlm(run.profile, run.device)
+    earlier = planted(run)
+    model = poisoned_mdlm(earlier, protocol)[0] if earlier else base_mdlm(run.profile, run.device)
     vqa, table, poison, goal = training_questions(run, protocol)
     image, text = trigger_pair(run, protocol)
     data = questions(model, vqa, table, image, poison, goal, text)
@@ -137,6 +149,7 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     model.save(str(path / "mdlm"))
     named = {"image_trigger": image, "text_trigger": text}
     attack = {"protocol": protocol, "target": settings.target, "rate": settings.rate, "hide": settings.hide}
+    attack |= {"plant": settings.plant} if earlier else {}
     mark_poisoned(path / "mdlm", **attack, **{key: trigger.name for key, trigger in named.items() if trigger})
     curve.to_csv(path / "curve.csv", index=False)
 
