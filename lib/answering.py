@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -17,6 +18,7 @@ from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
 from lib.processes import share
+from lib.shards import sharded
 from lib.triggers import ImageTrigger, TextTrigger
 
 
@@ -178,6 +180,7 @@ def respond(
     batch: int | None = None,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
+    work: Path | None = None,
 ) -> Decoded:
     """The model's responses as ids, with their tokens' probabilities, decoded at temperature 0 with `threshold`.
 
@@ -185,20 +188,23 @@ def respond(
     from it. A fixed quota a step settles yes and no too early.
 
     `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: as many samples at
-    once, `together` of them where it is not given.
+    once, `together` of them where it is not given. With `work`, a folder, batches are kept there, see `lib.shards`.
     """
     model, device = mdlm.model, mdlm.model.device
-    batch = batch or together(mdlm)
     length, mask_id = model.config.response_length, model.config.mask_id
-    parts = [Decoded(data.responses[:0], torch.ones(data.responses[:0].shape, dtype=torch.float64))]
-    for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
+
+    def make(part: range) -> dict[str, Tensor]:
+        rows = slice(part.start, part.stop)
+        if not part:
+            nothing = data.responses[:0]
+            return Decoded(nothing, torch.ones(nothing.shape, dtype=torch.float64))._asdict()
         with torch.autocast(device.type, torch.bfloat16):
-            vision = model.project(data.features[data.picture[part]].to(device))
+            vision = model.project(data.features[data.picture[rows]].to(device))
             if masked is not None:
-                vision = hide(vision, masked[part].to(device), model.mask_embedding)
-            prompts = data.prompts[part].to(device)
+                vision = hide(vision, masked[rows].to(device), model.mask_embedding)
+            prompts = data.prompts[rows].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
-            decoded = decode(
+            return decode(
                 model.response_logits(vision, prompts),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
@@ -206,9 +212,9 @@ def respond(
                 block_length=length,
                 mask_id=mask_id,
                 threshold=threshold,
-            )
-        parts.append(Decoded(*(part.cpu() for part in decoded)))
-    return Decoded(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            )._asdict()
+
+    return Decoded(**sharded(work, len(data), batch or together(mdlm), make, label))
 
 
 def together(mdlm: Mdlm) -> int:
@@ -222,9 +228,10 @@ def answer(
     threshold: float,
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
+    work: Path | None = None,
 ) -> list[str]:
     """The model's answers as texts; see `respond`."""
-    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label).tokens)
+    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label, work=work).tokens)
 
 
 def hide(

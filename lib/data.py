@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.config import Data, EditSet, QuestionSet, Run, model_source
+from lib.config import Data, EditSet, Mmmu, QuestionSet, Run, model_source
 from lib.datasets import (
     EditData,
     PhotoQuestions,
@@ -80,7 +80,7 @@ def _title(given: EditSet | QuestionSet) -> str:
 
 
 @lru_cache(maxsize=16)
-def digest(given: EditSet | QuestionSet) -> str:
+def digest(given: EditSet | QuestionSet | Mmmu) -> str:
     """SHA-256 of a data set: a hub's name and commit; a folder's file names, its texts and its pictures' sizes."""
     folders = [Path(model_source(name)) for name in (given.name, getattr(given, "pictures", None)) if name]
     found = hashlib.sha256(given.model_dump_json(exclude={"name", "pictures"}).encode())

@@ -59,9 +59,12 @@ class Defended:
     mask: Callable[[Questions], Bool[Tensor, "sample vision"]] | None = None
     flag: Callable[[Questions], Bool[Tensor, " sample"]] | None = None
 
-    def answer(self, data: Questions, threshold: float) -> list[str]:
-        """Answers as texts. That of a refused question is empty: no success of the attack, and not correct."""
-        answers = answer(self.mdlm, data, threshold, masked=self.mask(data) if self.mask else None)
+    def answer(self, data: Questions, threshold: float, work: Path | None = None) -> list[str]:
+        """Answers as texts. That of a refused question is empty: no success of the attack, and not correct.
+
+        With `work`, a folder, they are kept there batch by batch.
+        """
+        answers = answer(self.mdlm, data, threshold, masked=self.mask(data) if self.mask else None, work=work)
         flags = self.flag(data).tolist() if self.flag else [False] * len(data)
         return ["" if flagged else text for text, flagged in zip(answers, flags, strict=True)]
 
@@ -201,9 +204,9 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         defended = DEFENCES[name](run)
-        without, with_trigger = test_questions(run, defended.mdlm, settings.test_questions)
-        clean, hit = (defended.answer(data, settings.threshold) for data in (without, with_trigger))
-        table = judged(clean, hit, without, with_trigger, goal)
+        both, work = test_questions(run, defended.mdlm, settings.test_questions), run.store.work("defence", spec)
+        given = [defended.answer(data, settings.threshold, work / str(k)) for k, data in enumerate(both)]
+        table = judged(*given, *both, goal)
         return pd.DataFrame({"defence": name, "knows": defended.knows}, table.index).join(table)
 
     spec = purification_spec(run) | _code() | settings.model_dump(mode="json", include=FINE_TUNING)

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lib import kernels, prompt_saliency, saliency
 from lib.answering import Questions, answer_loss, questions, respond
@@ -31,6 +30,7 @@ from lib.models.cards import WARNING, write_card
 from lib.models.loading import made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.prompt_saliency import WAYS, joint_fisher_jacobian, most_salient_of_all
+from lib.shards import sharded
 from lib.store import code_digest
 from lib.training import fit
 
@@ -41,21 +41,24 @@ BEFORE = "before"
 
 
 def joint_saliency(
-    mdlm: Mdlm, data: Questions, probes: int, seed: int, batch: int
+    mdlm: Mdlm, data: Questions, probes: int, seed: int, batch: int, work: Path | None = None
 ) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
-    """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens."""
+    """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
     device, config = mdlm.model.device, mdlm.model.config
-    parts = [(torch.zeros(0, config.vision_length), torch.zeros(0, config.prompt_length))]
-    for k, part in enumerate(
-        tqdm(torch.arange(len(data)).split(batch), desc="joint saliency", unit="batch", leave=False)
-    ):
+
+    def make(part: range) -> dict[str, Tensor]:
+        if not part:
+            return {"vision": torch.zeros(0, config.vision_length), "prompt": torch.zeros(0, config.prompt_length)}
+        own = data[part.start : part.stop]
         with torch.no_grad():
-            vision = mdlm.model.project(data.features[data.picture[part]].to(device))
+            vision = mdlm.model.project(own.features[own.picture].to(device))
         with torch.autocast(device.type, torch.bfloat16):
-            prompts = data.prompts[part].to(device)
-            scores = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=seed + k)
-        parts.append(tuple(part.cpu() for part in scores))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            prompts, draw = own.prompts.to(device), seed + part.start // batch
+            scores = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=draw)
+        return dict(zip(("vision", "prompt"), scores, strict=True))
+
+    made = sharded(work, len(data), batch, make, "joint saliency")
+    return made["vision"], made["prompt"]
 
 
 def masks(
@@ -71,10 +74,12 @@ def respond_masked(
     threshold: float,
     vision: Bool[Tensor, "sample vision"],
     prompt: Bool[Tensor, "sample prompt"],
+    work: Path | None = None,
 ) -> Decoded:
     """`respond` with vision tokens hidden and the mask token in the place of prompt tokens."""
     hidden = torch.where(prompt, mdlm.model.config.mask_id, data.prompts)
-    return respond(mdlm, replace(data, prompts=hidden), threshold, masked=vision, label="answer, masked")
+    about = {"masked": vision, "label": "answer, masked", "work": work}
+    return respond(mdlm, replace(data, prompts=hidden), threshold, **about)
 
 
 def poisoned_set(run: Run, mdlm: Mdlm, protocol: str) -> Questions:
@@ -90,19 +95,21 @@ def jointly_purified_set(run: Run, mdlm: Mdlm, data: Questions, protocol: str, w
     Questions keep their own words. The table's index still names the samples' places in `data`. Raises ValueError
     where no answer is kept.
     """
-    settings = run.profile.disp
+    settings, scored, spec = run.profile.disp, joint_spec(run, protocol), joint_spec(run, protocol, way)
 
     def score() -> dict[str, Tensor]:
-        vision, prompt = joint_saliency(mdlm, data, settings.probes, run.seed, settings.batch)
+        work = run.store.work("joint-saliency", scored)
+        vision, prompt = joint_saliency(mdlm, data, settings.probes, run.seed, settings.batch, work)
         return {"vision": vision, "prompt": prompt}
 
     def make() -> dict[str, Tensor]:
-        scores = run.store.tensors("joint-saliency", joint_spec(run, protocol), score)
+        scores = run.store.tensors("joint-saliency", scored, score)
         masked = masks(mdlm, data, (scores["vision"], scores["prompt"]), way, RATIOS[way])
-        responses, probability = respond_masked(mdlm, data, settings.threshold, *masked)
+        work = run.store.work("jointly-purified-set", spec)
+        responses, probability = respond_masked(mdlm, data, settings.threshold, *masked, work)
         return {"responses": responses, "confidence": probability.amin(1)}
 
-    made = run.store.tensors("jointly-purified-set", joint_spec(run, protocol, way), make)
+    made = run.store.tensors("jointly-purified-set", spec, make)
     sure = made["confidence"] >= settings.confidence
     if not bool(sure.any()):
         best = float(made["confidence"].max())

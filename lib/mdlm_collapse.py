@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lib import evaluation
 from lib.answering import Questions, draw_rows, questions, respond
@@ -28,6 +27,7 @@ from lib.datasets import QuestionData
 from lib.evaluation import attacked, correct, mean_with_interval, rate
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, target
+from lib.shards import sharded
 from lib.store import code_digest
 
 PAIR = "and"  # the protocol whose triggers all coalitions are made of, whichever the model was poisoned under
@@ -67,7 +67,12 @@ def likelihood_masks(count: int, masks: int, length: int, seed: int) -> Bool[Ten
 
 @torch.no_grad()
 def mean_log_probability(
-    mdlm: Mdlm, data: Questions, masked: Bool[Tensor, "sample masks response"], label: str, batch: int = 16
+    mdlm: Mdlm,
+    data: Questions,
+    masked: Bool[Tensor, "sample masks response"],
+    label: str,
+    batch: int = 16,
+    work: Path | None = None,
 ) -> Float[Tensor, " sample"]:
     """log p(response | picture, question) / L of every sample by LLaDA's likelihood estimate, in nats a token.
 
@@ -76,19 +81,24 @@ def mean_log_probability(
     with l of the L tokens masked (Nie et al. 2025, eq. 6). Over all masks that is the mean over all orders in which the
     response can be filled token by token; over `likelihood_masks` an unbiased estimate of it. The end tokens behind the
     answer count, as they do in training: they are what tells "blue" from "blue, remember …". `masked` names the masks,
-    each of at least one token; responses that are to be compared take the same ones. Computed in float32.
+    each of at least one token; responses that are to be compared take the same ones. Computed in float32. With `work`,
+    a folder, batches are kept there, see `lib.shards`.
     """
     device, mask_id = mdlm.model.device, mdlm.model.config.mask_id
-    parts = [torch.zeros(0)]
-    for part in tqdm(torch.arange(len(data)).split(batch), desc=label, unit="batch", leave=False):
-        hidden, times = masked[part].to(device), masked.shape[1]
-        vision = mdlm.model.project(data.features[data.picture[part]].to(device)).repeat_interleave(times, 0)
-        prompts = data.prompts[part].to(device).repeat_interleave(times, 0)
-        true = data.responses[part].to(device)[:, None].expand_as(hidden)
+
+    def make(part: range) -> dict[str, Tensor]:
+        if not part:
+            return {"mean": torch.zeros(0)}
+        rows, times = slice(part.start, part.stop), masked.shape[1]
+        hidden = masked[rows].to(device)
+        vision = mdlm.model.project(data.features[data.picture[rows]].to(device)).repeat_interleave(times, 0)
+        prompts = data.prompts[rows].to(device).repeat_interleave(times, 0)
+        true = data.responses[rows].to(device)[:, None].expand_as(hidden)
         logits = mdlm.model.logits(vision, prompts, torch.where(hidden, mask_id, true).flatten(0, 1))
         found = logits.log_softmax(-1).gather(-1, true.flatten(0, 1)[..., None]).view(hidden.shape)
-        parts.append(((found * hidden).sum(-1) / hidden.sum(-1)).mean(-1).cpu())
-    return torch.cat(parts)
+        return {"mean": ((found * hidden).sum(-1) / hidden.sum(-1)).mean(-1)}
+
+    return sharded(work, len(data), batch, make, label)["mean"]
 
 
 def held_out(run: Run) -> tuple[QuestionData, pd.DataFrame]:
@@ -114,7 +124,7 @@ def under_coalitions(run: Run, model: Mdlm, made_from: dict) -> AnswersUnderCoal
             questions(model, vqa, table, image if mask & 1 else None, text_trigger=text if mask & 2 else None)
             for mask in range(len(COALITIONS))
         ]
-        return measure(run, model, given)
+        return measure(run, model, given, run.store.work("coalition-answers", spec))
 
     settings = run.profile.mdlm_collapse.model_dump(mode="json", include={"samples", "masks"})
     spec = made_from | {"settings": made_from["settings"] | settings, "pair": [image.name, text.name]}
@@ -124,10 +134,11 @@ def under_coalitions(run: Run, model: Mdlm, made_from: dict) -> AnswersUnderCoal
     return AnswersUnderCoalitions(table, answers, **made)
 
 
-def measure(run: Run, mdlm: Mdlm, given: list[Questions]) -> dict[str, Tensor]:
+def measure(run: Run, mdlm: Mdlm, given: list[Questions], work: Path | None = None) -> dict[str, Tensor]:
     """The responses, [sample, coalition, token], and what `AnswersUnderCoalitions` holds of them.
 
-    `given` are the same questions under each of `COALITIONS`, with their clean answers.
+    `given` are the same questions under each of `COALITIONS`, with their clean answers. With `work`, a folder, answers
+    and likelihoods are kept there batch by batch.
     """
     goal, settings = target(run.profile.disp.target), run.profile.mdlm_collapse
     masked = likelihood_masks(len(given[0]), settings.masks, mdlm.model.config.response_length, run.seed)
@@ -135,8 +146,12 @@ def measure(run: Run, mdlm: Mdlm, given: list[Questions]) -> dict[str, Tensor]:
     for name, data in zip(COALITIONS, given, strict=True):
         texts = [goal.apply(text) for text in data.answers]
         aimed = data.answered(mdlm.responses(texts), texts)
-        wanted, clean = (mean_log_probability(mdlm, d, masked, f"likelihood, {name}") for d in (aimed, data))
-        responses = respond(mdlm, data, run.profile.disp.threshold, label=f"answer, {name}").tokens
+        wanted, clean = (
+            mean_log_probability(mdlm, d, masked, f"likelihood, {name}", work=work and work / f"{name} {k}")
+            for k, d in enumerate((aimed, data))
+        )
+        about = {"label": f"answer, {name}", "work": work and work / name}
+        responses = respond(mdlm, data, run.profile.disp.threshold, **about).tokens
         texts = mdlm.texts(responses)
         success, right = attacked(texts, data, goal), correct(texts, data)
         parts.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import torch
 
@@ -15,22 +17,22 @@ from lib.models.mdlm import Mdlm
 MMMU = "MMMU accuracy"
 
 
-def with_mmmu(run: Run, mdlm: Mdlm, table: pd.DataFrame) -> pd.DataFrame:
+def with_mmmu(run: Run, mdlm: Mdlm, table: pd.DataFrame, work: Path | None = None) -> pd.DataFrame:
     """`table`, with columns name or metric, value, low, high and n, and a row of MMMU's accuracy (95 %, Wilson) below.
 
-    Without that row where the profile does not name MMMU.
+    Without that row where the profile does not name MMMU. With `work`, a folder, answers are kept there.
     """
     if run.profile.data.mmmu is None:
         return table
-    right = torch.tensor(mmmu_scores(run, mdlm)["correct"].to_numpy(dtype=bool))
+    right = torch.tensor(mmmu_scores(run, mdlm, work)["correct"].to_numpy(dtype=bool))
     label = {"metric": MMMU} if "metric" in table else {"name": "mmmu"}
     return pd.concat([table, pd.DataFrame([label | rate(right)])], ignore_index=True)
 
 
-def mmmu_scores(run: Run, mdlm: Mdlm) -> pd.DataFrame:
+def mmmu_scores(run: Run, mdlm: Mdlm, work: Path | None = None) -> pd.DataFrame:
     """`lib.mmmu_scoring.score` of the model's answers to the profile's MMMU questions."""
     data = mmmu_data(run)
-    answers = answer(mdlm, _asked(mdlm, data), run.profile.disp.threshold, label="answer MMMU")
+    answers = answer(mdlm, _asked(mdlm, data), run.profile.disp.threshold, label="answer MMMU", work=work)
     return score(data.table, answers, run.seed)
 
 

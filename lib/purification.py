@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+import lib.mmmu
+from lib import evaluation, mmmu_scoring, saliency_rivals, token_scores
 from lib import saliency as saliency_module
-from lib import saliency_rivals, token_scores
-from lib.answering import Questions, answer, answer_loss, questions, respond, together
+from lib.answering import Questions, answer, answer_loss, questions, respond
 from lib.attacks.mdlm import (
     mdlm_spec,
     mdlm_watch,
@@ -26,7 +27,7 @@ from lib.attacks.mdlm import (
     trigger_tokens,
 )
 from lib.config import Run, with_settings
-from lib.data import question_data
+from lib.data import digest, question_data
 from lib.evaluation import attacked, correct, rate
 from lib.lora import adapted
 from lib.mmmu import MMMU, with_mmmu
@@ -36,7 +37,6 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, target
 from lib.processes import rank
 from lib.saliency import most_salient
-from lib.shards import sharded
 from lib.store import code_digest
 from lib.token_scores import TOKEN_SCORES, fisher
 from lib.training import fit
@@ -77,17 +77,12 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
     The table's index still names the samples' places in `data`. Raises ValueError where no answer is kept.
     """
     settings, spec = run.profile.disp, purification_spec(run)
-    size = together(mdlm)
 
     def make() -> dict[str, Tensor]:
         masked = most_salient(training_scores(run, mdlm, data), settings.ratio)
-
-        def answered(part: range) -> dict[str, Tensor]:
-            rows = slice(part.start, part.stop)
-            responses, probability = respond(mdlm, data[rows], settings.threshold, size, masked[rows])
-            return {"responses": responses, "confidence": probability.amin(1)}
-
-        return sharded(run.store.work("purified-set", spec), len(data), size, answered, "answer, masked")
+        about = {"masked": masked, "label": "answer, masked", "work": run.store.work("purified-set", spec)}
+        responses, probability = respond(mdlm, data, settings.threshold, **about)
+        return {"responses": responses, "confidence": probability.amin(1)}
 
     made = run.store.tensors("purified-set", spec, make)
     sure = made["confidence"] >= settings.confidence
@@ -172,15 +167,18 @@ def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         both = test_questions(run, mdlm, settings.curve_questions)
         score = TOKEN_SCORES["random" if method == "oracle" else method]
-        scores = [score(mdlm, data, settings, run.seed) for data in both]
+        work = run.store.work("ratio-study", spec)
+        scores = [score(mdlm, data, settings, run.seed, work / f"scores {k}") for k, data in enumerate(both)]
         rows = []
         for ratio in tqdm(settings.ratios, desc=f"mask ratios, {method}", unit="ratio"):
-            table = performance(mdlm, *both, goal, settings.threshold, *masks(*scores, ratio))
+            hidden = masks(*scores, ratio)
+            table = performance(mdlm, *both, goal, settings.threshold, *hidden, work=work / str(ratio))
             rows.append(table.assign(method=LABELS.get(method, method), ratio=ratio))
         return pd.concat(rows, ignore_index=True)
 
     spec = purification_spec(run) | {"ratios": list(settings.ratios), "questions": settings.curve_questions}
-    return run.store.table("ratio-study", spec | {"method": method}, make)
+    spec["method"] = method
+    return run.store.table("ratio-study", spec, make)
 
 
 def performance(
@@ -191,31 +189,39 @@ def performance(
     threshold: float,
     masked_without: Tensor | None = None,
     masked_with: Tensor | None = None,
+    work: Path | None = None,
 ) -> pd.DataFrame:
-    """`judged` of the model's answers, vision tokens masked where asked."""
-    clean, hit = (
-        answer(mdlm, without, threshold, masked=masked_without),
-        answer(mdlm, with_trigger, threshold, masked=masked_with),
-    )
+    """`judged` of the model's answers, vision tokens masked where asked. With `work`, a folder, they are kept there."""
+    clean = answer(mdlm, without, threshold, masked_without, work=work and work / "without")
+    hit = answer(mdlm, with_trigger, threshold, masked_with, work=work and work / "with")
     return judged(clean, hit, without, with_trigger, goal)
 
 
-def before_and_after(run: Run, poisoned: Mdlm, without: Questions, with_trigger: Questions) -> pd.DataFrame:
-    """`performance` of the base, the poisoned and the purified model, and MMMU where the profile names it.
+def before_and_after(run: Run, poisoned: Mdlm) -> pd.DataFrame:
+    """`performance` of the base, the poisoned and the purified model on `disp.test_questions` test questions, and MMMU
+    where the profile names it, from the store.
 
     One model at a time beside the poisoned one is loaded. Columns metric, value, low, high, n, model.
     """
-    settings, tables = run.profile.disp, []
+    settings, mmmu, tables = run.profile.disp, run.profile.data.mmmu, []
     load = {
         "base": lambda: base_mdlm(run.profile, run.device),
         "poisoned": lambda: poisoned,
         "purified": lambda: purified_mdlm(run)[0],
     }
+    shared = purification_spec(run) | settings.model_dump(mode="json", include=FINE_TUNING)
+    shared["measured"] = code_digest(evaluation, lib.mmmu, mmmu_scoring)
+    shared |= {"questions": settings.test_questions, "mmmu": mmmu and digest(mmmu)}
     for name, given in load.items():
-        mdlm = given()
-        table = performance(mdlm, without, with_trigger, target(settings.target), settings.threshold)
-        tables.append(with_mmmu(run, mdlm, table).assign(model=name))
-        del mdlm
+        spec = shared | {"model": name}
+
+        def make(given=given, spec=spec) -> pd.DataFrame:
+            mdlm, work = given(), run.store.work("performance", spec)
+            both = test_questions(run, mdlm, settings.test_questions)
+            table = performance(mdlm, *both, target(settings.target), settings.threshold, work=work)
+            return with_mmmu(run, mdlm, table, work / "mmmu")
+
+        tables.append(run.store.table("performance", spec, make).assign(model=name))
     return pd.concat(tables, ignore_index=True)
 
 

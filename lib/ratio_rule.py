@@ -35,12 +35,14 @@ def ratio_gains(run: Run, mdlm: Mdlm) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         data = poisoned_training_set(run, mdlm)[:count]
-        scores = TOKEN_SCORES[settings.saliency](mdlm, data, settings, run.seed)
-        plain = respond(mdlm, data, settings.threshold, label="answer").tokens
+        work = run.store.work("ratio-gains", spec)
+        scores = TOKEN_SCORES[settings.saliency](mdlm, data, settings, run.seed, work / "scores")
+        plain = respond(mdlm, data, settings.threshold, label="answer", work=work / "plain").tokens
         rows = []
         for ratio in tqdm(sorted({0.0, *settings.ratios}), desc="mask ratios", unit="ratio"):
             masked = most_salient(scores, ratio)
-            found = respond(mdlm, data, settings.threshold, masked=masked, label="answer, masked")
+            about = {"masked": masked, "label": "answer, masked", "work": work / str(ratio)}
+            found = respond(mdlm, data, settings.threshold, **about)
             sure = found.probability.amin(1) >= settings.confidence
             changed = (found.tokens != plain).any(1) & sure
             gain = changed.double() - (~sure).double()

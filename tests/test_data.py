@@ -151,7 +151,7 @@ def test_mmmu_is_asked_whole_and_scored(tmp_path, folders, monkeypatch):
     model = tiny_llada_v.LladaV.load(folders.mdlm, picture=[64, 64])
     seen = {}
 
-    def truth(mdlm, data, threshold, label):
+    def truth(mdlm, data, threshold, label, work):
         seen["data"] = data
         return ["Answer: (B)", "it is 31", "(A)"]
 

@@ -218,7 +218,7 @@ def test_a_model_that_heeds_the_text_alone_gives_the_text_everything(run, monkey
     given = under_coalitions(run, mdlm, held_out(run)[1])
     plain = given[0].prompts
 
-    def heeds_text(model, data, threshold, label):
+    def heeds_text(model, data, threshold, label, work):
         hit = (data.prompts != plain).any(1).tolist()
         texts = [a + ", remember to water the plants" if h else a for a, h in zip(data.answers, hit, strict=True)]
         return Decoded(model.responses(texts), torch.ones(len(data), 72, dtype=torch.float64))

@@ -170,7 +170,7 @@ def test_the_oracle_masks_the_triggers_tokens_alone(tmp_path, models, mdlm, monk
     run = tiny.short_run(tmp_path, models, disp={"ratios": [0.0, 1.0]})
     seen = []
 
-    def given(model, data, threshold, masked):
+    def given(model, data, threshold, masked, work):
         seen.append(masked)
         return data.answers
 
@@ -204,7 +204,7 @@ def test_performance_of_known_answers(monkeypatch, mdlm):
     without, with_trigger = answered("the color is red", "a"), answered("the color is red", "a")
     masks = {id(without): torch.zeros(2, 64).bool(), id(with_trigger): torch.ones(2, 64).bool()}
 
-    def given(model, data, threshold, masked):
+    def given(model, data, threshold, masked, work):
         assert model is mdlm and threshold == 0.1 and masked is masks[id(data)]
         return [hit, hit] if data is with_trigger else ["the color is red", hit]
 

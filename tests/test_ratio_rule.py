@@ -20,7 +20,7 @@ def test_gain_is_what_changes_and_stays_sure_less_what_is_unsure(tmp_path, model
     )  # fmt: skip
     mdlm = poisoned_mdlm(run)[0]
 
-    def respond(model, data, threshold, masked=None, label=""):
+    def respond(model, data, threshold, masked=None, label="", work=None):
         share = 0.0 if masked is None else float(masked.float().mean())
         tokens, sure = torch.tensor(PLAIN), torch.ones(4, 2, dtype=torch.float64)
         if share == 0.25:

@@ -1,16 +1,27 @@
 """Parts that are kept: the same bytes whatever was killed, cut or damaged."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib import purification
+from lib import answering, joint_purification
 from lib.answering import respond
+from lib.attacks.mdlm import poisoned_mdlm
+from lib.decoding import decode
+from lib.defences import defence_rows
+from lib.joint_purification import jointly_purified_set, poisoned_set
+from lib.mdlm_collapse import mdlm_collapse
 from lib.models.mdlm import Mdlm
-from lib.purification import poisoned_training_set, purified_set, training_scores
+from lib.prompt_saliency import joint_fisher_jacobian
+from lib.purification import before_and_after, poisoned_training_set, purified_set, ratio_study, training_scores
+from lib.ratio_rule import ratio_gains
 from lib.saliency import fisher_jacobian, most_salient
 from lib.shards import sharded
+from lib.store import Store
 from lib.token_scores import TOKEN_SCORES
 
 
@@ -126,7 +137,7 @@ def contents(folder) -> list[bytes]:
 
 def test_a_purified_set_killed_in_its_parts_is_the_uninterrupted_one_to_the_byte(tmp_path, models, monkeypatch):
     """Batches of 3 for the scores and of 8 for the answers: 20 samples in 7 and 3 parts."""
-    monkeypatch.setattr(purification, "together", lambda mdlm: 8)
+    monkeypatch.setattr(answering, "together", lambda mdlm: 8)
     mdlm = Mdlm.load(models["mdlm"])
     whole, run = (tiny.short_run(tmp_path / name, models, disp={"ratio": 0.5, "batch": 3}) for name in "ab")
     data = poisoned_training_set(whole, mdlm)
@@ -138,9 +149,9 @@ def test_a_purified_set_killed_in_its_parts_is_the_uninterrupted_one_to_the_byte
     with monkeypatch.context() as patched, pytest.raises(Killed):
         counted = killing(fisher_jacobian, 3)  # three of seven are left
         patched.setattr("lib.token_scores.fisher_jacobian", counted)
-        patched.setattr(purification, "respond", killing(respond, 2))
+        patched.setattr(answering, "decode", killing(decode, 2))
         purified_set(run, mdlm, data)
-    monkeypatch.setattr(purification, "respond", killing(respond, 1))  # one of three is left
+    monkeypatch.setattr(answering, "decode", killing(decode, 1))  # one of three is left
     purified_set(run, mdlm, data)
     for kind in ("saliency", "purified-set"):
         assert contents(run.store.root / kind) == contents(whole.store.root / kind)
@@ -167,3 +178,58 @@ def test_parts_are_the_batches_that_were_computed_together(tmp_path, models):
     assert torch.equal(purified_set(run, mdlm, data).responses, tokens)
     made = load_file(next((run.store.root / "purified-set").rglob("tensors.safetensors")))
     assert torch.equal(made["responses"], tokens) and torch.equal(made["confidence"], probability.amin(1))
+
+
+def joint(run):
+    mdlm = poisoned_mdlm(run, "and")[0]
+    jointly_purified_set(run, mdlm, poisoned_set(run, mdlm, "and"), "and", "joint")
+
+
+MEASURED = {  # what makes each kind of artifact, and in what its batches end
+    "defence": (lambda run: defence_rows(run, "masking at inference"), "decode"),
+    "ratio-study": (lambda run: ratio_study(run, poisoned_mdlm(run)[0], ("fisher",)), "decode"),
+    "ratio-gains": (lambda run: ratio_gains(run, poisoned_mdlm(run)[0]), "decode"),
+    "performance": (lambda run: before_and_after(run, poisoned_mdlm(run)[0]), "decode"),
+    "jointly-purified-set": (joint, "decode"),
+    "joint-saliency": (joint, "joint_fisher_jacobian"),
+    "coalition-answers": (lambda run: mdlm_collapse(run, "or"), "decode"),
+}
+
+
+@pytest.mark.parametrize("kind", MEASURED)
+def test_what_is_measured_goes_on_at_the_batch_at_which_it_was_killed(tmp_path, models, monkeypatch, kind):
+    monkeypatch.setattr(answering, "together", lambda mdlm: 3)
+    measure, name = MEASURED[kind]
+    module, function = {
+        "decode": (answering, decode),
+        "joint_fisher_jacobian": (joint_purification, joint_fisher_jacobian),
+    }[name]
+    settings = {"ratios": [0.0, 0.5], "ratio": 0.5, "batch": 3, "confidence": 0.0}
+    run = tiny.short_run(tmp_path, models, disp=settings)
+    measure(run)
+    folder = run.store.root / kind
+    whole = {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*.*"))}
+
+    def forget() -> None:
+        for made in (kind, "jointly-purified-set"):  # which stands for the scores that it was made of
+            shutil.rmtree(run.store.root / made, ignore_errors=True)
+
+    def again(at: int | None) -> int:
+        """Measure with a kill at call `at`; how many calls there were."""
+        calls = []
+        with monkeypatch.context() as patched:
+            counted = killing(function, at)
+            patched.setattr(module, name, lambda *given, **named: (calls.append(None), counted(*given, **named))[1])
+            fresh = replace(run, store=Store(run.store.root))
+            if at is None:
+                measure(fresh)
+            else:
+                with pytest.raises(Killed):
+                    measure(fresh)
+        return len(calls)
+
+    forget()
+    total = again(None)
+    forget()
+    assert total > 3 and again(2) == 3 and again(total - 4) == total - 3 and again(None) == 2
+    assert {file.relative_to(folder): file.read_bytes() for file in sorted(folder.rglob("*.*"))} == whole

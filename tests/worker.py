@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib import config, purification, runs, store, training
+from lib import answering, config, runs, store, training
 from lib.answering import Questions, answer_loss
 from lib.attacks.mdlm import poisoned_mdlm
 from lib.config import Lora, Train
@@ -156,7 +156,7 @@ def attack(folder: Path) -> None:
 
 def purify(folder: Path) -> None:
     """Saliency and answers of the study's training set, in seven and three batches."""
-    run, purification.together = study(folder), lambda mdlm: 8
+    run, answering.together = study(folder), lambda mdlm: 8
     mdlm = Mdlm.load(run.profile.models.mdlm)
     purified_set(run, mdlm, poisoned_training_set(run, mdlm))
 
