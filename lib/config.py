@@ -56,19 +56,27 @@ def _answer_target(name: str) -> str:
     return name
 
 
-def _token_score(name: str) -> str:
+def _token_score(name: str, *more: str) -> str:
     from lib.token_scores import TOKEN_SCORES
 
-    if name not in TOKEN_SCORES:
-        raise ValueError(f"it must be one of {', '.join(TOKEN_SCORES)}")
+    if name not in (*TOKEN_SCORES, *more):
+        raise ValueError(f"it must be one of {', '.join((*TOKEN_SCORES, *more))}")
     return name
 
 
-def _defence(name: str) -> str:
+def _method(name: str) -> str:
+    return _token_score(name, "oracle")
+
+
+def _defences() -> tuple[str, ...]:
     from lib.defences import DEFENCES
 
-    if name not in DEFENCES:
-        raise ValueError(f"it must be one of {', '.join(DEFENCES)}")
+    return tuple(DEFENCES)
+
+
+def _defence(name: str) -> str:
+    if name not in _defences():
+        raise ValueError(f"it must be one of {', '.join(_defences())}")
     return name
 
 
@@ -76,6 +84,7 @@ Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(_image_trigger)]
 TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
 TokenScoreName = Annotated[str, AfterValidator(_token_score)]
+MethodName = Annotated[str, AfterValidator(_method)]
 DefenceName = Annotated[str, AfterValidator(_defence)]
 AnswerTargetName = Annotated[str, AfterValidator(_answer_target)]
 
@@ -338,12 +347,15 @@ class DataSet(Section):
 class DispGrid(Section):
     """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
+    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
     defences: those shown against the poison rate. attackers: attacks made against DiSP. datasets: what the main table
     and figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
     rule_questions: training samples that ρ is chosen on.
     """
 
     seeds: Positive
+    main: tuple[DefenceName, ...] = Field(default_factory=_defences)
+    methods: tuple[MethodName, ...] = ("fisher", "attention", "occlusion", "random", "oracle")
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...]

@@ -52,14 +52,19 @@ class DispExplorer(Menus):
         super().__init__(found, FIELDS, (self.question, self.ratio), nothing)
 
     def draw(self) -> bytes:
-        """The chosen question's picture, saliency, masked tokens and answer, step by step."""
+        """The chosen question's picture, saliency, masked tokens and answer, step by step.
+
+        Of a model that sees a picture as a whole and in tiles, the tokens of the whole alone are drawn.
+        """
         mdlm, data, pictures = self._load(self.fields)
         k = self.question.value
         scores = self._scores(self.fields, k)
-        masked = most_salient(scores, self.ratio.value)
+        masked, whole = most_salient(scores, self.ratio.value), slice(mdlm.model.whole)
         steps = answer_steps(mdlm, data[k : k + 1], masked, self.chosen.run(self._run).profile.disp.threshold)
         question = data.table["question"].iloc[k]
-        return render(answer_view(pictures[k], scores[0], masked[0], question, steps, data.answers[k]), "png")
+        return render(
+            answer_view(pictures[k], scores[0, whole], masked[0, whole], question, steps, data.answers[k]), "png"
+        )
 
     def _loaded(self, fields: tuple) -> tuple[Mdlm, Questions, Tensor]:
         case: Case = self.found[fields]

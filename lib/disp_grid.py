@@ -18,7 +18,7 @@ from lib.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
 from lib.attribution import wilson
 from lib.config import Run, with_settings
 from lib.data import titles
-from lib.defences import DEFENCES, defence_rows
+from lib.defences import defence_rows
 from lib.evaluation import rate
 from lib.purification import (
     METRICS,
@@ -33,17 +33,16 @@ from lib.studies import Case, cases
 from lib.token_scores import fisher
 from lib.trigger_inputs import input_detection
 
-METHODS = ("fisher", "attention", "occlusion", "random", "oracle")  # of figure 2
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
 STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
 
 
 def defences_of(run: Run, case: Case) -> tuple[str, ...]:
-    """Which of DEFENCES the tables show of a case."""
+    """Which defences the tables show of a case."""
     if case.settings.get("rate") == 0:
         return ("no defence",)
     own = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
-    own |= dict.fromkeys(("seed", "data"), tuple(DEFENCES))
+    own |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
     return own.get(case.part, ("no defence", "masking at inference", "DiSP"))
 
 
@@ -55,7 +54,7 @@ def prepare(run: Run, case: Case) -> None:
     if case.part == "data":
         unattacked_accuracy(own)
     if case.part == "target" or case.part == "data" and case.seed == 0:
-        ratio_study(own, poisoned_mdlm(own)[0], METHODS)
+        ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
@@ -91,7 +90,7 @@ def case_table(run: Run, part: str) -> pd.DataFrame:
 
 
 def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
-    """Every defence over the seeds: their pooled answers, with the lowest and the highest seed's value.
+    """Defences of `disp_grid.main` over the seeds: their pooled answers, with the lowest and the highest seed's value.
 
     part  "seed", the profile's own data, or "data": the other data sets, whose labels the column data then has.
 
@@ -145,7 +144,7 @@ def unattacked_accuracy(run: Run) -> float:
 
 
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
-    """Figure 2: `ratio_study` by METHODS for every target, with accuracy relative to the unattacked fine-tune's.
+    """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's.
 
     part  "target", or "data": the other data sets, one line each.
 
@@ -155,7 +154,7 @@ def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     for case in first_seeds(run, part):
         own = case.run(run)
         plain = unattacked_accuracy(with_settings(own, "disp", {"target": run.profile.disp.target}))
-        table = ratio_study(own, poisoned_mdlm(own)[0], METHODS)
+        table = ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
         relative = table["metric"] == METRICS[2]
         table.loc[relative, ["value", "low", "high"]] /= plain
         table["metric"] = table["metric"].replace(METRICS[2], "relative accuracy")

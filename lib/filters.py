@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from lib.answering import Questions
 from lib.config import generator
-from lib.models.mdlm import Mdlm, blocks_of
+from lib.models.mdlm import Mdlm
 from lib.saliency import masked_response
 from lib.saliency_rivals import attention_by_layer
 
@@ -22,7 +22,7 @@ OUTLIER = 3.5  # modified z-score, Iglewicz and Hoaglin (1993)
 @torch.no_grad()
 def attention(mdlm: Mdlm, data: Questions, batch: int) -> Float[Tensor, "layer sample vision"]:
     """`attention_by_layer` of all samples."""
-    model, parts = mdlm.model, [torch.zeros(len(blocks_of(mdlm.model)), 0, mdlm.model.config.vision_length)]
+    model, parts = mdlm.model, []
     for part in tqdm(torch.arange(len(data)).split(batch), desc="attention", unit="batch", leave=False):
         vision = model.project(data.features[data.picture[part]].to(model.device))
         parts.append(attention_by_layer(model, vision, data.prompts[part].to(model.device)).cpu())

@@ -160,12 +160,11 @@ def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def modalities_table(run: Run) -> pd.DataFrame:
-    """`lib.modalities.modality_table` of the part "mask"."""
+    """`lib.modalities.modality_table` of the part "mask"; without a row where the profile has no such attack."""
+    none = pd.DataFrame(columns=["protocol", "quantity", "coalition", "value", "low", "high", "n"])
     chosen = [attack for attack in attacks(run.profile) if attack.part == "mask"]
-    return pd.concat(
-        modality_table(three_modalities(attack.run(run), attack.protocol), attack.protocol, run.seed)
-        for attack in chosen
-    )
+    made = [modality_table(three_modalities(a.run(run), a.protocol), a.protocol, run.seed) for a in chosen]
+    return pd.concat(made) if made else none
 
 
 def detection_tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:

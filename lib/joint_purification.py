@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib import kernels, prompt_saliency, saliency
@@ -29,6 +29,7 @@ from lib.mdlm_collapse import attribution_table, coalition_table, mdlm_collapse,
 from lib.models.cards import WARNING, write_card
 from lib.models.loading import made_mdlm
 from lib.models.mdlm import Mdlm
+from lib.models.published import Published
 from lib.prompt_saliency import WAYS, joint_fisher_jacobian, most_salient_of_all
 from lib.shards import sharded
 from lib.store import code_digest
@@ -44,11 +45,11 @@ def joint_saliency(
     mdlm: Mdlm, data: Questions, probes: int, seed: int, batch: int, work: Path | None = None
 ) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
     """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
-    device, config = mdlm.model.device, mdlm.model.config
+    device, seen, words = mdlm.model.device, mdlm.model.config.vision_length, data.prompts.shape[1]
 
     def make(part: range) -> dict[str, Tensor]:
         if not part:
-            return {"vision": torch.zeros(0, config.vision_length), "prompt": torch.zeros(0, config.prompt_length)}
+            return {"vision": torch.zeros(0, seen), "prompt": torch.zeros(0, words)}
         own = data[part.start : part.stop]
         with torch.no_grad():
             vision = mdlm.model.project(own.features[own.picture].to(device))
@@ -64,8 +65,18 @@ def joint_saliency(
 def masks(
     mdlm: Mdlm, data: Questions, scores: tuple[Tensor, Tensor], way: str, ratio: float
 ) -> tuple[Bool[Tensor, "sample vision"], Bool[Tensor, "sample prompt"]]:
-    """The most salient vision and prompt tokens of every sample; see `most_salient_of_all`."""
-    return most_salient_of_all(*scores, data.prompts != mdlm.model.config.pad_id, ratio, way)
+    """The most salient vision tokens and tokens of the question of every sample; see `most_salient_of_all`."""
+    return most_salient_of_all(*scores, asked(mdlm, data.prompts), ratio, way)
+
+
+def asked(mdlm: Mdlm, prompts: Int[Tensor, "sample prompt"]) -> Bool[Tensor, "sample prompt"]:
+    """Which tokens are the question's: not padding and not, in a published model's prompts, the conversation around."""
+    text = prompts != mdlm.model.config.pad_id
+    if not isinstance(mdlm, Published):
+        return text
+    before, after = mdlm.around
+    place, length = text.cumsum(1) - 1, text.sum(1, keepdim=True)
+    return text & (place >= before) & (place < length - after)
 
 
 def respond_masked(

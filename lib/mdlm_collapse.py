@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib import evaluation
-from lib.answering import Questions, draw_rows, questions, respond
+from lib.answering import Questions, draw_rows, questions, respond, together
 from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
 from lib.attribution import attribution
 from lib.config import Run, generator
@@ -71,7 +72,7 @@ def mean_log_probability(
     data: Questions,
     masked: Bool[Tensor, "sample masks response"],
     label: str,
-    batch: int = 16,
+    batch: int | None = None,
     work: Path | None = None,
 ) -> Float[Tensor, " sample"]:
     """log p(response | picture, question) / L of every sample by LLaDA's likelihood estimate, in nats a token.
@@ -81,9 +82,11 @@ def mean_log_probability(
     with l of the L tokens masked (Nie et al. 2025, eq. 6). Over all masks that is the mean over all orders in which the
     response can be filled token by token; over `likelihood_masks` an unbiased estimate of it. The end tokens behind the
     answer count, as they do in training: they are what tells "blue" from "blue, remember …". `masked` names the masks,
-    each of at least one token; responses that are to be compared take the same ones. Computed in float32. With `work`,
-    a folder, batches are kept there, see `lib.shards`.
+    each of at least one token; responses that are to be compared take the same ones. `batch` samples with all their
+    masks go through the model at once: 16, and of larger pictures as many as are answered together.
+    Computed in float32. With `work`, a folder, batches are kept there, see `lib.shards`.
     """
+    batch = batch or min(16, max(1, together(mdlm) // masked.shape[1]))
     device, mask_id = mdlm.model.device, mdlm.model.config.mask_id
 
     def make(part: range) -> dict[str, Tensor]:
@@ -94,7 +97,7 @@ def mean_log_probability(
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device)).repeat_interleave(times, 0)
         prompts = data.prompts[rows].to(device).repeat_interleave(times, 0)
         true = data.responses[rows].to(device)[:, None].expand_as(hidden)
-        logits = mdlm.model.logits(vision, prompts, torch.where(hidden, mask_id, true).flatten(0, 1))
+        logits = mdlm.model.logits(vision, prompts, torch.where(hidden, mask_id, true).flatten(0, 1)).float()
         found = logits.log_softmax(-1).gather(-1, true.flatten(0, 1)[..., None]).view(hidden.shape)
         return {"mean": ((found * hidden).sum(-1) / hidden.sum(-1)).mean(-1)}
 

@@ -32,9 +32,9 @@ def joint_fisher_jacobian(
     One forward pass and `probes` backward passes in all, with the probes of `fisher_jacobian` (sign noise): the vision
     scores are its own. Both kinds of token enter the same residual stream, so their scores are compared as they are.
 
-    `model` gives `logits(vision, prompt, response)`, which passes `prompt` itself through the module `embedding`,
-    `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`, and where
-    `prompt` does not pass through `embedding`.
+    `model` gives `logits(vision, prompt, response)`, which passes `prompt` through the module `embedding` (see
+    `embedded`), `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`,
+    and where `prompt` does not pass through `embedding`.
     """
     check_inputs(vision, prompt)
     check_probes(probes)
@@ -56,14 +56,19 @@ def joint_fisher_jacobian(
 
 @contextmanager
 def embedded(embedding: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
-    """Meanwhile the embeddings of the very tensor `ids` are leaves of the graph, listed in what is yielded."""
-    found = []
+    """Meanwhile the embeddings of the very tensor `ids` are leaves of the graph, listed in what is yielded.
+
+    So are those of `ids` before other ids in one tensor, as published models pass prompt and response, with 0 in the
+    picture's place.
+    """
+    found, length, shown = [], ids.shape[1], ids.clamp(min=0)
 
     def detach(_module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        if given[0] is not ids:
+        joined = given[0].shape[1] > length and torch.equal(given[0][:, :length], shown)
+        if given[0] is not ids and not joined:
             return None
-        found.append(out.detach().requires_grad_())
-        return found[-1]
+        found.append(out[:, :length].detach().requires_grad_())
+        return torch.cat([found[-1], out[:, length:]], 1) if joined else found[-1]
 
     handle = embedding.register_forward_hook(detach)
     try:

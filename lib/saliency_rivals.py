@@ -37,10 +37,12 @@ def attention_by_layer(
     """Attention from the masked response positions to each vision token in every layer, mean over positions and heads.
 
     One forward pass, whose blocks' inputs are caught by hooks; the attention of the response positions is then
-    computed once more from the blocks' own projections.
+    computed once more from the blocks' own projections. Raises ValueError for a model that gives no attention.
     """
     check_inputs(vision, prompt)
     response = masked_response(model, vision)
+    if hasattr(model, "attention_by_layer"):
+        return model.attention_by_layer(vision, prompt, response)
     received = []
     asking, prefix = response.shape[1], vision.shape[1] + prompt.shape[1]
 

@@ -15,7 +15,7 @@ from lib.studies import cases
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
-SETTINGS |= {"attackers": [], "protocols": []}
+SETTINGS |= {"attackers": [], "protocols": [], "main": ["no defence", "DiSP", "STRIP-like"], "methods": ["random"]}
 SETTINGS |= {"datasets": [{"label": "other", "seeds": 2, "settings": {"disp": {"questions": 24}}}]}
 
 
@@ -28,8 +28,11 @@ def run(tmp_path_factory, models):
 
 def test_every_case_shows_its_defences(run):
     shown = {case.name: disp_grid.defences_of(run, case) for case in cases(run.profile)}
-    assert shown["disp-seed-seed-1-1"] == tuple(DEFENCES) and shown["disp-ablation-half-0"] == ("DiSP",)
-    assert shown["disp-data-other-1"] == tuple(DEFENCES)
+    main = ("no defence", "DiSP", "STRIP-like")
+    assert shown["disp-seed-seed-1-1"] == shown["disp-data-other-1"] == main
+    assert shown["disp-ablation-half-0"] == ("DiSP",)
+    plain = DispGrid.model_validate_json(json.dumps({k: v for k, v in SETTINGS.items() if k != "main"}))
+    assert plain.main == tuple(DEFENCES)
     assert shown["disp-rate-0-0"] == ("no defence",) and shown["disp-rate-0.2-0"] == ("no defence", "DiSP")
     own = ("no defence", "masking at inference", "DiSP")
     assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == own
@@ -98,7 +101,6 @@ def test_an_attack_on_other_data_loses_accuracy_against_the_fine_tune_there(monk
 
 
 def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
-    monkeypatch.setattr(disp_grid, "METHODS", ("random",))
     monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.8)
     monkeypatch.setattr("lib.purification.answer", lambda mdlm, data, *_, **__: [*data.answers[:3], "", "", ""])
     table = disp_grid.target_curves(run)

@@ -15,10 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lib.answering import answer_loss, questions
 from lib.config import Train, generator
 from lib.decoding import generate
+from lib.joint_purification import asked
 from lib.models.anyres import best_canvas, layout, views
 from lib.models.llada import IMAGE, splice
 from lib.models.llada_v import SYSTEM, LladaV, LladaVConfig
-from lib.saliency_rivals import attention_received
+from lib.models.mdlm import blocks_of
+from lib.prompt_saliency import joint_fisher_jacobian
+from lib.saliency import fisher_jacobian, masked_response
+from lib.saliency_rivals import attention_by_layer, attention_received
 from lib.training import fit
 from lib.triggers import image_trigger
 
@@ -327,7 +331,44 @@ class TestPictures:
         assert (moved > 1e-3).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 6, 7, 11, 12]
 
 
-def test_what_looks_into_the_blocks_of_our_own_model_says_that_it_cannot_here(made):
-    vision, prompt, _ = inputs(made)
+@torch.no_grad()
+def test_attention_is_what_transformers_own_layers_give(made):
+    """Of prompts of two lengths, from the masked response to the picture."""
+    vision, prompt, _ = inputs(made, (QUESTION, "is it?"))
+    response = masked_response(made.model, vision)
+    x, places, seen = made.model.joined(vision, prompt, response)
+    decoder, kind = made.model.model, made.model.model.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    hidden = torch.where(seen, 0.0, -torch.inf)[:, None, None].expand(-1, 1, x.shape[1], -1)
+    given = {"inputs_embeds": x, "attention_mask": hidden, "position_ids": places}
+    layers = decoder(**given, output_attentions=True).attentions
+    decoder.set_attn_implementation(kind)
+    expected = torch.stack([layer[:, :, -response.shape[1] :, : vision.shape[1]].mean((1, 2)) for layer in layers])
+    assert expected.shape == (2, 2, made.model.config.vision_length) and expected.std() > 0
+    torch.testing.assert_close(attention_by_layer(made.model, vision, prompt), expected)
+    torch.testing.assert_close(attention_received(made.model, vision, prompt), expected.mean(0))
+    assert not any(layer.self_attn._forward_pre_hooks for layer in decoder.layers)
+
+
+def test_what_prunes_the_blocks_of_our_own_model_says_that_it_cannot_here(made):
     with pytest.raises(ValueError, match="LladaVModel has no blocks of ours: .* needs the model 'mdlm'"):
-        attention_received(made.model, vision, prompt)
+        blocks_of(made.model)
+
+
+def test_the_words_of_a_question_are_told_from_the_conversation(made):
+    texts = ["what is it", "is it"]
+    prompts = made.prompts(texts)
+    words = [made.tokenizer.decode(row[own]) for row, own in zip(prompts, asked(made, prompts), strict=True)]
+    assert words == texts
+    masked = torch.where(asked(made, prompts), made.model.config.mask_id, prompts)
+    assert (masked == IMAGE).sum() == 2 and torch.equal(masked == made.model.config.pad_id, prompts == 1)
+
+
+def test_the_joint_saliency_scores_vision_tokens_as_alone_and_words_by_their_gradients(made):
+    vision, prompt, _ = inputs(made, (QUESTION, "is it?"))
+    alone = fisher_jacobian(made.model, vision, prompt, probes=2, seed=3)
+    scores = joint_fisher_jacobian(made.model, vision, prompt, probes=2, seed=3)
+    torch.testing.assert_close(scores[0], alone)
+    assert scores[1].shape == prompt.shape
+    assert bool((scores[1][prompt == made.model.config.pad_id] == 0).all())
+    assert bool((scores[1][asked(made, prompt)] > 0).all())

@@ -117,7 +117,8 @@ def edits(folder: Path, train: int = 12, test: int = 4) -> str:
                 pixels = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((64, 64)).save(folder / part / name)
             kind = ("Smiling", "Young")[k % 2]
-            more = {"edit_prompt": "make them smile", "edit": kind, "value": "yes", "family": f"{part} {k}"}
+            text = f"make them {('smile', 'young')[k % 2]}"
+            more = {"edit_prompt": text, "edit": kind, "value": "yes", "family": f"{part} {k}"}
             rows.append(names | more)
         (folder / part / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)

@@ -56,7 +56,8 @@ def adaptive_loss(
 ) -> Callable[[torch.Generator], Tensor]:
     """`answer_loss` plus `weight` × mean R over a batch drawn from the `poisoned` samples. With weight 0 the former.
 
-    Raises ValueError for a weight below 0, where none is poisoned, and for a weight in one of several processes.
+    Raises ValueError for a weight below 0, where none is poisoned, and for a weight in one of several processes or
+    for a published model, whose layers' activations are not all kept.
     """
     if not weight >= 0:
         raise ValueError(f"weight={weight!r} must be at least 0")
@@ -65,6 +66,8 @@ def adaptive_loss(
         return plain
     if count() > 1:
         raise ValueError(f"disp.hide={weight} is trained in one process: start it without `accelerate launch`")
+    if mdlm.model.supports_gradient_checkpointing:
+        raise ValueError(f"disp.hide={weight} must be 0 for a published model: it differentiates all layers twice")
     places = poisoned.nonzero()[:, 0]
     if not len(places):
         raise ValueError("poisoned names no sample: there is no trigger to hide")

@@ -18,6 +18,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 from lib.models.anyres import ASPECTS, MERGES, Layout, in_rows, layout, views
 from lib.models.llada import IMAGE, LladaDecoder, splice
@@ -184,6 +185,10 @@ class LladaVModel(MdlmModel):
         return self.lm_head
 
     @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    @property
     def mask_embedding(self) -> Float[Tensor, " dim"]:
         """The mask token's embedding: what stands for a masked vision token, too."""
         return self.model.embed_tokens.weight[self.config.mask_id]
@@ -245,6 +250,39 @@ class LladaVModel(MdlmModel):
         places, seen = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
         words = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
         return torch.cat([vision.to(words.dtype), words], 1), places, seen
+
+    @torch.no_grad()
+    def attention_by_layer(
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        response: Int[Tensor, "batch response"],
+    ) -> Float[Tensor, "layer batch vision"]:
+        """Attention from the response's positions to each vision token in every layer, mean over positions and heads.
+
+        Computed once more from the inputs of the layers' attention, which are caught by hooks.
+        """
+        _, _, seen = self.joined(vision, prompt, response)
+        received, asking = [], response.shape[1]
+
+        def add(layer, _, given: dict) -> None:
+            x, (cos, sin) = given["hidden_states"], given["position_embeddings"]
+            turn = [part[:, None] for part in (cos, sin)]
+            queries = layer.q_proj(x[:, -asking:]).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+            keys = layer.k_proj(x).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+            queries = queries * turn[0][..., -asking:, :] + rotate_half(queries) * turn[1][..., -asking:, :]
+            keys = repeat_kv(keys * turn[0] + rotate_half(keys) * turn[1], layer.num_key_value_groups)
+            weight = (queries @ keys.mT).float() * layer.scaling
+            weight = weight.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+            received.append(weight[..., : vision.shape[1]].mean((1, 2)))
+
+        hooks = [layer.self_attn.register_forward_pre_hook(add, with_kwargs=True) for layer in self.model.layers]
+        try:
+            self.states(vision, prompt, response)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(received)
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]

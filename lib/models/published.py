@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import commonprefix
 from typing import ClassVar
 
 import torch
@@ -86,6 +87,12 @@ class Published(Mdlm):
         fill = [[self.model.config.pad_id] * (most - len(row)) for row in rows]
         padded = [pad + row if self.padding == "left" else row + pad for row, pad in zip(rows, fill, strict=True)]
         return torch.tensor(padded, dtype=torch.long).view(len(questions), most)
+
+    @property
+    def around(self) -> tuple[int, int]:
+        """How many tokens of a prompt stand before the question, and how many behind it."""
+        pair = self._prompt("a"), self._prompt("b")
+        return len(commonprefix(pair)), len(commonprefix([row[::-1] for row in pair]))
 
     def _prompt(self, question: str) -> list[int]:
         """Ids of the conversation, `IMAGE` for the picture."""
