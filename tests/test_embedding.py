@@ -2,8 +2,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_published
 import torch
-from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+from transformers import BitImageProcessorPil, Dinov2Model
 
 from lib.config import Models
 from lib.embedding import EMBEDDINGS, embeddings, values
@@ -26,15 +27,7 @@ def vectors(clip, name, pictures):
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
-    """A tiny DINOv2 in the published layout: 64 pixels resized to 32, 28 of them cropped."""
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-    folder = tmp_path_factory.mktemp("dino")
-    Dinov2Model(Dinov2Config(**shape, layerscale_value=0.5)).eval().save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
-    colours = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    BitImageProcessorPil(**sides, **colours).save_pretrained(folder)
-    return str(folder)
+    return tiny_published.dino(tmp_path_factory.mktemp("dino"))
 
 
 def test_dino_takes_what_its_own_processor_makes_of_a_picture(dino):

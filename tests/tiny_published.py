@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the layouts of the published editor and CLIP, and photographs in those of their data."""
+"""Tiny random checkpoints in the layouts of the published editor, CLIP, DINOv2, and photographs in their data's."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import tiny_llada_v
 import torch
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+from transformers import BitImageProcessorPil, CLIPConfig, CLIPModel, CLIPTextModel, Dinov2Config, Dinov2Model
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -28,6 +28,17 @@ def clip(folder: Path) -> CLIPModel:
     words.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor(28)))
     return model
+
+
+def dino(folder: Path) -> str:
+    """As `facebook/dinov2-large`: 64 pixels resized to 32, 28 of them cropped."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**shape, layerscale_value=0.5)).eval().save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
+    colours = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    BitImageProcessorPil(**sides, **colours).save_pretrained(folder)
+    return str(folder)
 
 
 def preprocessor(side: int) -> dict:
@@ -96,12 +107,13 @@ def editor(folder: Path, text: CLIPModel) -> str:
 
 
 def save_models(folder: Path) -> dict[str, str]:
-    """All three, as the section `models` of a profile."""
+    """All of them, as the section `models` of a profile."""
     text = clip(folder / "clip")
     return {
         "clip": str(folder / "clip"),
         "editor": editor(folder / "editor", text),
         "mdlm": tiny_llada_v.write(folder / "llada-v"),
+        "dino": dino(folder / "dino"),
     }
 
 
