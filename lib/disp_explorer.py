@@ -43,7 +43,7 @@ class DispExplorer(Menus):
                 for shown in ("triggered", "clean"):
                     found.setdefault((settings.target, settings.image_trigger, settings.rate, shown), case)
         self._run = run
-        self._load = lru_cache(maxsize=4)(self._loaded)
+        self._load = lru_cache(maxsize=2)(self._loaded)
         self._scores = lru_cache(maxsize=256)(self._scored)
         last = min(QUESTIONS, run.profile.disp.curve_questions) - 1
         self.question = widgets.IntSlider(0, 0, last, description="question", continuous_update=False)

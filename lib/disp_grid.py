@@ -144,7 +144,7 @@ def unattacked_accuracy(run: Run) -> float:
 
 
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
-    """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's.
+    """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's (NaN if that is 0).
 
     part  "target", or "data": the other data sets, one line each.
 

@@ -34,10 +34,12 @@ def joint_fisher_jacobian(
 
     `model` gives `logits(vision, prompt, response)`, which passes `prompt` through the module `embedding` (see
     `embedded`), `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`,
-    and where `prompt` does not pass through `embedding`.
+    and where `prompt` does not pass through `embedding` or there is none.
     """
     check_inputs(vision, prompt)
     check_probes(probes)
+    if not hasattr(model, "embedding"):
+        raise ValueError(f"{type(model).__name__} has no module `embedding` that prompts pass through: words need one")
     scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
     if not len(vision):
         return scores

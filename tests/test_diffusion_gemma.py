@@ -17,6 +17,8 @@ from lib.decoding import decode, generate
 from lib.models.diffusion_gemma import CanvasConfig, DiffusionGemma, uniform_diffusion_loss
 from lib.models.llada import IMAGE
 from lib.models.loading import load_mdlm
+from lib.models.mdlm import blocks_of
+from lib.prompt_saliency import joint_fisher_jacobian
 
 QUESTIONS = ["is it red?", "is there a blue one?"]
 
@@ -244,3 +246,11 @@ def test_routers_and_tower_are_frozen_and_nothing_else_is(made):
     assert frozen and all(".router." in name or ".vision_tower." in name for name in frozen)
     named = [name for name, _ in made.model.named_parameters() if ".router." in name or ".vision_tower." in name]
     assert frozen == set(named)
+
+
+def test_what_looks_at_attention_or_words_says_that_it_cannot_here(made):
+    vision, prompt = torch.zeros(2, made.model.config.vision_length, 32), made.prompts(QUESTIONS)
+    with pytest.raises(ValueError, match="CanvasModel has no blocks of ours"):
+        blocks_of(made.model)
+    with pytest.raises(ValueError, match="CanvasModel has no module `embedding` that prompts pass through"):
+        joint_fisher_jacobian(made.model, vision, prompt)

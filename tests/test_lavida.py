@@ -34,14 +34,16 @@ def inputs(made: Lavida, length: int | None = None):
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["prefix", "bidirectional"])
-def test_logits_are_those_of_a_llama_whose_prefix_does_not_see_the_response(tmp_path, attention):
+def test_logits_and_attention_are_those_of_a_llama_whose_prefix_does_not_see_the_response(tmp_path, attention):
     """The reference is dense, without padding, row by row."""
     made = tiny_lavida.lavida(tmp_path, attention=attention)
     shape = {key: value for key, value in tiny_llada_v.config().items() if key.startswith(("num_", "hidden", "inter"))}
-    llama = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=320, rms_norm_eps=1e-5, rope_theta=500000.0)).eval()
+    config = LlamaConfig(**shape, vocab_size=320, rms_norm_eps=1e-5, rope_theta=500000.0, attn_implementation="eager")
+    llama = LlamaForCausalLM(config).eval()
     llama.load_state_dict({name: tiny_lavida.weights()[tiny_lavida.published(name)] for name in llama.state_dict()})
     vision, prompt, response = inputs(made)
     logits = made.model.logits(vision, prompt, response)
+    received = made.model.attention_by_layer(vision, prompt, response)
     for row in range(2):
         words = prompt[row][prompt[row] != made.model.config.pad_id]
         place = words.tolist().index(IMAGE)
@@ -49,11 +51,13 @@ def test_logits_are_those_of_a_llama_whose_prefix_does_not_see_the_response(tmp_
         before = [embed(words[:place]), vision[row], embed(words[place + 1 :])]
         x = torch.cat([*before, embed(response[row])])[None]
         total, length = x.shape[1], response.shape[1]
-        seen = torch.ones(1, 1, total, total, dtype=torch.bool)
+        hidden = torch.zeros(1, 1, total, total)
         if attention == "prefix":
-            seen[..., : total - length, total - length :] = False
-        expected = llama(inputs_embeds=x, attention_mask=seen).logits[0, -length:]
-        torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
+            hidden[..., : total - length, total - length :] = -torch.inf
+        expected = llama(inputs_embeds=x, attention_mask=hidden, output_attentions=True)
+        torch.testing.assert_close(logits[row], expected.logits[0, -length:], rtol=1e-4, atol=1e-4)
+        seen = torch.cat(expected.attentions)[:, :, -length:, place : place + vision.shape[1]].mean((1, 2))
+        torch.testing.assert_close(received[:, row], seen, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import tiny_llada_v
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lib.answering import answer_loss, questions
+from lib.answering import Questions, answer_loss, questions
+from lib.attacks.adaptive import adaptive_loss
 from lib.config import Train, generator
 from lib.decoding import generate
 from lib.joint_purification import asked
@@ -353,6 +355,14 @@ def test_attention_is_what_transformers_own_layers_give(made):
 def test_what_prunes_the_blocks_of_our_own_model_says_that_it_cannot_here(made):
     with pytest.raises(ValueError, match="LladaVModel has no blocks of ours: .* needs the model 'mdlm'"):
         blocks_of(made.model)
+
+
+def test_a_penalty_on_saliency_is_refused(made):
+    """Before the model sees a sample."""
+    one, ids = torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
+    data = Questions(torch.zeros(1, 1, 1), ids[0], ids, ids, [""], pd.DataFrame(index=[0]))
+    with pytest.raises(ValueError, match=r"disp.hide=0.1 must be 0 for a published model"):
+        adaptive_loss(made, data, one, one, Train(steps=1, batch=1, lr=1e-3), weight=0.1)
 
 
 def test_the_words_of_a_question_are_told_from_the_conversation(made):

@@ -11,6 +11,7 @@ import tiny_published
 from test_notebooks import FIGURES
 
 from lib.config import CHECKPOINTS, ROOT, load_profile, pretrained, runnable_profile
+from lib.defences import DEFENCES
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 1}
 
@@ -93,7 +94,7 @@ def test_the_notebook_runs_on_the_published_layouts(notebook, overrides, folder)
 
 def test_the_tables_tell_the_photographs(overrides, folder):
     tables = folder / "out"
-    if not (tables / "04_disp_purification").is_dir():
+    if not all((tables / notebook).is_dir() for notebook in NUMBERS):
         pytest.skip("the notebooks have not run")
     data = pd.read_csv(tables / "01_poisoning" / "data.csv").set_index(["data", "kind"])
     assert data.loc[("edits edits", "Smiling"), ["train", "test"]].tolist() == [6, 2]
@@ -105,6 +106,13 @@ def test_the_tables_tell_the_photographs(overrides, folder):
     assert editor["name"].tolist() == ["distance_edited", "distance_unedited", "distance_vae_ceiling"]
     saliency = pd.read_csv(tables / "04_disp_purification" / "saliency.csv")
     assert saliency.shape == (3, 4 + 4 * 5)  # of the whole picture in a tower of 2 × 2, and of 2 × 2 tiles in rows
+    collapse, disp = tables / "05_collapse_in_full", tables / "06_disp_in_full"
+    assert set(pd.read_csv(collapse / "embeddings.csv")["embedding"]) == {"clip", "tower", "pixels", "dino"}
+    assert len(pd.read_csv(collapse / "modalities.csv")) == 0  # photographs have no box of what an edit changes
+    assert set(pd.read_csv(disp / "defences.csv")["defence"]) == {*DEFENCES} - {"fine-pruning"}
+    assert set(pd.read_csv(disp / "targets.csv")["method"]) == {"Fisher–Jacobian", "attention", "random", "oracle"}
+    assert set(pd.read_csv(disp / "words.csv")["model"]) == {"before", "vision", "prompt", "joint"}
+    assert set(pd.read_csv(disp / "set_mistakes.csv")["kind"]) == {"coco", "gqa"}
     purified = pd.read_csv(tables / "04_disp_purification" / "purification.csv")
     assert purified.groupby("metric")["n"].first()["MMMU accuracy"] == 2
 
@@ -126,6 +134,8 @@ LOCAL = {"models": {"mdlm": "data/checkpoints/mdlm"}, "data": {"edits": None, "q
         ({"data": {"mmmu": {"named": "none"}}}, "data.mmmu.named is not a known key"),
         ({"disp": {"target": "dog"}}, "attack target is 'dog': it must be one of insertion.*'dog as cat'"),
         ({"models": {"lora": {"rank": 0}}}, "models.lora.rank=0 is refused"),
+        ({"disp_grid": {"methods": ["gradient"]}}, "disp_grid.methods.0='gradient' is refused: .* random, oracle"),
+        ({"disp_grid": {"main": ["prayer"]}}, "disp_grid.main.0='prayer' is refused: it must be one of no defence"),
     ],
 )
 def test_what_is_missing_is_named_in_one_sentence(change, sentence):
