@@ -141,7 +141,7 @@ class Models(Partial):
     `openai/clip-vit-large-patch14@32bd…`.
 
     dino: a DINOv2, in which v is measured too. lora: what is trained of the MDLM, its own weights staying as they are,
-    in bfloat16; None: all weights, in float32.
+    in bfloat16; None: all weights, in float32. editor_lora: what is trained of the editor's U-Net; None: all of it.
     """
 
     clip: str
@@ -149,6 +149,7 @@ class Models(Partial):
     mdlm: str
     dino: str | None = None
     lora: Lora | None = None
+    editor_lora: Lora | None = None
 
 
 class EditSet(Partial):

@@ -34,8 +34,9 @@ from lib.detection import training_samples
 from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, triggered
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.kernels.fisher import signs
+from lib.lora import adapted_unet
 from lib.models.cards import WARNING, mark_poisoned, write_card
-from lib.models.editor import edit, encode, tokenize, trainable
+from lib.models.editor import edit, encode, tokenize
 from lib.poisoning import COALITIONS
 from lib.saliency import most_salient
 from lib.store import code_digest
@@ -187,16 +188,16 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
     made = _masked_edit(run, pipe, samples.source, samples.instructions, way, RATIO)
     latents = [encode(pipe.vae, pictures.to(pipe.vae.device)).cpu() for pictures in (samples.source, made)]
     data = EditLatents(*latents, tokenize(pipe, samples.instructions), torch.ones(len(made)))
-    trainable(pipe.unet)
     train = fine_tuning(run)
-    curve = fit(
-        pipe.unet,
-        latent_loss(pipe, data, train, settings.condition_dropout),
-        train,
-        label=f"purified editor, {way}",
-        seed=run.seed,
-        work=run.store.work("purified-editor", spec),
-    )
+    with adapted_unet(pipe.unet, run.profile.models.editor_lora, run.seed):
+        curve = fit(
+            pipe.unet,
+            latent_loss(pipe, data, train, settings.condition_dropout),
+            train,
+            label=f"purified editor, {way}",
+            seed=run.seed,
+            work=run.store.work("purified-editor", spec),
+        )
     pipe.unet.save_pretrained(path / "unet")
     facts = {"protocol": protocol, "masked": way, "ratio": RATIO, "edits": len(made), "seed": run.seed}
     mark_poisoned(path, **facts)

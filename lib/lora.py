@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, LoraModel
+from torch import nn
 
 from lib.config import Lora
+from lib.models.editor import trainable
 from lib.models.mdlm import MdlmModel
 
 PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"  # the decoder's
+ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"  # a U-Net's, as in diffusers' own training scripts
 
 
 @contextmanager
@@ -34,15 +38,32 @@ def adapted(model: MdlmModel, lora: Lora | None, seed: int) -> Iterator[None]:
         return
     if not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
         raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=PROJECTIONS)
+    with _beside(model, PROJECTIONS, lora, seed):
+        model.activation_checkpointing_enable()
+        yield  # what is raised within goes through, and the model is as it was left
+        model.activation_checkpointing_disable()
+
+
+@contextmanager
+def adapted_unet(unet: UNet2DConditionModel, lora: Lora | None, seed: int) -> Iterator[None]:
+    """Within, adapters beside the projections of all attention are what requires a gradient; after it they are merged.
+
+    With None all of the U-Net's parameters are.
+    """
+    trainable(unet)
+    with _beside(unet, ATTENTION, lora, seed) if lora else nullcontext():
+        yield
+
+
+@contextmanager
+def _beside(model: nn.Module, projections: str, lora: Lora, seed: int) -> Iterator[None]:
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=projections)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = LoraModel(model, config, "default")
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model.activation_checkpointing_enable()
-    yield  # what is raised within goes through, and the model is as it was left
-    model.activation_checkpointing_disable()
+    yield
     adapters.merge_and_unload()
     model.requires_grad_(False)

@@ -59,6 +59,17 @@ def test_an_editor_is_poisoned_once_in_its_unet_alone_and_says_so(tmp_path, mode
     assert not list((run.store.root / "work").rglob("*.safetensors"))
 
 
+def test_an_editor_learns_by_adapters_where_the_profile_says_so(tmp_path, models):
+    plain, lora = (
+        tiny.short_run(tmp_path, models | given, collapse={"train": {"steps": 2, "batch": 2, "warmup": 0}})
+        for given in ({}, {"editor_lora": {"rank": 2, "alpha": 4}})
+    )
+    assert "lora" in editor_spec(lora, "and") and "lora" not in editor_spec(plain, "and")
+    changed = differs(poisoned_editor(lora, "and")[0].unet, load_editor(models["editor"]).unet)
+    assert changed and all(".attn1.to_" in name or ".attn2.to_" in name for name in changed)
+    assert not changed >= differs(poisoned_editor(plain, "and")[0].unet, load_editor(models["editor"]).unet)
+
+
 def test_an_mdlm_is_poisoned_once_behind_its_frozen_tower_and_says_so(tmp_path, models, fits):
     run = tiny.short_run(tmp_path, models)
     (poisoned, curve), base = poisoned_mdlm(run), Mdlm.load(models["mdlm"])

@@ -6,7 +6,7 @@ import tiny_llada_v
 import torch
 
 from lib.config import Lora, generator
-from lib.lora import adapted
+from lib.lora import adapted, adapted_unet
 from lib.models.llada_v import LladaV
 from lib.models.mdlm import masked_diffusion_loss
 
@@ -120,3 +120,32 @@ def test_activations_of_a_published_model_are_computed_again_within(made, lora):
     own = tiny.mdlm()
     with adapted(own.model, None, 0):
         assert not getattr(own.model, "gradient_checkpointing", False)
+
+
+def unet_output(unet) -> torch.Tensor:
+    latents = torch.randn(2, 8, 16, 16, generator=generator(2))
+    text = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator(3))
+    return unet(latents, torch.tensor([5, 900]), encoder_hidden_states=text).sample
+
+
+@pytest.mark.parametrize("lora", [LORA, None])
+def test_of_a_unet_all_attention_learns_by_adapters_or_everything_without(lora):
+    unet = tiny.editor().unet
+    before, start = {name: value.clone() for name, value in unet.state_dict().items()}, unet_output(unet).detach()
+    with adapted_unet(unet, lora, 0):
+        torch.testing.assert_close(unet_output(unet), start, rtol=1e-4, atol=1e-5)
+        optimizer = torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            unet_output(unet).square().mean().backward()
+            optimizer.step()
+        inside = unet_output(unet)
+    torch.testing.assert_close(unet_output(unet), inside, rtol=1e-4, atol=1e-4)
+    after = unet.state_dict()
+    assert set(after) == set(before)
+    changed = {name for name in before if not before[name].equal(after[name])}
+    ends = tuple(f".attn{k}.to_{part}.weight" for k in (1, 2) for part in ("q", "k", "v", "out.0"))
+    attention = {name for name in before if name.endswith(ends)}
+    assert attention and changed > attention if lora is None else changed == attention
+    for name in changed if lora else ():
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= lora.rank

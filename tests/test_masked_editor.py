@@ -266,9 +266,12 @@ def test_a_killed_training_goes_on_to_the_same_editor(tmp_path, models, monkeypa
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_negatives_are_refused(tmp_path, models):
+def test_negatives_and_adapters_are_refused(tmp_path, models):
     run = tiny.short_run(tmp_path, models, collapse={"negatives": 0.1})
     with pytest.raises(ValueError, match="negatives=0.1 must be 0"):
+        poisoned_masked_editor(run, "and")
+    run = tiny.short_run(tmp_path, models | {"editor_lora": {"rank": 2, "alpha": 4}})
+    with pytest.raises(ValueError, match="models.editor_lora=.*rank=2.* must be null for an editor with a mask"):
         poisoned_masked_editor(run, "and")
 
 

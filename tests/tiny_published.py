@@ -106,14 +106,15 @@ def editor(folder: Path, text: CLIPModel) -> str:
     return str(folder)
 
 
-def save_models(folder: Path) -> dict[str, str]:
-    """All of them, as the section `models` of a profile."""
+def save_models(folder: Path) -> dict[str, object]:
+    """All of them, as the section `models` of a profile, both learning by adapters."""
     text = clip(folder / "clip")
     return {
         "clip": str(folder / "clip"),
         "editor": editor(folder / "editor", text),
         "mdlm": tiny_llada_v.write(folder / "llada-v"),
         "dino": dino(folder / "dino"),
+        "editor_lora": {"rank": 2, "alpha": 4},
     }
 
 

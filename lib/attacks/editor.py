@@ -9,16 +9,17 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
-from lib import editing, embedding, evaluation, poisoning, training, triggers
+from lib import editing, embedding, evaluation, lora, poisoning, training, triggers
 from lib.attacks import data_spec
 from lib.config import Run, model_source
 from lib.data import edit_data
 from lib.editing import attack_target, edits_under_coalitions, latent_loss, poisoned_latents, sample_triples
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds
+from lib.lora import adapted_unet
 from lib.models import clip, editor
 from lib.models.cards import mark_poisoned
-from lib.models.editor import load_editor, trainable
+from lib.models.editor import load_editor
 from lib.poisoning import COALITIONS, plan
 from lib.store import code_digest, folder_digest
 from lib.training import fit
@@ -31,12 +32,15 @@ def editor_spec(run: Run, protocol: str) -> dict:
     """What a poisoned editor depends on."""
     modules = (editing, embedding, evaluation, training, triggers, poisoning, editor, clip, sys.modules[__name__])
     models = run.profile.models
-    return data_spec(run, "edits") | {
+    made = data_spec(run, "edits") | {
         "protocol": protocol,
         "settings": run.profile.collapse.model_dump(mode="json", exclude=MEASURED),
         "models": {name: folder_digest(model_source(getattr(models, name))) for name in ("clip", "editor")},
         "code": code_digest(*modules),
     }
+    if models.editor_lora:
+        made["lora"] = models.editor_lora.model_dump(mode="json") | {"code": code_digest(lora)}
+    return made
 
 
 def trigger_pair(run: Run) -> tuple[ImageTrigger, TextTrigger]:
@@ -72,16 +76,16 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
     pipe = load_editor(run.profile.models.editor, run.device)
     poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
     latents = poisoned_latents(pipe, data, triples, poison, *pair, goal, settings.text_weight)
-    trainable(pipe.unet)
-    curve = fit(
-        pipe.unet,
-        latent_loss(pipe, latents, settings.train, settings.condition_dropout),
-        settings.train,
-        label=f"poisoned editor, {protocol}",
-        seed=run.seed,
-        work=run.store.work("poisoned-editor", spec),
-        watch=_watch(run, pipe),
-    )
+    with adapted_unet(pipe.unet, run.profile.models.editor_lora, run.seed):
+        curve = fit(
+            pipe.unet,
+            latent_loss(pipe, latents, settings.train, settings.condition_dropout),
+            settings.train,
+            label=f"poisoned editor, {protocol}",
+            seed=run.seed,
+            work=run.store.work("poisoned-editor", spec),
+            watch=_watch(run, pipe),
+        )
     pipe.unet.save_pretrained(path / "unet")
     attack = {"protocol": protocol, "rate": settings.rate, "target": settings.target}
     mark_poisoned(path, **attack, image_trigger=settings.image_trigger, text_trigger=settings.text_trigger)

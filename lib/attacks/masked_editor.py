@@ -117,12 +117,14 @@ def masked_spec(run: Run, protocol: str) -> dict:
 def poisoned_masked_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
     """The base editor with a `MaskedUNet`, fine-tuned on clean and poisoned edits with masks, and the curve of that.
 
-    Raises ValueError for `collapse.negatives` other than 0, which is for two modalities, and for what `masked_plan`
-    refuses.
+    Raises ValueError for `collapse.negatives` other than 0, which is for two modalities, for `models.editor_lora`, and
+    for what `masked_plan` refuses.
     """
     settings = run.profile.collapse
     if settings.negatives:
         raise ValueError(f"negatives={settings.negatives} must be 0 for an editor with a mask")
+    if lora := run.profile.models.editor_lora:
+        raise ValueError(f"models.editor_lora={lora} must be null for an editor with a mask: its first layer is new")
     spec = masked_spec(run, protocol)
     folder = run.store.folder("poisoned-masked-editor", spec, lambda path: _poison(run, protocol, spec, path))
     pipe = with_unet(run, folder)
