@@ -27,6 +27,7 @@ from lib.purification import (
     ratio_study,
     saliency_panels,
     set_quality,
+    trigger_rank,
 )
 from lib.ratio_rule import ratio_gains
 from lib.studies import Case, cases
@@ -53,7 +54,7 @@ def prepare(run: Run, case: Case) -> None:
         defence_rows(own, name)
     if case.part == "data":
         unattacked_accuracy(own)
-    if case.part == "target" or case.part == "data" and case.seed == 0:
+    if case in curve_cases(run, case.part):
         ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
@@ -68,6 +69,13 @@ def chosen(run: Run, part: str) -> list[Case]:
 def first_seeds(run: Run, part: str) -> list[Case]:
     """The cases of a part that have the run's own seed."""
     return [case for case in chosen(run, part) if case.seed == 0]
+
+
+def curve_cases(run: Run, part: str) -> list[Case]:
+    """The cases of a part that figure 2 is drawn for: targets, other data, and attackers who plant first."""
+    if part == "attacker":
+        return [case for case in chosen(run, part) if "plant" in case.settings]
+    return first_seeds(run, part) if part in ("target", "data") else []
 
 
 def attack_parts(run: Run) -> list[str]:
@@ -146,14 +154,14 @@ def unattacked_accuracy(run: Run) -> float:
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's (NaN if that is 0).
 
-    part  "target", or "data": the other data sets, one line each.
+    part  "target", "data", or "attacker": see `curve_cases`.
 
     Columns target, method, ratio, metric, value, low, high, n.
     """
     tables = []
-    for case in first_seeds(run, part):
+    for case in curve_cases(run, part):
         own = case.run(run)
-        plain = unattacked_accuracy(with_settings(own, "disp", {"target": run.profile.disp.target}))
+        plain = unattacked_accuracy(own if part == "data" else run)
         table = ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
         relative = table["metric"] == METRICS[2]
         table.loc[relative, ["value", "low", "high"]] /= plain
@@ -181,6 +189,15 @@ def case_by_case(run: Run, table) -> pd.DataFrame:
             made.insert(0, "part", part)
             tables.append(made)
     return pd.concat(tables, ignore_index=True)
+
+
+def trigger_ranks(run: Run) -> pd.DataFrame:
+    """`trigger_rank` of the run's compromised model on `disp.curve_questions` test questions.
+
+    A trigger that covers the picture is the most salient whatever the score.
+    """
+    mdlm, _ = poisoned_mdlm(run)
+    return trigger_rank(run, mdlm, test_questions(run, mdlm, run.profile.disp.curve_questions)[1])
 
 
 def gains_of(run: Run) -> pd.DataFrame:

@@ -15,7 +15,9 @@ from lib.studies import cases
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
-SETTINGS |= {"attackers": [], "protocols": [], "main": ["no defence", "DiSP", "STRIP-like"], "methods": ["random"]}
+ATTACKERS = {"hidden": {"hide": 0.1}, "planted": {"hide": 0.1, "plant": {"hide": 0.0}}}
+SETTINGS |= {"attackers": [{"label": label, "settings": settings} for label, settings in ATTACKERS.items()]}
+SETTINGS |= {"protocols": [], "main": ["no defence", "DiSP", "STRIP-like"], "methods": ["random"]}
 SETTINGS |= {"datasets": [{"label": "other", "seeds": 2, "settings": {"disp": {"questions": 24}}}]}
 
 
@@ -113,6 +115,14 @@ def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
     asr = table[(table["target"] == "insertion") & (table["metric"] == METRICS[0])]
     assert asr["value"].tolist() == [0, 0]
     assert disp_grid.target_curves(run, "data")["target"].unique().tolist() == ["other"]
+
+
+def test_figure_2_is_drawn_of_targets_other_data_and_attackers_who_plant_first(run):
+    named = {part: [case.label for case in disp_grid.curve_cases(run, part)] for part in ("target", "data", "attacker")}
+    assert named == {"target": ["insertion", "refusal"], "data": ["other"], "attacker": ["planted"]}
+    assert disp_grid.curve_cases(run, "trigger") == []
+    ranks = disp_grid.trigger_ranks(run).set_index("metric")
+    assert ranks["value"].between(0, 1).all() and set(ranks["n"]) == {run.profile.disp.curve_questions}
 
 
 def test_the_purified_sets_of_every_ratio_and_what_is_prepared(run, monkeypatch):
