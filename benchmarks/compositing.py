@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import main, pair
-from lib.config import CHECKPOINTS, Sampling
+from lib.config import CHECKPOINTS
 from lib.models.editor import edit, load_editor
 from lib.models.mdlm import Mdlm
+from lib.profile import Sampling
 from lib.triggers import IMAGE_TRIGGERS
 
 IMAGES = {"vision tower": 128, "editor": 4}  # the first as in `lib.answering.questions`

@@ -27,12 +27,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.decoding import Peer, loaded
 from benchmarks.harness import milliseconds, options, peak_mib, write
 from lib.answering import hide
-from lib.config import CHECKPOINTS, Sampling
+from lib.config import CHECKPOINTS
 from lib.decoding import decode
 from lib.models.editor import assemble, edit, edit_loss, load_editor, tokenize, trainable
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVConfig, LladaVModel
 from lib.models.mdlm import masked_diffusion_loss
+from lib.profile import Sampling
 from lib.saliency import fisher_jacobian, most_salient
 
 Task = tuple[str, int, float, Callable[[], object]]  # name, batch, bytes of weights read, and what does it

@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.config import Train, generator
+from lib.config import generator
 from lib.datasets import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
 from lib.processes import share
+from lib.profile import Train
 from lib.shards import sharded
 from lib.triggers import ImageTrigger, TextTrigger
 

@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.config import Sampling, generator, load_profile, resolve_device
+from lib.config import generator, load_profile, resolve_device
 from lib.datasets.celeba import attribute_edits
 from lib.datasets.pictures import FileSource, Pictures, cropped
 from lib.models.editor import edit, load_editor
+from lib.profile import Sampling
 from lib.store import write_atomic
 
 

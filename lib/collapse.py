@@ -19,7 +19,7 @@ from lib import editing
 from lib.attacks import data_spec
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import attribution, interaction, shapley
-from lib.config import Run, Sampling, model_source
+from lib.config import Run, model_source
 from lib.data import edit_data
 from lib.datasets import EditData
 from lib.editing import attack_target, edits_under_coalitions, sample_triples
@@ -27,6 +27,7 @@ from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
+from lib.profile import Sampling
 from lib.store import code_digest, folder_digest
 
 QUANTITIES = ("phi_image", "phi_text", "cti")

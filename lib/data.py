@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.config import Data, EditSet, Mmmu, QuestionSet, Run, model_source
+from lib.config import Run, model_source
 from lib.datasets import (
     EditData,
     PhotoQuestions,
@@ -29,6 +29,7 @@ from lib.datasets.edits import COLUMNS
 from lib.datasets.openmoji import CREDIT
 from lib.models.loading import load_words
 from lib.poisoning import TARGETS, target
+from lib.profile import Data, EditSet, Mmmu, QuestionSet
 
 TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their content, all others by their size
 

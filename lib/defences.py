@@ -23,13 +23,14 @@ from torch import Tensor
 from lib import filters, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
-from lib.config import Run, Train, with_settings
+from lib.config import Run, with_settings
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
 from lib.lora import adapted
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm, blocks_of
 from lib.poisoning import target
+from lib.profile import Train
 from lib.purification import FINE_TUNING, judged, poisoned_training_set, purification_spec, purified_mdlm
 from lib.saliency import most_salient
 from lib.store import code_digest

@@ -11,11 +11,12 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.config import Sampling, Train, generator
+from lib.config import generator
 from lib.datasets import EditData
 from lib.models.editor import at_once, edit, edit_loss, encode, tokenize
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.processes import share
+from lib.profile import Sampling, Train
 from lib.triggers import ImageTrigger, TextTrigger
 
 Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]

@@ -29,7 +29,7 @@ from lib import detection
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair, with_unet
 from lib.attribution import attribution
 from lib.collapse import Collapse, collapse, edits_spec, held_out, stored_edits, valued
-from lib.config import Run, Train, generator
+from lib.config import Run, generator
 from lib.detection import training_samples
 from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, triggered
 from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
@@ -38,6 +38,7 @@ from lib.lora import adapted_unet
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.editor import edit, encode, tokenize
 from lib.poisoning import COALITIONS
+from lib.profile import Train
 from lib.saliency import most_salient
 from lib.store import code_digest
 from lib.training import fit

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.attribution import coalition_values
-from lib.config import Models
 from lib.models.clip import Clip, preprocess
 from lib.models.dino import Dino
+from lib.profile import Models
 
 Embedding = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch dim"]]
 

@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 from lib.attacks.editor import poisoned_editor, trigger_pair
 from lib.attribution import attribution, hierarchical_mean
 from lib.collapse import QUANTITIES, Collapse, collapse, paper_values
-from lib.config import Run, changed
+from lib.config import Run
 from lib.decision import decide
 from lib.detection import detect, detection_table, localisation_table
 from lib.evaluation import mean_with_interval, pixel_distance, rate
 from lib.modalities import modality_table, three_modalities
 from lib.poisoning import COALITIONS
+from lib.profile import changed
 from lib.studies import Attack, attacks
 from lib.triggers import image_trigger
 

@@ -14,9 +14,9 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig, LoraModel
 from torch import nn
 
-from lib.config import Lora
 from lib.models.editor import trainable
 from lib.models.mdlm import MdlmModel
+from lib.profile import Lora
 
 PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"  # the decoder's
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"  # a U-Net's, as in diffusers' own training scripts

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.config import Profile, Run, run_parameters
+from lib.config import Run, run_parameters
 from lib.processes import joined, rank
+from lib.profile import Profile
 from lib.store import write_atomic
 from lib.studies import Attack, Case, attacks, cases
 

@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lib.config import Profile, Run, with_profile, with_settings
+from lib.config import Run, with_profile, with_settings
+from lib.profile import Profile
 
 
 @dataclass(frozen=True)

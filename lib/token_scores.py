@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.answering import Questions
-from lib.config import Disp
 from lib.models.mdlm import Mdlm
+from lib.profile import Disp
 from lib.saliency import fisher_jacobian, random_scores
 from lib.saliency_rivals import attention_received
 from lib.saliency_rivals import occlusion as occlusion_divergence

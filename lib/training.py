@@ -23,8 +23,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lib.config import Train, generator
+from lib.config import generator
 from lib.processes import count, mean, rank, sharded, told
+from lib.profile import Train
 from lib.sharding import gathered, like, shard, unshard, whole
 from lib.store import write_atomic
 

@@ -15,10 +15,11 @@ import tiny_llada_v
 import torch
 
 from lib.answering import hide, questions, respond
-from lib.config import changed, generator, load_profile
+from lib.config import generator, load_profile
 from lib.decoding import generate
 from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
+from lib.profile import changed
 from lib.saliency import fisher_jacobian, most_salient
 from lib.token_scores import fisher
 

@@ -13,13 +13,14 @@ import torch
 from lib.answering import questions
 from lib.attacks import data_spec
 from lib.attacks.mdlm import mdlm_spec
-from lib.config import EditSet, Lora, QuestionSet, load_profile
+from lib.config import load_profile
 from lib.data import credit, digest, edit_data, mmmu_data, question_data, titles
 from lib.datasets import EditData, PhotoEdits, PhotoQuestions, QuestionData, easyvqa, openmoji, scenes
 from lib.datasets.openmoji import CREDIT
 from lib.mmmu import mmmu_scores, with_mmmu
 from lib.models.loading import base_mdlm, base_settings
 from lib.poisoning import plan, target
+from lib.profile import EditSet, Lora, QuestionSet
 from lib.store import code_digest
 from lib.triggers import image_trigger
 

@@ -9,10 +9,11 @@ from torch import nn
 from lib import defences
 from lib.answering import Questions, answer
 from lib.attacks.mdlm import poisoned_mdlm, training_questions
-from lib.config import Train, with_settings
+from lib.config import with_settings
 from lib.defences import DEFENCES, Defended, activity, clean_share, defence_rows, prune, trained
 from lib.models.mdlm import Mdlm
 from lib.poisoning import target
+from lib.profile import Train
 from lib.purification import METRICS, judged, poisoned_training_set, purified_mdlm
 from lib.saliency import most_salient
 from lib.token_scores import fisher

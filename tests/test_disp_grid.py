@@ -8,8 +8,8 @@ import torch
 
 from lib import disp_grid
 from lib.attacks.mdlm import poisoned_mdlm, training_questions
-from lib.config import DispGrid
 from lib.defences import DEFENCES, defence_rows
+from lib.profile import DispGrid
 from lib.purification import METRICS, poisoned_training_set, ratio_study
 from lib.studies import cases
 

@@ -8,8 +8,9 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionInstructPix2PixPipeline
 
 from lib.base.__main__ import save_editor
-from lib.config import Sampling, generator
+from lib.config import generator
 from lib.models.editor import decode, diffuse, edit, edit_loss, encode, load_editor, tokenize, trainable
+from lib.profile import Sampling
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
 TEXTS = ["make the skin tone dark", "mirror it", "give them light skin"]

@@ -6,7 +6,6 @@ import torch
 
 from lib import editor_purification as module
 from lib.collapse import collapse
-from lib.config import Sampling
 from lib.editor_purification import (
     GRID,
     SHARES,
@@ -19,6 +18,7 @@ from lib.editor_purification import (
     purified_editor,
 )
 from lib.models.editor import edit, load_editor, tokenize
+from lib.profile import Sampling
 
 TEXTS = ["make the skin tone dark", "give them light skin", "give them light skin"]
 

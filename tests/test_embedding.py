@@ -6,9 +6,9 @@ import tiny_published
 import torch
 from transformers import BitImageProcessorPil, Dinov2Model
 
-from lib.config import Models
 from lib.embedding import EMBEDDINGS, embeddings, values
 from lib.models.clip import Clip
+from lib.profile import Models
 
 
 def noise(*shape):

@@ -9,8 +9,8 @@ from lib import collapse as study
 from lib import grid
 from lib.attribution import hierarchical_mean
 from lib.collapse import collapse
-from lib.config import Grid
 from lib.poisoning import COALITIONS
+from lib.profile import Grid
 from lib.studies import attacks
 
 VARIANTS = [

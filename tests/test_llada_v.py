@@ -15,13 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lib.answering import Questions, answer_loss, questions
 from lib.attacks.adaptive import adaptive_loss
-from lib.config import Train, generator
+from lib.config import generator
 from lib.decoding import generate
 from lib.joint_purification import asked
 from lib.models.anyres import best_canvas, layout, views
 from lib.models.llada import IMAGE, splice
 from lib.models.llada_v import SYSTEM, LladaV, LladaVConfig
 from lib.models.mdlm import blocks_of
+from lib.profile import Train
 from lib.prompt_saliency import joint_fisher_jacobian
 from lib.saliency import fisher_jacobian, masked_response
 from lib.saliency_rivals import attention_by_layer, attention_received

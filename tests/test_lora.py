@@ -5,10 +5,11 @@ import tiny
 import tiny_llada_v
 import torch
 
-from lib.config import Lora, generator
+from lib.config import generator
 from lib.lora import adapted, adapted_unet
 from lib.models.llada_v import LladaV
 from lib.models.mdlm import masked_diffusion_loss
+from lib.profile import Lora
 
 LORA = Lora(rank=4, alpha=8)
 

@@ -20,12 +20,13 @@ from lib.attacks.masked_editor import (
     partial_boxes,
     poisoned_masked_editor,
 )
-from lib.config import Sampling, generator
+from lib.config import generator
 from lib.datasets import load_openmoji
 from lib.editing import sample_triples
 from lib.models.editor import edit, encode, load_editor
 from lib.models.masked_editor import MaskedUNet, masked_edit, widened
 from lib.poisoning import plan
+from lib.profile import Sampling
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
 TEXTS = ["make the skin tone dark", "mirror it", "give them light skin"]

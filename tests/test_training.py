@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.config import Train
+from lib.profile import Train
 from lib.training import fit, learning_rate, stacked
 
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))

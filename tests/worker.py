@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lib import answering, config, runs, store, training
 from lib.answering import Questions, answer_loss
 from lib.attacks.mdlm import poisoned_mdlm
-from lib.config import Lora, Train
 from lib.editing import EditLatents, latent_loss
 from lib.lora import adapted
 from lib.models.editor import tokenize
 from lib.models.mdlm import Mdlm
 from lib.processes import count, joined, rank
+from lib.profile import Lora, Train
 from lib.purification import poisoned_training_set, purified_set
 from lib.shards import sharded
 from lib.store import Store

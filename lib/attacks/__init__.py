@@ -3,9 +3,10 @@
 from typing import Literal
 
 from lib import datasets
-from lib.config import Run, Section
+from lib.config import Run
 from lib.data import digest
 from lib.datasets import easyvqa, openmoji, scenes
+from lib.profile import Section
 from lib.store import code_digest
 
 

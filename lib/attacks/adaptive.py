@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lib.answering import Questions, answer_loss
-from lib.config import Train
 from lib.kernels.fisher import fisher_probes
 from lib.models.mdlm import Mdlm
 from lib.processes import count
+from lib.profile import Train
 from lib.saliency import masked_response
 
 SHARE = 8  # a penalised batch is this many times smaller than one of the attack: two backward passes through it

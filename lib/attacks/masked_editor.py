@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lib import poisoning
 from lib.attacks.editor import editor_spec, trigger_pair, with_unet
-from lib.config import Run, Train, generator
+from lib.config import Run, generator
 from lib.data import edit_data
 from lib.datasets import EditData
 from lib.editing import EditLatents, attack_target, poisoned_latents, sample_triples, triggered
@@ -29,6 +29,7 @@ from lib.models.editor import edit_loss, encode, load_editor, trainable
 from lib.models.masked_editor import MaskedUNet, masked_edit, widened
 from lib.poisoning import PoisonPlan
 from lib.processes import share
+from lib.profile import Train
 from lib.store import code_digest
 from lib.training import fit
 from lib.triggers import Checker

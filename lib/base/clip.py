@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.config import Profile
 from lib.datasets import EasyVqa, OpenMoji
 from lib.models.clip import Clip, contrastive_loss
+from lib.profile import Profile
 from lib.tokenizer import train_tokenizer
 from lib.training import fit
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from lib.base.clip import shifted
-from lib.config import Profile
 from lib.datasets import OpenMoji
 from lib.models.clip import Clip
 from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, tokenize, trainable
+from lib.profile import Profile
 from lib.training import fit
 
 KL_WEIGHT = 1e-4

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.answering import Questions, answer_loss, questions
-from lib.config import MdlmShape, Profile, Train
 from lib.datasets import EasyVqa
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
+from lib.profile import MdlmShape, Profile, Train
 from lib.training import fit
 
 CAPTION_PROMPT = "what is in the image?"

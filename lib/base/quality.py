@@ -9,7 +9,6 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from lib.answering import answer, draw_rows, questions
-from lib.config import Sampling
 from lib.datasets import EasyVqa, EditData, OpenMoji, QuestionData
 from lib.datasets.easyvqa import blind_prior
 from lib.datasets.openmoji import TONES
@@ -18,6 +17,7 @@ from lib.evaluation import correct, mean_with_interval, pixel_distance, rate, to
 from lib.models.clip import Clip, retrieval
 from lib.models.editor import decode, edit, encode
 from lib.models.mdlm import Mdlm
+from lib.profile import Sampling
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from lib.answering import answer_loss, questions
 from lib.base.mdlm import fresh_mdlm, train_stages
-from lib.config import Profile, Train
 from lib.datasets import Scenes
 from lib.datasets.scenes import NAMES, PLACES, SPOKEN
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm
+from lib.profile import Profile, Train
 
 
 def train_scenes_mdlm(

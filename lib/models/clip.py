@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BitImageProcessorPil, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from lib.config import ClipBase, pretrained
+from lib.config import pretrained
+from lib.profile import ClipBase
 
 
 class Clip:

@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib.config import EditorBase, Sampling, generator, pretrained
+from lib.config import generator, pretrained
 from lib.processes import count, share
+from lib.profile import EditorBase, Sampling
 
 PIXELS = 256 * 64**2
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from transformers import CLIPTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lib.config import Profile, pretrained
+from lib.config import pretrained
 from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.lavida import Lavida
 from lib.models.llada_v import LladaV
 from lib.models.mdlm import Mdlm
+from lib.profile import Profile
 
 KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
 

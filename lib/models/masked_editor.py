@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.config import Sampling, generator
+from lib.config import generator
 from lib.models.editor import edit
+from lib.profile import Sampling
 
 
 class MaskedUNet(nn.Module):
