@@ -52,7 +52,7 @@ def prepare(run: Run, case: Case) -> None:
     own = case.run(run)
     for name in defences_of(run, case):
         defence_rows(own, name)
-    if case.part == "data":
+    if case.part == "data" and case.seed == 0:
         unattacked_accuracy(own)
     if case in curve_cases(run, case.part):
         ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
