@@ -72,10 +72,10 @@ def first_seeds(run: Run, part: str) -> list[Case]:
 
 
 def curve_cases(run: Run, part: str) -> list[Case]:
-    """The cases of a part that figure 2 is drawn for: targets, other data, and attackers who plant first."""
+    """The cases of a part that figure 2 is drawn for: targets, triggers, other data, and attackers who plant first."""
     if part == "attacker":
         return [case for case in chosen(run, part) if "plant" in case.settings]
-    return first_seeds(run, part) if part in ("target", "data") else []
+    return first_seeds(run, part) if part in ("target", "trigger", "data") else []
 
 
 def attack_parts(run: Run) -> list[str]:
@@ -154,7 +154,7 @@ def unattacked_accuracy(run: Run) -> float:
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's (NaN if that is 0).
 
-    part  "target", "data", or "attacker": see `curve_cases`.
+    part  "target", "trigger", "data", or "attacker": see `curve_cases`.
 
     Columns target, method, ratio, metric, value, low, high, n.
     """

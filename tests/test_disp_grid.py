@@ -117,10 +117,10 @@ def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
     assert disp_grid.target_curves(run, "data")["target"].unique().tolist() == ["other"]
 
 
-def test_figure_2_is_drawn_of_targets_other_data_and_attackers_who_plant_first(run):
-    named = {part: [case.label for case in disp_grid.curve_cases(run, part)] for part in ("target", "data", "attacker")}
-    assert named == {"target": ["insertion", "refusal"], "data": ["other"], "attacker": ["planted"]}
-    assert disp_grid.curve_cases(run, "trigger") == []
+def test_figure_2_is_drawn_of_targets_triggers_other_data_and_attackers_who_plant_first(run):
+    parts = ("target", "trigger", "data", "attacker", "rate")
+    named = [[case.label for case in disp_grid.curve_cases(run, part)] for part in parts]
+    assert named == [["insertion", "refusal"], ["checker", "blend"], ["other"], ["planted"], []]
     ranks = disp_grid.trigger_ranks(run).set_index("metric")
     assert ranks["value"].between(0, 1).all() and set(ranks["n"]) == {run.profile.disp.curve_questions}
 
