@@ -123,7 +123,7 @@ def target_curves(table: pd.DataFrame) -> Figure:
                 band = {"color": PALETTE[style % len(PALETTE)], "alpha": 0.15, "linewidth": 0}
                 axis.fill_between(rows["ratio"], rows["low"], rows["high"], **band)
             share_axis(axis)
-        line[0].set_ylabel(target)
+        line[0].set_ylabel(textwrap.fill(target, 16))
     for axis, metric in zip(axes[0], metrics, strict=True):
         axis.set_title(metric)
     for axis in axes[-1]:
