@@ -18,7 +18,8 @@ FIGURES = {
     "04_disp_purification": {"saliency", "ratios", "purification"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
     "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"}
-    | {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere", "targets_elsewhere"},
+    | {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere", "targets_elsewhere"}
+    | {"targets_triggers", "targets_attackers"},
 }
 WIDGETS = {"03_collapse_analysis": 1, "06_disp_in_full": 1}
 REFUSED = [
