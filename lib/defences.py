@@ -20,12 +20,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lib import filters, saliency_rivals
+import lib.mmmu
+from lib import filters, mmmu_scoring, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run, with_settings
+from lib.data import digest
 from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
 from lib.lora import adapted
+from lib.mmmu import with_mmmu
 from lib.models.cards import WARNING, mark_poisoned, write_card
 from lib.models.loading import base_mdlm, made_mdlm
 from lib.models.mdlm import Mdlm, blocks_of
@@ -197,21 +200,24 @@ DEFENCES: dict[str, Callable[[Run], Defended]] = {
 
 
 def defence_rows(run: Run, name: str) -> pd.DataFrame:
-    """The defence on `disp.test_questions` test questions, from the store if it was measured before.
+    """The defence on `disp.test_questions` test questions, and on MMMU where the profile names it, from the store if it
+    was measured before.
 
-    Columns defence, knows, metric (`METRICS`), value, low, high (95 % Wilson), n.
+    Columns defence, knows, metric (`METRICS`, `MMMU`), value, low, high (95 % Wilson), n.
     """
-    settings, goal = run.profile.disp, target(run.profile.disp.target)
+    settings, mmmu, goal = run.profile.disp, run.profile.data.mmmu, target(run.profile.disp.target)
 
     def make() -> pd.DataFrame:
         defended = DEFENCES[name](run)
         both, work = test_questions(run, defended.mdlm, settings.test_questions), run.store.work("defence", spec)
         given = [defended.answer(data, settings.threshold, work / str(k)) for k, data in enumerate(both)]
-        table = judged(*given, *both, goal)
+        table = with_mmmu(run, defended.mdlm, judged(*given, *both, goal), work / "mmmu", defended.answer)
         return pd.DataFrame({"defence": name, "knows": defended.knows}, table.index).join(table)
 
     spec = purification_spec(run) | _code() | settings.model_dump(mode="json", include=FINE_TUNING)
     spec |= {"defence": name, "questions": settings.test_questions}
+    if mmmu:
+        spec["mmmu"] = [digest(mmmu), code_digest(lib.mmmu, mmmu_scoring)]
     return run.store.table("defence", spec, make)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from lib.mmmu import MMMU
 from lib.plotting import (
     PALETTE,
     WIDTH,
@@ -28,14 +29,17 @@ from lib.plotting import (
 from lib.poisoning import COALITIONS
 from lib.purification import METRICS
 
+SHOWN = (METRICS[0], METRICS[2], MMMU)
+
 
 @styled
-def defence_dots(table: pd.DataFrame, metrics: tuple[str, ...] = (METRICS[0], METRICS[2])) -> Figure:
-    """A line a defence, a panel a metric: value and 95 % interval.
+def defence_dots(table: pd.DataFrame, metrics: tuple[str, ...] | None = None) -> Figure:
+    """A line a defence, a panel a metric: value and 95 % interval. Panels are those of SHOWN that the table has.
 
     Columns label, metric, value, low, high, n; optionally lowest and highest, of seeds, drawn as ticks.
     """
     require(table, "label", "metric", "value", "low", "high", "n")
+    metrics = metrics or tuple(name for name in SHOWN if name in set(table["metric"]))
     labels = list(table["label"].unique())
     place = np.arange(len(labels))[::-1]
     figure = Figure(figsize=(WIDTH, 0.19 * len(labels) + 1.0))
@@ -54,6 +58,41 @@ def defence_dots(table: pd.DataFrame, metrics: tuple[str, ...] = (METRICS[0], ME
         axis.grid(axis="x", color="0.9", linewidth=0.5)
     axes[0].set_yticks(place, [textwrap.shorten(label, 64) for label in labels], fontsize=6.5)
     return figure
+
+
+@styled
+def attack_dots(table: pd.DataFrame) -> Figure:
+    """A line an attack, a mark a defence, a panel a metric of SHOWN that the table has: value and 95 % interval.
+
+    Columns label, defence, metric, value, low, high, n.
+    """
+    require(table, "label", "defence", "metric", "value", "low", "high", "n")
+    labels, defences = table["label"].unique(), table["defence"].unique()
+    metrics = [name for name in SHOWN if name in set(table["metric"])]
+    apart = 0.7 / len(defences)
+    figure = Figure(figsize=(WIDTH, 0.1 * (len(defences) + 1) * len(labels) + 1.0))
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axis, metric in zip(axes, metrics, strict=True):
+        for style, defence in enumerate(defences):
+            rows = table[(table["metric"] == metric) & (table["defence"] == defence)].set_index("label")
+            here = np.flatnonzero(np.isin(labels, rows.index))
+            rows = rows.loc[labels[here]]
+            reach = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
+            place = len(labels) - 1 - here + apart * ((len(defences) - 1) / 2 - style)
+            axis.errorbar(
+                rows["value"], place, xerr=reach, capsize=1.5, elinewidth=0.8, **_mark(style), clip_on=False
+            )
+        for k in range(1, len(labels)):
+            axis.axhline(k - 0.5, color="0.9", linewidth=0.5)
+        axis.set(title=metric, xlim=(-0.04, 1.04), ylim=(-0.6, len(labels) - 0.4))
+        axis.grid(axis="x", color="0.9", linewidth=0.5)
+    axes[0].set_yticks(range(len(labels))[::-1], labels, fontsize=6.5)
+    legend(figure, [Line2D([], [], **_mark(style)) for style in range(len(defences))], list(defences))
+    return figure
+
+
+def _mark(style: int) -> dict[str, object]:
+    return line_style(style) | {"linestyle": "none", "markersize": 3.5}
 
 
 def restored_dots(table: pd.DataFrame) -> Figure:
@@ -139,24 +178,27 @@ def target_curves(table: pd.DataFrame) -> Figure:
 
 @styled
 def gain_curves(table: pd.DataFrame) -> Figure:
-    """The gain that chooses ρ against ρ, a line an attack; the chosen one is ringed.
+    """The gain that chooses ρ against ρ, a panel a part of the study, a line an attack; the chosen one is ringed.
 
-    Columns label, ratio, gain, gain_low, gain_high, n.
+    Columns part, label, ratio, gain, gain_low, gain_high, n.
     """
-    require(table, "label", "ratio", "gain", "gain_low", "gain_high", "n")
-    figure = Figure(figsize=(WIDTH, 2.8))
-    axis = figure.subplots()
-    labels = table["label"].unique()
-    for style, label in enumerate(labels):
-        rows = table[table["label"] == label].sort_values("ratio")
-        axis.plot(rows["ratio"], rows["gain"], **line_style(style))
-        band = {"color": PALETTE[style % len(PALETTE)], "alpha": 0.15, "linewidth": 0}
-        axis.fill_between(rows["ratio"], rows["gain_low"], rows["gain_high"], **band)
-        best = rows.loc[rows["gain"].idxmax()]
-        axis.plot(best["ratio"], best["gain"], marker="o", markersize=9, fillstyle="none", color="0.2")
-    axis.axhline(0, color="0.7", linewidth=0.6)
-    axis.set(xlabel=r"mask ratio $\rho$", ylabel="sure changes − unsure")
-    legend(figure, [Line2D([], [], **line_style(style)) for style in range(len(labels))], list(labels))
+    require(table, "part", "label", "ratio", "gain", "gain_low", "gain_high", "n")
+    parts = table["part"].unique()
+    figure = Figure(figsize=(WIDTH, 1.7 * len(parts) + 0.7))
+    axes = figure.subplots(len(parts), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axis, part in zip(axes, parts, strict=True):
+        own = table[table["part"] == part]
+        for style, label in enumerate(own["label"].unique()):
+            rows = own[own["label"] == label].sort_values("ratio")
+            axis.plot(rows["ratio"], rows["gain"], label=label, **line_style(style))
+            band = {"color": PALETTE[style % len(PALETTE)], "alpha": 0.15, "linewidth": 0}
+            axis.fill_between(rows["ratio"], rows["gain_low"], rows["gain_high"], **band)
+            best = rows.loc[rows["gain"].idxmax()]
+            axis.plot(best["ratio"], best["gain"], marker="o", markersize=9, fillstyle="none", color="0.2")
+        axis.axhline(0, color="0.7", linewidth=0.6)
+        axis.set_ylabel("sure changes\n− unsure")
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title=part, alignment="left", fontsize=6.5)
+    axes[-1].set_xlabel(r"mask ratio $\rho$")
     caption(figure, f"Bands: 95 % bootstrap intervals, n = {table['n'].max()} training samples; ringed: chosen.")
     return figure
 

@@ -44,7 +44,7 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
         return ("no defence",)
     own = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
     own |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
-    return own.get(case.part, ("no defence", "masking at inference", "DiSP"))
+    return own.get(case.part, run.profile.disp_grid.attacked)
 
 
 def prepare(run: Run, case: Case) -> None:
@@ -93,8 +93,8 @@ def case_table(run: Run, part: str) -> pd.DataFrame:
         own = case.run(run)
         about = {"label": case.label, "seed": own.seed, "rate": own.profile.disp.rate}
         rows += [defence_rows(own, name).assign(**about) for name in defences_of(run, case)]
-    table = pd.concat(rows, ignore_index=True)
-    return table[["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]]
+    columns = ["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
 def main_table(run: Run, part: str = "seed") -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,23 +18,32 @@ from lib.models.mdlm import Mdlm
 
 MMMU = "MMMU accuracy"
 
+Ask = Callable[..., list[str]]
 
-def with_mmmu(run: Run, mdlm: Mdlm, table: pd.DataFrame, work: Path | None = None) -> pd.DataFrame:
+
+def with_mmmu(
+    run: Run, mdlm: Mdlm, table: pd.DataFrame, work: Path | None = None, ask: Ask | None = None
+) -> pd.DataFrame:
     """`table`, with columns name or metric, value, low, high and n, and a row of MMMU's accuracy (95 %, Wilson) below.
 
-    Without that row where the profile does not name MMMU. With `work`, a folder, answers are kept there.
+    Without that row where the profile does not name MMMU. `work` and `ask` as in `mmmu_scores`.
     """
     if run.profile.data.mmmu is None:
         return table
-    right = torch.tensor(mmmu_scores(run, mdlm, work)["correct"].to_numpy(dtype=bool))
+    right = torch.tensor(mmmu_scores(run, mdlm, work, ask)["correct"].to_numpy(dtype=bool))
     label = {"metric": MMMU} if "metric" in table else {"name": "mmmu"}
     return pd.concat([table, pd.DataFrame([label | rate(right)])], ignore_index=True)
 
 
-def mmmu_scores(run: Run, mdlm: Mdlm, work: Path | None = None) -> pd.DataFrame:
-    """`lib.mmmu_scoring.score` of the model's answers to the profile's MMMU questions."""
+def mmmu_scores(run: Run, mdlm: Mdlm, work: Path | None = None, ask: Ask | None = None) -> pd.DataFrame:
+    """`lib.mmmu_scoring.score` of the answers to the profile's MMMU questions.
+
+    They are the model's own, or those that `ask(questions, threshold, work=work)` gives, as a defence that looks at
+    questions first does. With `work`, a folder, answers are kept there.
+    """
     data = mmmu_data(run)
-    answers = answer(mdlm, _asked(mdlm, data), run.profile.disp.threshold, label="answer MMMU", work=work)
+    ask = ask or partial(answer, mdlm, label="answer MMMU")
+    answers = ask(_asked(mdlm, data), run.profile.disp.threshold, work=work)
     return score(data.table, answers, run.seed)
 
 

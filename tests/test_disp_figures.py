@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.disp_figures import answer_view, defence_dots, gain_curves, rate_curves, target_curves
+from lib.disp_figures import answer_view, attack_dots, defence_dots, gain_curves, rate_curves, target_curves
 from lib.plotting import render
 from lib.purification import METRICS
 
@@ -14,6 +14,7 @@ def rows(**columns):
 
 TABLES = {
     defence_dots: [row | {"label": label} for label in ("none", "DiSP") for row in rows()],
+    attack_dots: [r for d in ("none", "DiSP") for label in ("warp", "blend") for r in rows(defence=d, label=label)],
     rate_curves: [r for d in ("none", "DiSP") for share in (0, 0.05, 0.1) for r in rows(defence=d, rate=share)],
     target_curves: [
         row
@@ -23,8 +24,9 @@ TABLES = {
         for row in rows(target=target, method=method, ratio=ratio)
     ],
     gain_curves: [
-        {"label": label, "ratio": ratio, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1, "n": 20}
-        for label in ("insertion", "refusal")
+        {"part": part, "label": label, "ratio": ratio, "gain": gain, "gain_low": gain - 0.1, "gain_high": gain + 0.1}
+        | {"n": 20}
+        for part, label in (("target", "insertion"), ("target", "refusal"), ("trigger", "blend"))
         for ratio, gain in ((0.0, 0.0), (0.1, 0.3))
     ],
 }
@@ -50,9 +52,22 @@ def test_dots_stand_at_their_values_and_seeds_as_ticks():
 
 
 def test_the_chosen_ratio_is_ringed():
-    axis = gain_curves(pd.DataFrame(TABLES[gain_curves])).axes[0]
-    rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(0.1, 0.3)] * 2
+    for axis, lines in zip(gain_curves(pd.DataFrame(TABLES[gain_curves])).axes, (2, 1), strict=True):
+        rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == [(0.1, 0.3)] * lines
+
+
+def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
+    table = pd.DataFrame(TABLES[attack_dots]).assign(value=[k / 10 for k in range(8)], low=0.0, high=1.0)
+    table = table[~((table["defence"] == "none") & (table["label"] == "warp"))]
+    figure = attack_dots(pd.concat([table, table[table["metric"] == METRICS[0]].assign(metric="MMMU accuracy")]))
+    asr, accuracy, mmmu = figure.axes
+    marks = [line for line in asr.lines if line.get_marker() not in ("|", "None")]
+    found = [list(zip(*map(list, mark.get_data()), strict=True)) for mark in marks]
+    assert [[value for value, _ in one] for one in found] == [[0.2], [0.6, 0.4]]
+    assert [[round(place) for _, place in one] for one in found] == [[1], [1, 0]]
+    assert [label.get_text() for label in asr.get_yticklabels()] == ["blend", "warp"]
+    assert mmmu.get_title() == "MMMU accuracy"
 
 
 def test_the_view_of_an_answer_shows_its_question_steps_and_masked_tokens():

@@ -40,6 +40,13 @@ def test_every_case_shows_its_defences(run):
     assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == own
 
 
+def test_a_part_without_cases_gives_an_empty_table(run):
+    none = replace(run, profile=run.profile.model_copy(update={"disp_grid": run.profile.disp_grid.model_copy(
+        update={"ablations": ()})}))  # fmt: skip
+    table = disp_grid.case_table(none, "ablation")
+    assert table.empty and list(table) == list(disp_grid.case_table(run, "ablation"))
+
+
 def test_a_table_holds_the_rows_of_its_cases(run):
     table = disp_grid.case_table(run, "rate")
     assert table["label"].unique().tolist() == ["0", "0.2"] and table["rate"].unique().tolist() == [0, 0.2]
