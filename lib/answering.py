@@ -17,6 +17,7 @@ from lib.datasets import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan
+from lib.precision import autocast
 from lib.processes import share
 from lib.profile import Train
 from lib.shards import sharded
@@ -154,7 +155,7 @@ def questions(
 
 def _features(mdlm: Mdlm, images: Float[Tensor, "picture 3 h w"]) -> Float[Tensor, "picture vision features"]:
     images = images.to(mdlm.model.device)
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with autocast(images.device):
         return mdlm.model.features(images).float().cpu()
 
 
@@ -199,7 +200,7 @@ def respond(
         if not part:
             nothing = data.responses[:0]
             return Decoded(nothing, torch.ones(nothing.shape, dtype=torch.float64))._asdict()
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             vision = model.project(data.features[data.picture[rows]].to(device))
             if masked is not None:
                 vision = hide(vision, masked[rows].to(device), model.mask_embedding)

@@ -38,6 +38,7 @@ from lib.editing import attack_target, sample_triples, triggered
 from lib.evaluation import rate
 from lib.models.editor import diffuse, encode, tokenize
 from lib.poisoning import COALITIONS, PoisonPlan, plan
+from lib.precision import autocast
 from lib.store import code_digest
 from lib.triggers import ImageTrigger, TextTrigger
 
@@ -74,7 +75,7 @@ def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Sample
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the defender measures on the samples, each part when a score first asks for it; the U-Net in bfloat16.
+    """What the defender measures on the samples, each part when a score first asks for it; the U-Net in half precision.
 
     levels: noise levels of v(S), as shares of the schedule, 1 being its noisiest step; local changes and activations
             are taken at step 1.
@@ -172,7 +173,7 @@ class Evidence:
             part = slice(first, first + self.batch)
             text = self.pipe.text_encoder(tokens[part].to(source.device))[0]
             inputs = torch.cat([noisy[part], source[part]], dim=1)
-            with torch.autocast(inputs.device.type, torch.bfloat16):
+            with autocast(inputs.device):
                 made.append(self.pipe.unet(inputs, step, encoder_hidden_states=text).sample.float())
         return torch.cat(made)
 

@@ -20,6 +20,7 @@ from lib.disp_figures import answer_view
 from lib.menus import Menus
 from lib.models.mdlm import Mdlm
 from lib.plotting import render
+from lib.precision import autocast
 from lib.saliency import most_salient
 from lib.studies import Case, cases
 from lib.token_scores import fisher
@@ -89,7 +90,7 @@ def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) 
     """
     model, device = mdlm.model, mdlm.model.device
     config, seen = model.config, []
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         vision = hide(model.project(data.features[data.picture].to(device)), masked.to(device), model.mask_embedding)
         source = _Watched(model.response_logits(vision, data.prompts.to(device)), seen)
         blank = torch.full((1, config.response_length), config.mask_id, device=device)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from lib.answering import Questions
 from lib.config import generator
 from lib.models.mdlm import Mdlm
+from lib.precision import autocast
 from lib.saliency import masked_response
 from lib.saliency_rivals import attention_by_layer
 
@@ -51,7 +52,7 @@ def blended_entropy(
         total = torch.zeros(len(part), dtype=torch.float64)
         for other in chosen[part].unbind(1):
             mixed = (own + overlays.features[overlays.picture[other]]) / 2
-            with torch.autocast(model.device.type, torch.bfloat16):
+            with autocast(model.device):
                 vision = model.project(mixed.to(model.device))
                 logits = model.logits(vision, prompts, masked_response(model, vision))
             log_p = F.log_softmax(logits.double(), -1)

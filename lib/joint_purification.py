@@ -30,6 +30,7 @@ from lib.models.cards import WARNING, write_card
 from lib.models.loading import made_mdlm
 from lib.models.mdlm import Mdlm
 from lib.models.published import Published
+from lib.precision import autocast
 from lib.prompt_saliency import WAYS, joint_fisher_jacobian, most_salient_of_all
 from lib.shards import sharded
 from lib.store import code_digest
@@ -53,7 +54,7 @@ def joint_saliency(
         own = data[part.start : part.stop]
         with torch.no_grad():
             vision = mdlm.model.project(own.features[own.picture].to(device))
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             prompts, draw = own.prompts.to(device), seed + part.start // batch
             scores = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=draw)
         return dict(zip(("vision", "prompt"), scores, strict=True))

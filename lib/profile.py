@@ -80,7 +80,10 @@ class Partial(Section):
 
 
 class Train(Section):
-    """One optimisation: AdamW, linear warm-up, cosine decay to zero."""
+    """One optimisation: AdamW, linear warm-up, cosine decay to zero.
+
+    precision: "bf16" trains in `lib.precision.half`, gradients scaled where that is float16; "no": in float32.
+    """
 
     steps: Positive
     batch: Positive

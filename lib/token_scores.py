@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.answering import Questions
 from lib.models.mdlm import Mdlm
+from lib.precision import autocast
 from lib.profile import Disp
 from lib.saliency import fisher_jacobian, random_scores
 from lib.saliency_rivals import attention_received
@@ -76,7 +77,7 @@ def _batched(
         own = data[part.start : part.stop]
         with torch.no_grad():
             vision = mdlm.model.project(own.features[own.picture].to(device))
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             return {"scores": score(vision, own.prompts.to(device), part.start // settings.batch)}
 
     return sharded(work, len(data), settings.batch, make, label)["scores"]

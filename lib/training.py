@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.config import generator
+from lib.precision import half
 from lib.processes import count, mean, rank, sharded, told
 from lib.profile import Train
 from lib.sharding import gathered, like, shard, unshard, whole
@@ -56,8 +57,9 @@ def fit(
     Raises FloatingPointError when the loss is no longer finite.
     """
     AcceleratorState._reset_state(True)
-    on_cpu = next(p for p in module.parameters() if p.requires_grad).device.type == "cpu"
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=on_cpu)
+    device = next(p for p in module.parameters() if p.requires_grad).device
+    short = settings.precision == "bf16" and half(device) == torch.float16
+    accelerator = Accelerator(mixed_precision="fp16" if short else settings.precision, cpu=device.type == "cpu")
     objective = loss if count() == 1 else Objective(module, loss)
     if sharded():
         shard(objective, module)
@@ -66,7 +68,7 @@ def fit(
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    start, rows, recent = _resume(work, parameters, optimizer) if work else (0, [], [])
+    start, rows, recent = _resume(work, parameters, optimizer, accelerator.scaler) if work else (0, [], [])
     if told(start) != start:
         raise ValueError(f"work={str(work)!r} must be a folder that all processes see")
     every = max(1, settings.steps // POINTS)
@@ -103,7 +105,7 @@ def fit(
                 rows[-1] |= watch(done)
             module.train()
         if work and (last or done % settings.save_every == 0):
-            _save(work, done, parameters, optimizer, rows, recent)
+            _save(work, done, parameters, optimizer, accelerator.scaler, rows, recent)
     module.eval()
     if sharded():
         unshard(objective)
@@ -134,7 +136,7 @@ def learning_rate(step: int, settings: Train) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, rows: list, recent: list) -> None:
+def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, scaler, rows: list, recent: list) -> None:
     tensors = {f"parameter/{n}": whole(p.detach()) for n, p in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -142,12 +144,14 @@ def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, rows:
     if rank():
         return
     metadata = {"step": str(step), "rows": json.dumps(rows), "recent": json.dumps(recent)}
+    if scaler:
+        metadata["scaler"] = json.dumps(scaler.state_dict())
     write_atomic(
         work / "progress.safetensors", serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
     )
 
 
-def _resume(work: Path, parameters: dict[str, Tensor], optimizer) -> tuple[int, list, list]:
+def _resume(work: Path, parameters: dict[str, Tensor], optimizer, scaler) -> tuple[int, list, list]:
     """Load the last saved progress in place; (0, [], []) where there is none."""
     file = work / "progress.safetensors"
     if not file.exists():
@@ -163,4 +167,6 @@ def _resume(work: Path, parameters: dict[str, Tensor], optimizer) -> tuple[int, 
                 if key != "parameter" and (value := saved.get_tensor(f"{key}/{name}")) is not None
             }
         about = saved.metadata()
+    if scaler:
+        scaler.load_state_dict(json.loads(about["scaler"]))
     return int(about["step"]), json.loads(about["rows"]), json.loads(about["recent"])

@@ -12,6 +12,8 @@ from test_notebooks import FIGURES
 
 from lib.config import CHECKPOINTS, ROOT, load_profile, pretrained, runnable_profile
 from lib.defences import DEFENCES
+from lib.mmmu import MMMU
+from lib.purification import METRICS
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 1}
 
@@ -110,6 +112,7 @@ def test_the_tables_tell_the_photographs(overrides, folder):
     assert set(pd.read_csv(collapse / "embeddings.csv")["embedding"]) == {"clip", "tower", "pixels", "dino"}
     assert len(pd.read_csv(collapse / "modalities.csv")) == 0  # photographs have no box of what an edit changes
     assert set(pd.read_csv(disp / "defences.csv")["defence"]) == {*DEFENCES} - {"fine-pruning"}
+    assert set(pd.read_csv(disp / "defences.csv")["metric"]) == {*METRICS, MMMU}
     assert set(pd.read_csv(disp / "targets.csv")["method"]) == {"Fisher–Jacobian", "attention", "random", "oracle"}
     assert set(pd.read_csv(disp / "words.csv")["model"]) == {"before", "vision", "prompt", "joint"}
     assert set(pd.read_csv(disp / "set_mistakes.csv")["kind"]) == {"coco", "gqa"}

@@ -1,10 +1,13 @@
 """The training loop: resumed to the bit, its schedule, what it watches and what it refuses."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
 
 from lib.profile import Train
@@ -46,11 +49,23 @@ def watching(net: nn.Module):
     return lambda step: {"norm": net[2].weight.norm().item()}
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
+class Scaling(Accelerator):
+    """What accelerate does on a GPU without bfloat16, on a CPU. The scale grows every third step."""
+
+    def __init__(self, mixed_precision: str, cpu: bool):
+        super().__init__(mixed_precision=mixed_precision, cpu=cpu)
+        assert mixed_precision == "fp16"
+        self.scaler, self.native_amp = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=3), True
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("kills", [(2,), (4,), (7,), (11,), (5, 2, 4)])
-def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(tmp_path, kills, precision):
+def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(tmp_path, monkeypatch, kills, precision):
     """Killed before the first save, right after a save (4), between saves, in the last step, and three times."""
-    chosen = settings(precision=precision)
+    if precision == "fp16":
+        monkeypatch.setattr("lib.training.half", lambda device: torch.float16)
+        monkeypatch.setattr("lib.training.Accelerator", Scaling)
+    chosen = settings(precision="no" if precision == "no" else "bf16")
     whole = module()
     seen: list = []
     expected = fit(whole, denoising(whole, seen=seen), chosen, label="x", seed=5, watch=watching(whole))
@@ -66,6 +81,20 @@ def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(tmp_path, kills,
     pd.testing.assert_frame_equal(curve, expected, check_exact=True)
     start = {(2,): 0, (4,): 4, (7,): 4, (11,): 8, (5, 2, 4): 8}[kills]
     assert after == seen[start:], "it must go on from the last save with the batches still to come"
+
+
+def test_float16_scales_gradients_keeps_the_scale_and_learns_what_float32_does(tmp_path, monkeypatch):
+    plain = module()
+    expected = fit(plain, denoising(plain), settings(), label="x", seed=5)
+    monkeypatch.setattr("lib.training.half", lambda device: torch.float16)
+    monkeypatch.setattr("lib.training.Accelerator", Scaling)
+    net, seen = module(), []
+    net[2].register_forward_hook(lambda layer, given, out: seen.append(out.dtype))
+    curve = fit(net, denoising(net), settings(precision="bf16"), label="x", seed=5, work=tmp_path)
+    assert set(seen) == {torch.float16}
+    assert curve["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=5e-3)
+    with safe_open(tmp_path / "progress.safetensors", "pt") as saved:
+        assert json.loads(saved.metadata()["scaler"])["scale"] == 512.0 * 2**4, "12 steps, doubled every third"
 
 
 def test_a_save_between_two_rows_of_the_curve_keeps_the_losses_since(tmp_path):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lib.config import generator, pretrained
+from lib.precision import autocast
 from lib.processes import count, share
 from lib.profile import EditorBase, Sampling
 
@@ -203,7 +204,7 @@ def edit(
     seed: int,
     label: str = "edit",
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Sampled edits of pictures in [0, 1], or of their unscaled latents, in bfloat16.
+    """Sampled edits of pictures in [0, 1], or of their unscaled latents, in half precision.
 
     Picture k always starts from the noise of (seed, k).
     """
@@ -215,7 +216,7 @@ def edit(
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         part = slice(start, start + sampling.batch)
         draws = [generator(seed, "edit", k) for k in range(len(images))[part]]
-        with torch.autocast(pipe.unet.device.type, torch.bfloat16):
+        with autocast(pipe.unet.device):
             made = pipe(
                 instructions[part],
                 image=images[part],

@@ -10,6 +10,7 @@ from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.lavida import Lavida
 from lib.models.llada_v import LladaV
 from lib.models.mdlm import Mdlm
+from lib.precision import half
 from lib.profile import Profile
 
 KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
@@ -26,22 +27,22 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
 
 def base_mdlm(profile: Profile, device: torch.device | str = "cpu") -> Mdlm:
     """The profile's base model. A published one gets the profile's pictures, and room for its questions and answers."""
-    return _frozen(load_mdlm(profile.models.mdlm, device, **base_settings(profile)), profile)
+    return _frozen(load_mdlm(profile.models.mdlm, device, **base_settings(profile, device)), profile)
 
 
 def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu") -> Mdlm:
     """A model fine-tuned from the base and saved in `folder`, in the base's precision."""
-    return _frozen(load_mdlm(folder, device, **_precision(profile)), profile)
+    return _frozen(load_mdlm(folder, device, **_precision(profile, device)), profile)
 
 
-def base_settings(profile: Profile) -> dict[str, object]:
+def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[str, object]:
     """What the base model's `load` gets beside its name: nothing for our own."""
     if _kind(profile.models.mdlm) is Mdlm:
         return {}
     room = {"picture": [profile.data.image_size] * 2}
     if asked := profile.data.questions:
         room |= {"prompt_length": asked.question_tokens, "response_length": asked.answer_tokens}
-    return room | _precision(profile)
+    return room | _precision(profile, device)
 
 
 def load_words(name: str) -> PreTrainedTokenizerBase:
@@ -50,8 +51,8 @@ def load_words(name: str) -> PreTrainedTokenizerBase:
     return words.from_pretrained(**pretrained(name))
 
 
-def _precision(profile: Profile) -> dict[str, torch.dtype]:
-    return {"dtype": torch.bfloat16} if profile.models.lora and _kind(profile.models.mdlm) is not Mdlm else {}
+def _precision(profile: Profile, device: torch.device | str) -> dict[str, torch.dtype]:
+    return {"dtype": half(device)} if profile.models.lora and _kind(profile.models.mdlm) is not Mdlm else {}
 
 
 def _frozen(mdlm: Mdlm, profile: Profile) -> Mdlm:
