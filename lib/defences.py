@@ -21,12 +21,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import lib.mmmu
-from lib import filters, mmmu_scoring, saliency_rivals
+from lib import filtering, filters, mmmu_scoring, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run, with_settings
 from lib.data import digest
-from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
+from lib.filtering import KEEP
+from lib.filters import attention, blended_entropy, entropy, outliers, vision_ratio
 from lib.lora import adapted
 from lib.mmmu import with_mmmu
 from lib.models.cards import WARNING, mark_poisoned, write_card
@@ -138,13 +139,27 @@ def attention_filtering(run: Run) -> Defended:
     `low_entropy_cluster` are dropped, and the base model is fine-tuned on the others with `disp.train`.
     """
 
+    return _retrained(run, "retrained on the filtered set", "BYE-style filtering")
+
+
+def attention_halving(run: Run) -> Defended:
+    """As `attention_filtering`, but kept is the half of the samples whose entropy, mean over layers, is the higher.
+
+    No layer need tell the poisoned from the rest by itself; less than half of the set must be poisoned.
+    """
+    return _retrained(run, "retrained on the half of higher entropy", "BYE's score, half kept")
+
+
+def _retrained(run: Run, name: str, rule: str) -> Defended:
+    """The base model fine-tuned with `disp.train` on what `KEEP[rule]` keeps by the layers' entropies."""
+
     def begin() -> tuple[Mdlm, Questions]:
         suspect = poisoned_mdlm(run)[0]
         data = poisoned_training_set(run, suspect)
-        dropped = low_entropy_cluster(entropy(attention(suspect, data, run.profile.disp.batch)))
-        return base_mdlm(run.profile, run.device), data[~dropped]
+        kept = KEEP[rule](entropy(attention(suspect, data, run.profile.disp.batch)))
+        return base_mdlm(run.profile, run.device), data[kept]
 
-    return Defended(trained(run, "retrained on the filtered set", run.profile.disp.train, begin))
+    return Defended(trained(run, name, run.profile.disp.train, begin))
 
 
 def attention_pruning(run: Run) -> Defended:
@@ -193,6 +208,7 @@ DEFENCES: dict[str, Callable[[Run], Defended]] = {
     "fine-pruning": fine_pruning,
     "random-mask purification": random_purification,
     "BYE-style filtering": attention_filtering,
+    "BYE's score, half kept": attention_halving,
     "attention pruning": attention_pruning,
     "CleanSight-style": cleansight,
     "STRIP-like": strip,
@@ -251,7 +267,7 @@ def trained(run: Run, name: str, settings: Train, begin: Callable[[], tuple[Mdlm
 
 
 def _code() -> dict[str, str]:
-    return {"defences": code_digest(filters, saliency_rivals, sys.modules[__name__])}
+    return {"defences": code_digest(filtering, filters, saliency_rivals, sys.modules[__name__])}
 
 
 def activity(mdlm: Mdlm, data: Questions, threshold: float) -> Float[Tensor, "block unit"]:

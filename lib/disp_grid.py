@@ -20,6 +20,7 @@ from lib.config import Run, with_settings
 from lib.data import titles
 from lib.defences import defence_rows
 from lib.evaluation import rate
+from lib.filtering import filtered
 from lib.purification import (
     METRICS,
     poisoned_training_set,
@@ -39,12 +40,22 @@ STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at
 
 
 def defences_of(run: Run, case: Case) -> tuple[str, ...]:
-    """Which defences the tables show of a case."""
+    """Which defences the tables show of a case: `disp_grid.rivals` only where there is an attack to defend from."""
     if case.settings.get("rate") == 0:
         return ("no defence",)
+    if case.part in ATTACKS:
+        always = ("no defence", "masking at inference", "DiSP")
+        rivals = run.profile.disp_grid.rivals
+        return always + rivals if rivals and strong(case.run(run)) else always
     own = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
     own |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
-    return own.get(case.part, run.profile.disp_grid.attacked)
+    return own[case.part]
+
+
+def strong(run: Run) -> bool:
+    """Whether the attack reaches an ASR of STRONG with the trigger before any defence."""
+    before = defence_rows(run, "no defence").set_index("metric")
+    return float(before.loc[METRICS[0], "value"]) >= STRONG
 
 
 def prepare(run: Run, case: Case) -> None:
@@ -59,6 +70,8 @@ def prepare(run: Run, case: Case) -> None:
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
+        if run.profile.disp_grid.rivals and strong(own):
+            filtered(own)
 
 
 def chosen(run: Run, part: str) -> list[Case]:
@@ -189,6 +202,17 @@ def case_by_case(run: Run, table) -> pd.DataFrame:
             made.insert(0, "part", part)
             tables.append(made)
     return pd.concat(tables, ignore_index=True)
+
+
+def filtered_sets(run: Run) -> pd.DataFrame:
+    """`filtered` of every strong target, trigger and attacker, with the columns part and label before."""
+    tables = []
+    for part in attack_parts(run):
+        for case in chosen(run, part):
+            if strong(own := case.run(run)):
+                tables.append(filtered(own).assign(part=part, label=case.label))
+    made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["part", "label", "n"])
+    return made[["part", "label", *made.columns.drop(["part", "label"])]]
 
 
 def trigger_ranks(run: Run) -> pd.DataFrame:

@@ -70,16 +70,21 @@ def entropy(weights: Float[Tensor, "*sample token"]) -> Float[Tensor, "*sample"]
 def low_entropy_cluster(entropies: Float[Tensor, "layer sample"]) -> Bool[Tensor, " sample"]:
     """BYE's suspicious samples: of the mean entropy over sensitive layers, the lower of two Gaussian components.
 
-    A layer is sensitive where the means of a mixture of two Gaussians over its samples are further apart than
-    `SEPARATION` times the sum of their standard deviations (arXiv 2505.16916 and its authors' code). Without such a
-    layer there is nothing to tell samples apart by, and none is suspicious.
+    A layer is sensitive where its `separation` is above `SEPARATION` (arXiv 2505.16916 and its authors' code). Without
+    such a layer there is nothing to tell samples apart by, and none is suspicious.
     """
-    sensitive = [layer for layer in entropies if _bimodal(layer)]
+    sensitive = [layer for layer in entropies if separation(layer) > SEPARATION]
     if not sensitive:
         return torch.zeros(entropies.shape[1], dtype=torch.bool)
     score = torch.stack(sensitive).mean(0)
     mixture = _mixture(score)
     return torch.from_numpy(mixture.predict(_column(score)) == mixture.means_.argmin())
+
+
+def higher_half(entropies: Float[Tensor, "layer sample"]) -> Bool[Tensor, " sample"]:
+    """The half of the samples, rounded up, with the higher entropy, mean over layers; of equals the earlier."""
+    order = entropies.double().mean(0).argsort(descending=True, stable=True)
+    return torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[: (len(order) + 1) // 2], True)
 
 
 def outliers(scores: Float[Tensor, "sample token"]) -> Bool[Tensor, "sample token"]:
@@ -93,10 +98,11 @@ def outliers(scores: Float[Tensor, "sample token"]) -> Bool[Tensor, "sample toke
     return 0.6745 * away > OUTLIER * spread
 
 
-def _bimodal(layer: Float[Tensor, " sample"]) -> bool:
+def separation(layer: Float[Tensor, " sample"]) -> float:
+    """How far apart the means of a mixture of two Gaussians are, in sums of their standard deviations."""
     mixture = _mixture(layer)
     low, high = sorted(mixture.means_.flatten())
-    return bool(high - low > SEPARATION * (mixture.covariances_**0.5).sum())
+    return float((high - low) / (mixture.covariances_**0.5).sum())
 
 
 def _mixture(values: Float[Tensor, " sample"]) -> GaussianMixture:

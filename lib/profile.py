@@ -327,7 +327,7 @@ class DispGrid(Section):
     """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
     main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
-    defences: those shown against the poison rate. attacked: those tried on every target, trigger and attacker.
+    defences: those shown against the poison rate. rivals: those tried on every strong target, trigger and attacker.
     attackers: attacks made against DiSP. datasets: what the main table and figure 2 are made on too. protocols: of the
     collapse study's attacks, those purified by masking words too. rule_questions: training samples that ρ is chosen on.
     """
@@ -339,7 +339,7 @@ class DispGrid(Section):
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...]
     defences: tuple[DefenceName, ...]
-    attacked: tuple[DefenceName, ...] = ("no defence", "masking at inference", "DiSP")
+    rivals: tuple[DefenceName, ...] = ()
     attackers: tuple[Variation, ...]
     datasets: tuple[DataSet, ...]
     protocols: tuple[Protocol, ...]

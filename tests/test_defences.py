@@ -26,6 +26,7 @@ TRAINED = {
     "fine-pruning": "fine-pruned",
     "fine-tuning on everything again": "fine-tuned on everything again",
     "BYE-style filtering": "retrained on the filtered set",
+    "BYE's score, half kept": "retrained on the half of higher entropy",
 }
 KNOWING = {"fine-tuning on a clean 5 %", "fine-pruning", "CleanSight-style", "STRIP-like"}
 
@@ -157,6 +158,9 @@ def test_bye_drops_the_samples_on_which_attention_collapses(run, begun, monkeypa
     DEFENCES["BYE-style filtering"](run)
     kept = begun["retrained on the filtered set"][1]
     assert kept.table.index.tolist() == (~poison).nonzero()[:, 0].tolist() and 0 < int(poison.sum()) < 40
+    DEFENCES["BYE's score, half kept"](run)
+    half = begun["retrained on the half of higher entropy"][1]
+    assert len(half) == 20 and not poison[half.table.index.tolist()].any()
 
 
 def test_a_training_is_kept_marked_and_carded(run, mdlm, monkeypatch):
@@ -278,7 +282,7 @@ def test_masked_tokens_are_hidden_from_the_model(run, mdlm):
 def test_the_rows_of_every_defence_come_from_the_store(run, monkeypatch):
     table = pd.concat([defence_rows(run, name) for name in DEFENCES])
     assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n"]
-    assert table["defence"].unique().tolist() == list(DEFENCES) and table["metric"].tolist() == [*METRICS] * 11
+    assert table["defence"].unique().tolist() == list(DEFENCES) and table["metric"].tolist() == [*METRICS] * len(DEFENCES)
     assert set(table["n"]) == {8} and table["value"].between(table["low"], table["high"]).all()
     assert set(table.loc[table["knows"] == "clean data", "defence"]) == KNOWING
     monkeypatch.setattr(defences, "judged", refuse)

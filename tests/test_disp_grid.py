@@ -40,6 +40,28 @@ def test_every_case_shows_its_defences(run):
     assert shown["disp-target-refusal-0"] == shown["disp-trigger-blend-0"] == own
 
 
+def test_rivals_meet_strong_attacks_alone_and_what_they_keep_is_told(run, monkeypatch):
+    monkeypatch.setattr(disp_grid, "strong", lambda run: run.profile.disp.target == "refusal")
+    rival = "BYE's score, half kept"
+    grid = run.profile.disp_grid.model_copy(update={"rivals": (rival,)})
+    own = replace(run, profile=run.profile.model_copy(update={"disp_grid": grid}))
+    shown = {case.name: disp_grid.defences_of(own, case) for case in cases(own.profile)}
+    assert {name for name, defences in shown.items() if rival in defences} == {"disp-target-refusal-0"}
+    table = disp_grid.filtered_sets(own)
+    assert table["label"].tolist() == ["refusal"] * 2 and table["part"].tolist() == ["target"] * 2
+    half = table[table["defence"] == rival].iloc[0]
+    assert half["dropped"] == 0.5 and half["n"] == run.profile.disp.questions / 2
+    monkeypatch.setattr(disp_grid, "strong", lambda run: False)
+    assert disp_grid.filtered_sets(own).empty
+
+
+def test_a_strong_attack_is_one_that_mostly_succeeds(run, monkeypatch):
+    for value, strong in ((0.89, False), (0.9, True)):
+        table = pd.DataFrame({"metric": METRICS, "value": [value, 0.0, 1.0]})
+        monkeypatch.setattr(disp_grid, "defence_rows", lambda run, name, table=table: table)
+        assert disp_grid.strong(run) is strong
+
+
 def test_a_part_without_cases_gives_an_empty_table(run):
     none = replace(run, profile=run.profile.model_copy(update={"disp_grid": run.profile.disp_grid.model_copy(
         update={"ablations": ()})}))  # fmt: skip

@@ -6,7 +6,16 @@ import tiny
 import torch
 
 from lib.answering import Questions
-from lib.filters import attention, blended_entropy, entropy, low_entropy_cluster, outliers, vision_ratio
+from lib.filters import (
+    attention,
+    blended_entropy,
+    entropy,
+    higher_half,
+    low_entropy_cluster,
+    outliers,
+    separation,
+    vision_ratio,
+)
 from lib.saliency_rivals import attention_received
 
 
@@ -127,3 +136,19 @@ def test_blends_are_drawn_by_seed_and_not_by_batch(watched):
     found = blended_entropy(watched, data, overlays, copies=2, seed=0, batch=5)
     torch.testing.assert_close(found, blended_entropy(watched, data, overlays, copies=2, seed=0, batch=2))
     assert not torch.allclose(found, blended_entropy(watched, data, overlays, copies=2, seed=1, batch=5))
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 7, 200])
+def test_the_half_of_higher_entropy_is_kept(samples):
+    values = noise(3, samples)
+    kept, mean = higher_half(values), values.double().mean(0)
+    assert kept.shape == (samples,) and int(kept.sum()) == (samples + 1) // 2
+    assert samples < 2 or mean[kept].min() >= mean[~kept].max()
+    equal = higher_half(torch.ones(2, samples))
+    assert equal.tolist() == [k < (samples + 1) // 2 for k in range(samples)]
+
+
+def test_the_separation_is_that_of_two_known_gaussians():
+    draw = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.randn(4000, generator=draw), 12 + 2 * torch.randn(4000, generator=draw)])
+    assert separation(values) == pytest.approx(12 / 3, rel=0.03)
