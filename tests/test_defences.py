@@ -282,7 +282,8 @@ def test_masked_tokens_are_hidden_from_the_model(run, mdlm):
 def test_the_rows_of_every_defence_come_from_the_store(run, monkeypatch):
     table = pd.concat([defence_rows(run, name) for name in DEFENCES])
     assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n"]
-    assert table["defence"].unique().tolist() == list(DEFENCES) and table["metric"].tolist() == [*METRICS] * len(DEFENCES)
+    assert table["defence"].unique().tolist() == list(DEFENCES)
+    assert table["metric"].tolist() == [*METRICS] * len(DEFENCES)
     assert set(table["n"]) == {8} and table["value"].between(table["low"], table["high"]).all()
     assert set(table.loc[table["knows"] == "clean data", "defence"]) == KNOWING
     monkeypatch.setattr(defences, "judged", refuse)
