@@ -36,6 +36,7 @@ from lib.token_scores import fisher
 from lib.trigger_inputs import input_detection
 
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
+FILTERED = ("seed", "data", *ATTACKS)  # of which it is told what filters keep
 STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
 
 
@@ -70,8 +71,8 @@ def prepare(run: Run, case: Case) -> None:
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
-        if run.profile.disp_grid.rivals and strong(own):
-            filtered(own)
+    if case.part in FILTERED and run.profile.disp_grid.rivals and strong(own):
+        filtered(own)
 
 
 def chosen(run: Run, part: str) -> list[Case]:
@@ -205,14 +206,14 @@ def case_by_case(run: Run, table) -> pd.DataFrame:
 
 
 def filtered_sets(run: Run) -> pd.DataFrame:
-    """`filtered` of every strong target, trigger and attacker, with the columns part and label before."""
-    tables = []
-    for part in attack_parts(run):
+    """`filtered` of every strong seed, data set, target, trigger and attacker, with part, label and seed before."""
+    tables, about = [], ["part", "label", "seed"]
+    for part in FILTERED:
         for case in chosen(run, part):
             if strong(own := case.run(run)):
-                tables.append(filtered(own).assign(part=part, label=case.label))
-    made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["part", "label", "n"])
-    return made[["part", "label", *made.columns.drop(["part", "label"])]]
+                tables.append(filtered(own).assign(part=part, label=case.label, seed=own.seed))
+    made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=about)
+    return made[about + [name for name in made if name not in about]]
 
 
 def trigger_ranks(run: Run) -> pd.DataFrame:

@@ -49,6 +49,7 @@ def test_rivals_meet_strong_attacks_alone_and_what_they_keep_is_told(run, monkey
     assert {name for name, defences in shown.items() if rival in defences} == {"disp-target-refusal-0"}
     table = disp_grid.filtered_sets(own)
     assert table["label"].tolist() == ["refusal"] * 2 and table["part"].tolist() == ["target"] * 2
+    assert table["seed"].tolist() == [0, 0]
     half = table[table["defence"] == rival].iloc[0]
     assert half["dropped"] == 0.5 and half["n"] == run.profile.disp.questions / 2
     monkeypatch.setattr(disp_grid, "strong", lambda run: False)
