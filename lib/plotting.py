@@ -33,6 +33,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from torch import Tensor
 
 WIDTH = 5.5  # inches, the text width of a conference page
+LETTERS = 76  # of three labels beside one another in a legend
 DPI = {"png": 200, "pdf": 300}
 STYLE = {
     **seaborn.axes_style("ticks"),
@@ -463,6 +464,10 @@ def share_axis(axis: Axes) -> None:
 
 
 def legend(figure: Figure, handles: list, labels: list[str]) -> None:
-    most = 4 if max(map(len, labels), default=0) <= 20 else 3
+    """Above the axes, in at most four columns: three of long labels, two where three would be wider than the figure."""
+    lengths = [len(label) for label in labels]
+    most = 4 if max(lengths, default=0) <= 20 else 3
+    if most == 3 and sum(map(max, np.array_split(lengths, min(3, len(lengths))))) > LETTERS:
+        most = 2
     columns = math.ceil(len(labels) / math.ceil(len(labels) / most))
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=2.4)

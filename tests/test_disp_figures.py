@@ -2,8 +2,9 @@ import pandas as pd
 import pytest
 import torch
 
+from lib.config import load_profile
 from lib.disp_figures import answer_view, attack_dots, defence_dots, gain_curves, rate_curves, target_curves
-from lib.plotting import render
+from lib.plotting import DPI, render
 from lib.purification import METRICS
 
 
@@ -68,6 +69,17 @@ def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
     assert [[round(place) for _, place in one] for one in found] == [[1], [1, 0]]
     assert [label.get_text() for label in asr.get_yticklabels()] == ["blend", "warp"]
     assert mmmu.get_title() == "MMMU accuracy"
+
+
+def test_a_legend_of_many_long_names_stays_in_the_figure():
+    names = load_profile("laptop").disp_grid.defences
+    figure = rate_curves(pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s)]))
+    render(figure, "png")
+    figure.set_dpi(DPI["png"])
+    (box,) = figure.legends
+    reach = box.get_window_extent()
+    assert figure.bbox.x0 <= reach.x0 and reach.x1 <= figure.bbox.x1
+    assert len(box.get_texts()) == len(names)
 
 
 def test_the_view_of_an_answer_shows_its_question_steps_and_masked_tokens():
