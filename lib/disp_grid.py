@@ -20,7 +20,7 @@ from lib.config import Run, with_settings
 from lib.data import titles
 from lib.defences import defence_rows
 from lib.evaluation import rate
-from lib.filtering import filtered
+from lib.filtering import KEEP, filtered
 from lib.purification import (
     METRICS,
     poisoned_training_set,
@@ -36,7 +36,6 @@ from lib.token_scores import fisher
 from lib.trigger_inputs import input_detection
 
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
-FILTERED = ("seed", "data", *ATTACKS)  # of which it is told what filters keep
 STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
 
 
@@ -71,7 +70,7 @@ def prepare(run: Run, case: Case) -> None:
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
-    if case.part in FILTERED and run.profile.disp_grid.rivals and strong(own):
+    if set(KEEP) & set(defences_of(run, case)):
         filtered(own)
 
 
@@ -206,12 +205,12 @@ def case_by_case(run: Run, table) -> pd.DataFrame:
 
 
 def filtered_sets(run: Run) -> pd.DataFrame:
-    """`filtered` of every strong seed, data set, target, trigger and attacker, with part, label and seed before."""
+    """`filtered` of every case that the tables show such a filter of, with part, label and seed before."""
     tables, about = [], ["part", "label", "seed"]
-    for part in FILTERED:
-        for case in chosen(run, part):
-            if strong(own := case.run(run)):
-                tables.append(filtered(own).assign(part=part, label=case.label, seed=own.seed))
+    for case in cases(run.profile):
+        if set(KEEP) & set(defences_of(run, case)):
+            own = case.run(run)
+            tables.append(filtered(own).assign(part=case.part, label=case.label, seed=own.seed))
     made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=about)
     return made[about + [name for name in made if name not in about]]
 
