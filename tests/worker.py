@@ -78,11 +78,11 @@ def learn_sharded(folder: Path) -> None:
     """Some of `mdlms` where a process holds a part, and how many of the trained numbers that are."""
     held, resume = [], training._resume
 
-    def counted(work: Path, parameters: dict[str, torch.Tensor], optimizer):
+    def counted(work: Path, parameters: dict[str, torch.Tensor], *others):
         held.append(
             (sum(p.to_local().numel() for p in parameters.values()), sum(p.numel() for p in parameters.values()))
         )
-        return resume(work, parameters, optimizer)
+        return resume(work, parameters, *others)
 
     training._resume = counted
     names = ("float64", "llada-v", "gemma")
