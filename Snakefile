@@ -15,18 +15,19 @@ import yaml
 
 sys.path.insert(0, workflow.basedir)
 from lib.config import default_out, runnable_profile
-from lib.runs import RUNS, full_runs
+from lib.runs import profile_runs
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
     "editor": ["models", "data", "collapse"],
     "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
     "mdlm": ["models", "data", "disp"],
+    "few": ["models", "data", "disp", "disp_few"],
     "disp": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
     "01_poisoning": ["models", "data", "collapse", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse"],
-    "04_disp_purification": ["models", "data", "disp"],
+    "04_disp_purification": ["models", "data", "disp", "disp_few"],
     "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
     "06_disp_in_full": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
 }
@@ -35,7 +36,7 @@ READS = {
     "01_poisoning": (),
     "02_training": ("editor-", "mdlm-"),
     "03_collapse_analysis": ("editor-",),
-    "04_disp_purification": ("mdlm-",),
+    "04_disp_purification": ("mdlm-", "few-"),
     "05_collapse_in_full": ("collapse-",),
     "06_disp_in_full": ("disp-",),
 }
@@ -101,7 +102,7 @@ os.environ.update(
 )
 GPU = {"gpu": 1} if DEVICE.startswith("cuda") else {}
 
-known = [*RUNS, *full_runs(profile)]
+known = list(profile_runs(profile))
 CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
 CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 
@@ -120,6 +121,11 @@ def asks(job):
 
 def markers(notebook):
     return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(READS[notebook])]
+
+
+def first(run):
+    """The model that most of `few-…` begin with: they would all wait for whichever makes it, and keep a core waiting."""
+    return f"{BUILD}/runs/mdlm-poisoned.json" if run.startswith("few-") else []
 
 
 envvars:
@@ -147,6 +153,7 @@ rule run:
     input:
         CODE,
         CHECKPOINTS,
+        lambda wildcards: first(wildcards.run),
     output:
         f"{BUILD}/runs/{{run}}.json",
     params:

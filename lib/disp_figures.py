@@ -109,6 +109,14 @@ def restored_dots(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def ablation_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of an `ablation_table`, of one poison rate and one seed."""
+    figure = defence_dots(table)
+    shown = counts(table[table["metric"].isin(SHOWN)])
+    caption(figure, f"Poison rate {100 * table['rate'].max():g} %, {shown} questions, 95 % Wilson intervals, one seed.")
+    return figure
+
+
 def editor_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
     shown = tuple(f"ASR, {name}" for name in COALITIONS)

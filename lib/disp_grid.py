@@ -1,4 +1,4 @@
-"""The DiSP study in full: what each of its attacks and defences gives, as tidy tables.
+"""The DiSP study: what each of its attacks and defences gives, as tidy tables.
 
     for case in cases(run.profile):
         prepare(run, case)                  # trained and measured, or from the store
@@ -44,8 +44,7 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
     if case.settings.get("rate") == 0:
         return ("no defence",)
     if case.part in ATTACKS:
-        always = ("no defence", "masking at inference", "DiSP")
-        rivals = run.profile.disp_grid.rivals
+        always, rivals = run.profile.disp_grid.always, run.profile.disp_grid.rivals
         return always + rivals if rivals and strong(case.run(run)) else always
     own = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
     own |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
@@ -59,7 +58,7 @@ def strong(run: Run) -> bool:
 
 
 def prepare(run: Run, case: Case) -> None:
-    """Train and measure whatever the tables need of the case: afterwards it is in the store."""
+    """Train and measure what figures 2 to 4 and the main table need of the case: afterwards it is in the store."""
     own = case.run(run)
     for name in defences_of(run, case):
         defence_rows(own, name)
@@ -67,6 +66,12 @@ def prepare(run: Run, case: Case) -> None:
         unattacked_accuracy(own)
     if case in curve_cases(run, case.part):
         ratio_study(own, poisoned_mdlm(own)[0], run.profile.disp_grid.methods)
+
+
+def prepare_in_full(run: Run, case: Case) -> None:
+    """As `prepare`, and what else notebook 06 shows of the case."""
+    prepare(run, case)
+    own = case.run(run)
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
@@ -108,6 +113,16 @@ def case_table(run: Run, part: str) -> pd.DataFrame:
         rows += [defence_rows(own, name).assign(**about) for name in defences_of(run, case)]
     columns = ["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def ablation_table(run: Run) -> pd.DataFrame:
+    """Figure 4: DiSP with one setting changed, after no defence, masking alone and DiSP as the profile has it.
+
+    Of the run's own seed; columns as of `case_table`.
+    """
+    own = case_table(run, "seed")
+    own = own[(own["seed"] == run.seed) & own["defence"].isin(("no defence", "masking at inference", "DiSP"))]
+    return pd.concat([own.assign(label=own["defence"]), case_table(run, "ablation")], ignore_index=True)
 
 
 def main_table(run: Run, part: str = "seed") -> pd.DataFrame:

@@ -324,12 +324,13 @@ class DataSet(Section):
 
 
 class DispGrid(Section):
-    """The DiSP study in full: seeds of the main table, and attacks that differ from `disp` in one setting each.
+    """The DiSP study: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
     main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
-    defences: those shown against the poison rate. rivals: those tried on every strong target, trigger and attacker.
-    attackers: attacks made against DiSP. datasets: what the main table and figure 2 are made on too. protocols: of the
-    collapse study's attacks, those purified by masking words too. rule_questions: training samples that ρ is chosen on.
+    defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
+    rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
+    figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
+    rule_questions: training samples that ρ is chosen on.
     """
 
     seeds: Positive
@@ -337,14 +338,15 @@ class DispGrid(Section):
     methods: tuple[MethodName, ...] = ("fisher", "attention", "occlusion", "random", "oracle")
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
-    triggers: tuple[ImageTriggerName, ...]
+    triggers: tuple[ImageTriggerName, ...] = ()
     defences: tuple[DefenceName, ...]
+    always: tuple[DefenceName, ...] = ("no defence", "masking at inference", "DiSP")
     rivals: tuple[DefenceName, ...] = ()
-    attackers: tuple[Variation, ...]
-    datasets: tuple[DataSet, ...]
-    protocols: tuple[Protocol, ...]
+    attackers: tuple[Variation, ...] = ()
+    datasets: tuple[DataSet, ...] = ()
+    protocols: tuple[Protocol, ...] = ()
     ablations: tuple[Variation, ...]
-    rule_questions: Positive
+    rule_questions: Positive = 2000
 
 
 class MdlmCollapse(Section):
@@ -382,6 +384,8 @@ class Jobs(Section):
 
 
 class Profile(Section):
+    """All that differs by scale. `disp_few`: the part of the DiSP study that notebook 04 shows; None: none of it."""
+
     name: str
     threads: Positive
     models: Models
@@ -392,13 +396,15 @@ class Profile(Section):
     grid: Grid
     disp: Disp
     disp_grid: DispGrid
+    disp_few: DispGrid | None = None
     mdlm_collapse: MdlmCollapse
     jobs: Jobs
 
     @model_validator(mode="after")
     def variants_fit(self) -> Profile:
         of = [(self.collapse, variant) for variant in self.grid.variants]
-        of += [(self.disp, variant) for variant in (*self.disp_grid.attackers, *self.disp_grid.ablations)]
+        for grid in filter(None, (self.disp_grid, self.disp_few)):
+            of += [(self.disp, variant) for variant in (*grid.attackers, *grid.ablations)]
         for section, variant in of:
             try:
                 changed(section, variant.settings)

@@ -16,7 +16,7 @@ from lib.config import Run, run_parameters
 from lib.processes import joined, rank
 from lib.profile import Profile
 from lib.store import write_atomic
-from lib.studies import Attack, Case, attacks, cases
+from lib.studies import Attack, Case, attacks, cases, few, few_of
 
 
 def _editor(protocol: str) -> Callable[[Run], dict]:
@@ -68,9 +68,20 @@ RUNS: dict[str, Callable[[Run], dict]] = {
 def _case(case: Case) -> Callable[[Run], dict]:
     def make(run: Run) -> dict:
         from lib.attacks.mdlm import mdlm_spec
+        from lib.disp_grid import prepare_in_full
+
+        prepare_in_full(run, case)
+        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
+
+    return make
+
+
+def _few(case: Case) -> Callable[[Run], dict]:
+    def make(run: Run) -> dict:
+        from lib.attacks.mdlm import mdlm_spec
         from lib.disp_grid import prepare
 
-        prepare(run, case)
+        prepare(few_of(run), case)
         return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
 
     return make
@@ -96,13 +107,15 @@ def _edited(run: Run) -> dict:
     return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, PROTOCOL))}
 
 
-def full_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
-    """The runs of the studies in full."""
+def profile_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
+    """All runs that the profile names: RUNS, those that notebook 04 shows beside ("few-…"), and the studies in full."""
+    part = few(profile)
+    chosen = {case.name.replace("disp", "few", 1): _few(case) for case in (cases(part) if part else ())}
     answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
     answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
     answers |= {f"disp-words-{protocol}": _restored(protocol) for protocol in profile.disp_grid.protocols}
     answers["disp-editor"] = _edited
-    return answers | {case.name: _case(case) for case in cases(profile)}
+    return RUNS | chosen | answers | {case.name: _case(case) for case in cases(profile)}
 
 
 def main() -> None:
@@ -116,7 +129,7 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
-        known = RUNS | full_runs(run.profile)
+        known = profile_runs(run.profile)
         if chosen.name not in known:
             raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(known)}.")
     except ValueError as error:

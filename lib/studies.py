@@ -1,4 +1,4 @@
-"""Which attacks and defences the studies in full hold.
+"""Which attacks and defences the studies in full hold, and which of DiSP's notebook 04 shows.
 
     attack = attacks(run.profile)[0]
     poisoned_editor(attack.run(run), attack.protocol)
@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lib.config import Run, with_profile, with_settings
@@ -85,8 +85,19 @@ def cases(profile: Profile) -> list[Case]:
     made += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
     made += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
     made += [Case("target", name, 0, {"target": name}) for name in dict.fromkeys((own.target, *grid.targets))]
-    made += [
-        Case("trigger", name, 0, {"image_trigger": name}) for name in dict.fromkeys((own.image_trigger, *grid.triggers))
-    ]
+    if grid.triggers:
+        names = dict.fromkeys((own.image_trigger, *grid.triggers))
+        made += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]
     made += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
     return made + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]
+
+
+def few(profile: Profile) -> Profile | None:
+    """The profile with `disp_few` in the place of `disp_grid`; None where it has none."""
+    return profile.disp_few and profile.model_copy(update={"disp_grid": profile.disp_few})
+
+
+def few_of(run: Run) -> Run | None:
+    """The run with the profile that `few` gives; None where it gives none."""
+    profile = few(run.profile)
+    return profile and replace(run, profile=profile)

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from lib.config import load_profile
-from lib.disp_figures import answer_view, attack_dots, defence_dots, gain_curves, rate_curves, target_curves
+from lib.disp_figures import (
+    ablation_dots,
+    answer_view,
+    attack_dots,
+    defence_dots,
+    gain_curves,
+    rate_curves,
+    target_curves,
+)
 from lib.plotting import DPI, render
 from lib.purification import METRICS
 
@@ -15,6 +23,7 @@ def rows(**columns):
 
 TABLES = {
     defence_dots: [row | {"label": label} for label in ("none", "DiSP") for row in rows()],
+    ablation_dots: [row | {"label": label, "rate": 0.1} for label in ("none", "DiSP") for row in rows()],
     attack_dots: [r for d in ("none", "DiSP") for label in ("warp", "blend") for r in rows(defence=d, label=label)],
     rate_curves: [r for d in ("none", "DiSP") for share in (0, 0.05, 0.1) for r in rows(defence=d, rate=share)],
     target_curves: [
@@ -50,6 +59,11 @@ def test_dots_stand_at_their_values_and_seeds_as_ticks():
     ticks = [line.get_xdata().tolist() for line in left.lines if line.get_marker() == "|"]
     assert [0.05, 0.05] in ticks and [0.9, 0.9] in ticks
     assert [label.get_text() for label in left.get_yticklabels()] == ["none", "DiSP"]
+
+
+def test_the_ablation_says_at_which_rate_and_of_how_many():
+    (text,) = ablation_dots(pd.DataFrame(TABLES[ablation_dots])).texts
+    assert text.get_text() == "Poison rate 10 %, n = 20 questions, 95 % Wilson intervals, one seed."
 
 
 def test_the_chosen_ratio_is_ringed():

@@ -63,6 +63,27 @@ def test_a_strong_attack_is_one_that_mostly_succeeds(run, monkeypatch):
         assert disp_grid.strong(run) is strong
 
 
+def test_what_figures_2_to_4_need_is_prepared_without_what_they_do_not(run, monkeypatch):
+    grid = run.profile.disp_grid.model_copy(update={"always": ("no defence",)})
+    own = replace(run, profile=run.profile.model_copy(update={"disp_grid": grid}))
+    case = next(case for case in cases(own.profile) if case.name == "disp-target-refusal-0")
+    tried, asked = [], []
+    monkeypatch.setattr(disp_grid, "defence_rows", lambda run, name: tried.append((run.profile.disp.target, name)))
+    monkeypatch.setattr(disp_grid, "ratio_study", lambda run, mdlm, methods: asked.append(methods))
+    for name in ("ratio_gains", "input_detection", "filtered"):
+        monkeypatch.setattr(disp_grid, name, None)
+    disp_grid.prepare(own, case)
+    assert tried == [("refusal", "no defence")] and asked == [("random",)]
+
+
+def test_an_ablation_stands_beside_disp_as_it_is(run):
+    table = disp_grid.ablation_table(run)
+    assert table["label"].unique().tolist() == ["no defence", "DiSP", "half"] and set(table["seed"]) == {run.seed}
+    own = defence_rows(run, "DiSP")
+    pd.testing.assert_frame_equal(table[table["label"] == "DiSP"].reset_index(drop=True)[list(own)], own)
+    assert table.loc[table["label"] == "half", "defence"].unique().tolist() == ["DiSP"]
+
+
 def test_a_part_without_cases_gives_an_empty_table(run):
     none = replace(run, profile=run.profile.model_copy(update={"disp_grid": run.profile.disp_grid.model_copy(
         update={"ablations": ()})}))  # fmt: skip
@@ -159,14 +180,14 @@ def test_the_purified_sets_of_every_ratio_and_what_is_prepared(run, monkeypatch)
     quality = disp_grid.quality_by_ratio(run)
     assert quality["ratio"].unique().tolist() == [0.1, 0.5] and quality["n"].max() == 18
     case = next(case for case in cases(run.profile) if case.name == "disp-trigger-blend-0")
-    disp_grid.prepare(run, case)
+    disp_grid.prepare_in_full(run, case)
 
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
     for name in ("lib.defences.judged", "lib.ratio_rule.respond", "lib.trigger_inputs.input_scores"):
         monkeypatch.setattr(name, refuse)
-    disp_grid.prepare(run, case)
+    disp_grid.prepare_in_full(run, case)
     gains = disp_grid.gains_of(case.run(run))
     assert gains["ratio"].tolist() == [0.0, 1.0] and set(gains["n"]) == {6}
 

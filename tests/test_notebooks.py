@@ -15,7 +15,7 @@ FIGURES = {
     "01_poisoning": {"triggers", "poisoned"},
     "02_training": {"edits", "training"},
     "03_collapse_analysis": {"samples_or", "samples_and", "coalitions", "attribution"},
-    "04_disp_purification": {"saliency", "ratios", "purification"},
+    "04_disp_purification": {"saliency", "ratios", "purification", "targets", "rates", "ablation"},
     "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
     "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"}
     | {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere", "targets_elsewhere"}

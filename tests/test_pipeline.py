@@ -13,6 +13,8 @@ from lib.config import ROOT, load_profile
 from lib.studies import attacks
 
 FULL = {"05_collapse_in_full", "06_disp_in_full"}  # notebooks that FULL=1 adds
+FEW = {"few-seed-seed-0-0", "few-rate-0-0", "few-rate-0.1-0", "few-target-insertion-0", "few-target-refusal-0"}
+FEW |= {"few-ablation-saliency-random-0"}
 SIGNED = ("phi_image", "phi_text", "cti")
 
 
@@ -85,13 +87,13 @@ def test_a_second_run_finds_nothing_to_do(figures):
 @pytest.mark.parametrize(
     ("section", "again"),
     [
-        ("disp", {"mdlm-poisoned", "01_poisoning", "02_training", "04_disp_purification"}),
+        ("disp", {"mdlm-poisoned", *FEW, "01_poisoning", "02_training", "04_disp_purification"}),
         ("collapse", {"editor-or", "editor-and", "01_poisoning", "02_training", "03_collapse_analysis"}),
     ],
 )
 def test_a_changed_setting_runs_only_what_depends_on_it(figures, section, again):
     plan = snakemake(figures, "--dry-run", OVERRIDES=json.dumps({section: {"rate": 0.2}}))
-    jobs = set(re.findall(r"(?:training|notebook) ([\w-]+) \(", plan))
+    jobs = set(re.findall(r"(?:training|notebook) ([\w.-]+) \(", plan))
     assert jobs == again
 
 

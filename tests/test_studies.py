@@ -6,7 +6,7 @@ import torch
 
 from lib.config import Run, load_profile
 from lib.store import Store
-from lib.studies import attacks, cases
+from lib.studies import attacks, cases, few, few_of
 
 
 def test_the_grid_is_pairs_by_protocols_by_rates_with_seeds_at_one_rate():
@@ -92,8 +92,33 @@ def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
         load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_grid": {"attackers": [wrong]}})
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
+        load_profile("smoke", {"disp_few": {"ablations": [wrong]}})
     with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: it must be one of no defence"):
         load_profile("smoke", {"disp_grid": {"defences": ["luck"]}})
+
+
+@pytest.mark.parametrize("name", ["laptop", "smoke"])
+def test_what_notebook_04_shows_is_a_part_of_the_study_in_full(name):
+    """So that nothing of it is computed for 04 alone, and figures 2 to 4 have something to show."""
+    profile = load_profile(name)
+    part, full = few(profile), {case.name: case for case in cases(profile)}
+    shown = cases(part)
+    assert {case.part for case in shown} == {"seed", "rate", "target", "ablation"}
+    assert all(full.get(case.name) == case for case in shown) and len(shown) < len(full)
+    assert set(part.disp_grid.defences) <= set(profile.disp_grid.defences)
+    assert set(part.disp_grid.methods) <= set(profile.disp_grid.methods)
+    assert few(profile.model_copy(update={"disp_few": None})) is None
+
+
+def test_the_run_of_that_part_differs_in_it_alone(tmp_path):
+    profile = load_profile("smoke")
+    run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
+    own = few_of(run)
+    assert own.profile.disp_grid == profile.disp_few and own.profile.disp == profile.disp
+    assert (own.seed, own.store) == (7, run.store)
+    without = replace(run, profile=profile.model_copy(update={"disp_few": None}))
+    assert few_of(without) is None
 
 
 def test_names_are_file_names():
