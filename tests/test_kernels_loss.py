@@ -46,14 +46,29 @@ def inputs(positions=5, dim=16, vocab=41, dtype=torch.float32, seed=0):
 
 def reference(hidden, weight, target, scale):
     """Loss and both gradients in float64, written out."""
+    value, error = loss_and_error(hidden, weight, target, scale)
+    return value, error @ weight.detach().double(), error.T @ hidden.detach().double()
+
+
+def loss_and_error(hidden, weight, target, scale):
+    """The loss and its gradient in the logits, in float64."""
     hidden, weight, scale = hidden.detach().double(), weight.detach().double(), scale.double()
     logits = hidden @ weight.T
     logits = logits - logits.amax(1, keepdim=True)
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
     value = (scale * (logits.exp().sum(1).log() - logits[torch.arange(len(target)), target])).sum()
     p[torch.arange(len(target)), target] -= 1
-    error = scale[:, None] * p
-    return value, error @ weight, error.T @ hidden
+    return value, scale[:, None] * p
+
+
+def product_error(hidden, weight, target, scale):
+    """How far torch's float32 product of the true gradient and the head is from float64, relative.
+
+    On some CPUs it adds all of the vocabulary in a row: 1.6e-4 for 126,464 tokens on an AMD EPYC, under 2e-6 on others.
+    """
+    _, error = loss_and_error(hidden, weight, target, scale)
+    exact, plain = error @ weight.detach().double(), error.float() @ weight.detach().float()
+    return float((plain.double() - exact).norm() / exact.norm())
 
 
 def check(found, expected, tolerance):
@@ -83,7 +98,9 @@ def test_loss_and_gradients_are_those_written_out_in_float64(path, vocab, dtype)
 def test_a_vocabulary_of_several_blocks(path, dtype):
     given = inputs(positions=3, dim=4, vocab=126_464, dtype=dtype)
     given[2][:] = torch.tensor([0, 40_000, 126_463])  # in the first block, the second and the last
-    check(all_three(*given), reference(*given), TOLERANCE[dtype])
+    room = product_error(*given)
+    assert room < 1e-3
+    check(all_three(*given), reference(*given), max(TOLERANCE[dtype], 2 * room))
 
 
 def test_float64_stays_float64(path):
