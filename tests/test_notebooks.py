@@ -21,7 +21,7 @@ FIGURES = {
     | {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere", "targets_elsewhere"}
     | {"targets_triggers", "targets_attackers"},
 }
-WIDGETS = {"03_collapse_analysis": 1, "06_disp_in_full": 1}
+WIDGETS = {"03_collapse_analysis": 1, "04_disp_purification": 1, "06_disp_in_full": 1}
 REFUSED = [
     ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of laptop, paper, smoke"),
     ({"seed": -1}, "seed=-1 must be an integer from 0"),
