@@ -188,11 +188,6 @@ class LladaVModel(MdlmModel):
     def embedding(self) -> nn.Embedding:
         return self.model.embed_tokens
 
-    @property
-    def mask_embedding(self) -> Float[Tensor, " dim"]:
-        """The mask token's embedding: what stands for a masked vision token, too."""
-        return self.model.embed_tokens.weight[self.config.mask_id]
-
     def features(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch patches features"]:
         """What the tower's last stored layer gives for all views of pictures in [0, 1], one view after another.
 

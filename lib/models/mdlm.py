@@ -260,9 +260,6 @@ class MdlmModel(PreTrainedModel):
         start = self.config.vision_length + self.config.prompt_length
         return self.embedding(response) + self.position[start : start + response.shape[1]]
 
-    def _head(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(x)).float()
-
 
 def masked_diffusion_loss(
     model: MdlmModel,
