@@ -88,15 +88,6 @@ class ResponseLogits:
             self.layers = [layer and tuple(part[kept] for part in layer) for layer in self.layers]
 
 
-def prefix_logits(
-    model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
-) -> ResponseLogits:
-    """Exact logits from keys and values of picture and prompt computed once. ValueError but for `prefix` attention."""
-    if model.config.attention != "prefix":
-        raise ValueError(f"attention={model.config.attention!r}: only in 'prefix' do they not see the response")
-    return ResponseLogits(model, vision, prompt)
-
-
 def through(
     block: Block,
     x: Float[Tensor, "row position dim"],

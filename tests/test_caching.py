@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from lib.caching import CACHES, ResponseLogits, prefix_logits
+from lib.caching import CACHES, ResponseLogits
 from lib.config import generator
 from lib.decoding import decode
 from lib.models.mdlm import ATTENTION
@@ -241,15 +241,6 @@ def test_no_gradient_and_no_argument_is_written_on():
     assert (tokens == made.config.mask_id).all()
     assert torch.equal(vision, copies[0]) and torch.equal(prompt, copies[1])
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), weights, strict=True))
-
-
-def test_prefix_logits_are_the_exact_ones_and_only_there():
-    made = model(attention="prefix")
-    given = inputs(made)
-    decoded = fill(prefix_logits(made, *given), made, block_length=4)
-    assert torch.equal(decoded.tokens, fill(plain(made, *given), made, block_length=4).tokens)
-    with pytest.raises(ValueError, match="attention='bidirectional': only in 'prefix'"):
-        prefix_logits(model(), *given)
 
 
 def test_an_unknown_cache_is_refused():
