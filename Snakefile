@@ -124,8 +124,9 @@ def markers(notebook):
 
 
 def first(run):
-    """The model that most of `few-…` begin with: they would all wait for whichever makes it, and keep a core waiting."""
-    return f"{BUILD}/runs/mdlm-poisoned.json" if run.startswith("few-") else []
+    """The run whose model this one begins with: before it, it would wait for it, and a core with it."""
+    same = ("few-seed", "few-ablation", f"few-rate-{profile.disp.rate:g}-", f"few-target-{profile.disp.target}-")
+    return f"{BUILD}/runs/mdlm-poisoned.json" if run.startswith(same) else []
 
 
 envvars:
