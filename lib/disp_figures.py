@@ -176,11 +176,9 @@ def target_curves(table: pd.DataFrame) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel(r"mask ratio $\rho$")
     legend(figure, [Line2D([], [], **line_style(style)) for style in range(len(methods))], list(methods))
-    caption(
-        figure,
-        f"Masked at inference, no training. Bands: 95 % Wilson intervals, {counts(table)}. Relative "
-        "accuracy: over that of the fine-tune without poison. Oracle: the trigger's own tokens, whatever ρ.",
-    )
+    text = f"Masked at inference, no training. Bands: 95 % Wilson intervals, {counts(table)}. "
+    text += "Relative accuracy: over that of the fine-tune without poison."
+    caption(figure, text + " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in methods))
     return figure
 
 

@@ -66,6 +66,13 @@ def test_the_ablation_says_at_which_rate_and_of_how_many():
     assert text.get_text() == "Poison rate 10 %, n = 20 questions, 95 % Wilson intervals, one seed."
 
 
+def test_the_oracle_is_explained_where_it_is_shown():
+    table = pd.DataFrame(TABLES[target_curves])
+    for own, said in ((table, True), (table[table["method"] != "oracle"], False)):
+        (text,) = target_curves(own).texts
+        assert ("Oracle" in text.get_text()) is said
+
+
 def test_the_chosen_ratio_is_ringed():
     for axis, lines in zip(gain_curves(pd.DataFrame(TABLES[gain_curves])).axes, (2, 1), strict=True):
         rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
