@@ -18,6 +18,7 @@ from lib.config import ROOT, load_profile
 QUICK = "--retries 0 --latency-wait 1 --seconds-between-status-checks 1"
 JOBS = load_profile("smoke").jobs
 FIRST = {"editor-or", "editor-and", "mdlm-poisoned", "01_poisoning"}  # they wait for no other
+FIRST |= {"few-rate-0-0", "few-target-refusal-0"}
 
 
 @pytest.fixture
