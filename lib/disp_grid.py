@@ -51,6 +51,11 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
     return own[case.part]
 
 
+def filters_shown(run: Run, case: Case) -> bool:
+    """Whether the tables show a filter of the case that drops samples by their attention."""
+    return not set(KEEP).isdisjoint(defences_of(run, case))
+
+
 def strong(run: Run) -> bool:
     """Whether the attack reaches an ASR of STRONG with the trigger before any defence."""
     before = defence_rows(run, "no defence").set_index("metric")
@@ -75,7 +80,7 @@ def prepare_in_full(run: Run, case: Case) -> None:
     if case.part in ATTACKS:
         ratio_gains(own, poisoned_mdlm(own)[0])
         input_detection(own)
-    if set(KEEP) & set(defences_of(run, case)):
+    if filters_shown(run, case):
         filtered(own)
 
 
@@ -223,7 +228,7 @@ def filtered_sets(run: Run) -> pd.DataFrame:
     """`filtered` of every case that the tables show such a filter of, with part, label and seed before."""
     tables, about = [], ["part", "label", "seed"]
     for case in cases(run.profile):
-        if set(KEEP) & set(defences_of(run, case)):
+        if filters_shown(run, case):
             own = case.run(run)
             tables.append(filtered(own).assign(part=case.part, label=case.label, seed=own.seed))
     made = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=about)

@@ -65,26 +65,26 @@ RUNS: dict[str, Callable[[Run], dict]] = {
 }
 
 
-def _case(case: Case) -> Callable[[Run], dict]:
+def _case(case: Case, prepared: Callable[[Run, Case], None]) -> Callable[[Run], dict]:
     def make(run: Run) -> dict:
         from lib.attacks.mdlm import mdlm_spec
-        from lib.disp_grid import prepare_in_full
 
-        prepare_in_full(run, case)
+        prepared(run, case)
         return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
 
     return make
 
 
-def _few(case: Case) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.attacks.mdlm import mdlm_spec
-        from lib.disp_grid import prepare
+def _in_part(run: Run, case: Case) -> None:
+    from lib.disp_grid import prepare
 
-        prepare(few_of(run), case)
-        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
+    prepare(few_of(run), case)
 
-    return make
+
+def _in_full(run: Run, case: Case) -> None:
+    from lib.disp_grid import prepare_in_full
+
+    prepare_in_full(run, case)
 
 
 def _restored(protocol: str) -> Callable[[Run], dict]:
@@ -110,12 +110,12 @@ def _edited(run: Run) -> dict:
 def profile_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
     """All runs that the profile names: RUNS, those that notebook 04 shows beside ("few-…"), and the studies in full."""
     part = few(profile)
-    chosen = {case.name.replace("disp", "few", 1): _few(case) for case in (cases(part) if part else ())}
+    chosen = {case.name.replace("disp", "few", 1): _case(case, _in_part) for case in (cases(part) if part else ())}
     answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
     answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
     answers |= {f"disp-words-{protocol}": _restored(protocol) for protocol in profile.disp_grid.protocols}
     answers["disp-editor"] = _edited
-    return RUNS | chosen | answers | {case.name: _case(case) for case in cases(profile)}
+    return RUNS | chosen | answers | {case.name: _case(case, _in_full) for case in cases(profile)}
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def loss_and_error(hidden, weight, target, scale):
 def product_error(hidden, weight, target, scale):
     """How far torch's float32 product of the true gradient and the head is from float64, relative.
 
-    On some CPUs it adds all of the vocabulary in a row: 1.6e-4 for 126,464 tokens on an AMD EPYC, under 2e-6 on others.
+    On some CPUs it adds all of the vocabulary in a row: 1.5e-4 for 126,464 tokens on an AMD EPYC, under 2e-6 on others.
     """
     _, error = loss_and_error(hidden, weight, target, scale)
     exact, plain = error @ weight.detach().double(), error.float() @ weight.detach().float()
@@ -98,9 +98,11 @@ def test_loss_and_gradients_are_those_written_out_in_float64(path, vocab, dtype)
 def test_a_vocabulary_of_several_blocks(path, dtype):
     given = inputs(positions=3, dim=4, vocab=126_464, dtype=dtype)
     given[2][:] = torch.tensor([0, 40_000, 126_463])  # in the first block, the second and the last
-    room = product_error(*given)
+    (value, of_hidden, of_weight), expected = all_three(*given), reference(*given)
+    check((value, of_weight), expected[::2], TOLERANCE[dtype])
+    room = product_error(*given)  # only the gradient of the states adds up the vocabulary
     assert room < 1e-3
-    check(all_three(*given), reference(*given), max(TOLERANCE[dtype], 2 * room))
+    check([of_hidden], [expected[1]], max(TOLERANCE[dtype], 2 * room))
 
 
 def test_float64_stays_float64(path):
