@@ -34,6 +34,7 @@ from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVConfig, LladaVModel
 from lib.models.mdlm import masked_diffusion_loss
 from lib.profile import Sampling
+from lib.recomputing import recomputed
 from lib.saliency import fisher_jacobian, most_salient
 
 Task = tuple[str, int, float, Callable[[], object]]  # name, batch, bytes of weights read, and what does it
@@ -83,9 +84,9 @@ def measured_peaks(chosen: argparse.Namespace) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def llada_v(size: str, device: str) -> LladaVModel:
-    """LLaDA-V with random weights in bfloat16."""
-    config = LladaVConfig(response_length=LENGTHS[size][-1], **({} if size == "full" else TOY))
+def llada_v(size: str, device: str, **changes: object) -> LladaVModel:
+    """LLaDA-V with random weights in bfloat16; `changes` of its config."""
+    config = LladaVConfig(response_length=LENGTHS[size][-1], **({} if size == "full" else TOY) | changes)
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -127,7 +128,7 @@ def language(chosen: argparse.Namespace) -> Iterator[Task]:
     def scores() -> Tensor:
         return fisher_jacobian(model, vision, prompt, probes=PROBES)
 
-    yield f"LLaDA-V, saliency, {PROBES} probes", batch, weights * (1 + PROBES), scores
+    yield f"LLaDA-V, saliency, {PROBES} probes", batch, weights * 3, scores
 
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
     inject_adapter_in_model(lora, model)
@@ -136,13 +137,10 @@ def language(chosen: argparse.Namespace) -> Iterator[Task]:
     response = torch.randint(4, config.vocab_size // 2, (batch, last), generator=draw).to(device)
 
     def learn(responses: Tensor) -> None:
-        model.model.activation_checkpointing_enable()
-        model.train()
-        masked_diffusion_loss(model, vision, prompt, responses, torch.Generator().manual_seed(1)).backward()
+        with recomputed(model):
+            masked_diffusion_loss(model, vision, prompt, responses, torch.Generator().manual_seed(1)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        model.model.activation_checkpointing_disable()
-        model.eval()
 
     yield "LLaDA-V, LoRA fine-tuning step", batch, weights * 3, lambda: learn(response)
 
@@ -150,7 +148,7 @@ def language(chosen: argparse.Namespace) -> Iterator[Task]:
         hidden = hide(vision, most_salient(scores(), RATIO), model.mask_embedding)
         learn(answers(hidden, last))
 
-    yield "LLaDA-V, DiSP's whole step", batch, weights * (1 + PROBES + last + 3), purify
+    yield "LLaDA-V, DiSP's whole step", batch, weights * (3 + last + 3), purify
 
 
 def editor(chosen: argparse.Namespace) -> Iterator[Task]:

@@ -106,7 +106,7 @@ def milliseconds(way: Callable[[], object], device: str, calls: int = 1) -> floa
 
 
 def peak_mib(way: Callable[[], object]) -> float:
-    torch.cuda.resetpeak_mib_memory_stats()
+    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     way()
     return (torch.cuda.max_memory_allocated() - before) / 2**20

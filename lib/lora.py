@@ -17,6 +17,7 @@ from torch import nn
 from lib.models.editor import trainable
 from lib.models.mdlm import MdlmModel
 from lib.profile import Lora
+from lib.recomputing import recomputed
 
 PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"  # the decoder's
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"  # a U-Net's, as in diffusers' own training scripts
@@ -30,18 +31,13 @@ def adapted(model: MdlmModel, lora: Lora | None, seed: int) -> Iterator[None]:
     Raises ValueError for adapters of a model without such projections, as our own MDLM.
     """
     if lora is None:
-        if model.supports_gradient_checkpointing:
-            model.activation_checkpointing_enable()
-        yield
-        if model.supports_gradient_checkpointing:
-            model.activation_checkpointing_disable()
+        with recomputed(model):
+            yield
         return
     if not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
         raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")
-    with _beside(model, PROJECTIONS, lora, seed):
-        model.activation_checkpointing_enable()
-        yield  # what is raised within goes through, and the model is as it was left
-        model.activation_checkpointing_disable()
+    with _beside(model, PROJECTIONS, lora, seed), recomputed(model):
+        yield
 
 
 @contextmanager

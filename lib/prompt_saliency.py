@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.kernels.fisher import add_squared_norm, fisher_probes
-from lib.saliency import check_inputs, check_probes, masked_response
+from lib.recomputing import recomputed
+from lib.saliency import check_inputs, check_probes, masked_response, pulled_back
 
 WAYS = ("vision", "prompt", "joint")
 
@@ -29,8 +30,8 @@ def joint_fisher_jacobian(
 ) -> tuple[Float[Tensor, "batch vision"], Float[Tensor, "batch prompt"]]:
     """`fisher_jacobian` of vision tokens, and the same of the prompt tokens' embeddings; 0 where those are padding.
 
-    One forward pass and `probes` backward passes in all, with the probes of `fisher_jacobian` (sign noise): the vision
-    scores are its own. Both kinds of token enter the same residual stream, so their scores are compared as they are.
+    It costs what `fisher_jacobian` does and takes the same probes (sign noise): the vision scores are its own. Both
+    kinds of token enter the same residual stream, so their scores are compared as they are.
 
     `model` gives `logits(vision, prompt, response)`, which passes `prompt` through the module `embedding` (see
     `embedded`), `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`,
@@ -43,15 +44,16 @@ def joint_fisher_jacobian(
     scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
     if not len(vision):
         return scores
-    with torch.enable_grad(), embedded(model.embedding, prompt) as words:
-        token = vision.detach().clone().requires_grad_()
-        logits = model.logits(token, prompt, masked_response(model, vision)).float()
-    if len(words) != 1:
-        raise ValueError(f"model.embedding saw the prompt {len(words)} times: it must be once")
-    for cotangent in fisher_probes(logits, probes, seed) / probes**0.5:
-        gradients = torch.autograd.grad(logits, (token, *words), cotangent, retain_graph=True)
-        for score, gradient in zip(scores, gradients, strict=True):
-            add_squared_norm(score, gradient)
+    with recomputed(model) as again:
+        with torch.enable_grad(), embedded(model.embedding, prompt) as words:
+            token = vision.detach().clone().requires_grad_()
+            logits = model.logits(token, prompt, masked_response(model, vision)).float()
+        if len(words) != 1:
+            raise ValueError(f"model.embedding saw the prompt {len(words)} times: it must be once")
+        cotangents = fisher_probes(logits, probes, seed) / probes**0.5
+        for gradients in pulled_back(logits, (token, *words), cotangents, together=again):
+            for score, gradient in zip(scores, gradients, strict=True):
+                add_squared_norm(score, gradient)
     scores[1].masked_fill_(prompt == model.config.pad_id, 0)
     return scores
 

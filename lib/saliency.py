@@ -5,7 +5,7 @@ Other scores to compare it with are in `saliency_rivals`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor
 from lib.config import generator
 from lib.kernels import describe
 from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probe, fisher_probes, signs
+from lib.recomputing import recomputed
 
 DEALT = "dealt"
 TAIL = 1e-5  # share of the response's Fisher trace that the exact score may leave out
@@ -38,8 +39,9 @@ def fisher_jacobian(
     output along perturbations of that token, summed over directions and response positions (arXiv 2602.22246).
 
     Estimated by Hutchinson's method: g = √p ∘ ε − p ⟨√p, ε⟩ with noise ε of covariance I has covariance F, so the
-    mean over `probes` of ‖J_iᵀ g‖² is unbiased. It costs one forward pass and `probes` backward passes. The noise of
-    a sample depends on `seed` and its place in the batch.
+    mean over `probes` of ‖J_iᵀ g‖² is unbiased. It costs one forward pass and `probes` backward passes; of a published
+    model, whose activations are not kept, one pass more, see `pulled_back`. The noise of a sample depends on `seed` and
+    its place in the batch.
 
     noise  "sign" or "normal": independent probes, see `fisher_probes`. "dealt": every direction of F in one probe
            only, the heaviest apart from each other, see `dealt_noise`: with 3 or 4 probes somewhat nearer to the exact
@@ -58,22 +60,42 @@ def fisher_jacobian(
     score = torch.zeros(vision.shape[:2], device=vision.device)
     if not len(vision):
         return score
-    with torch.enable_grad():
-        token = vision.detach().clone().requires_grad_()
-        logits = model.logits(token, prompt, masked_response(model, vision)).float()
     head = getattr(model, "head", None)
     weight = None if head is None else head.weight.detach().float()
-    if exact:
-        cotangents = _eigenvectors(logits.detach(), weight)
-    elif noise == DEALT:
-        p = logits.detach().softmax(-1)
-        cotangents = fisher_probe(p, dealt_noise(p, probes, seed, weight))
-    else:
-        cotangents = fisher_probes(logits, probes, seed, noise) / probes**0.5
-    for cotangent in cotangents:
-        (gradient,) = torch.autograd.grad(logits, token, cotangent, retain_graph=True)
-        add_squared_norm(score, gradient)
+    with recomputed(model) as again:
+        with torch.enable_grad():
+            token = vision.detach().clone().requires_grad_()
+            logits = model.logits(token, prompt, masked_response(model, vision)).float()
+        if exact:
+            cotangents = _eigenvectors(logits.detach(), weight)
+        elif noise == DEALT:
+            p = logits.detach().softmax(-1)
+            cotangents = fisher_probe(p, dealt_noise(p, probes, seed, weight))
+        else:
+            cotangents = fisher_probes(logits, probes, seed, noise) / probes**0.5
+        for (gradient,) in pulled_back(logits, (token,), cotangents, together=again and not exact):
+            add_squared_norm(score, gradient)
     return score
+
+
+def pulled_back(
+    logits: Float[Tensor, "batch position vocab"],
+    tokens: tuple[Float[Tensor, "batch _ dim"], ...],
+    cotangents: Iterable[Float[Tensor, "batch position vocab"]],
+    *,
+    together: bool,
+) -> Iterator[tuple[Float[Tensor, "batch _ dim"], ...]]:
+    """Jᵀ g for every cotangent g, with J the Jacobian of `logits` with respect to each of `tokens`.
+
+    together  All in one batched backward pass: what a layer keeps no activations of is computed again once, and not
+              for every cotangent, and one layer's activations and gradients of all are there at a time. Otherwise one
+              pass after another, with the gradients of one: half as long again on a CPU where nothing is recomputed.
+    """
+    if together:
+        yield from zip(*torch.autograd.grad(logits, tokens, cotangents, is_grads_batched=True), strict=True)
+        return
+    for cotangent in cotangents:
+        yield torch.autograd.grad(logits, tokens, cotangent, retain_graph=True)
 
 
 @torch.no_grad()

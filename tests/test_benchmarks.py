@@ -3,12 +3,13 @@
 import argparse
 import importlib
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import benchmarks.__main__ as bench
-from benchmarks import full_size, gpu, harness
+from benchmarks import activations, full_size, gpu, harness
 from benchmarks.plots import cost_curves, ratio_dots
 from lib.config import ROOT
 from lib.plotting import render
@@ -79,7 +80,7 @@ def test_an_unknown_benchmark_is_refused_before_any_runs(monkeypatch, capsys):
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: pytest.fail("something ran"))
     with pytest.raises(SystemExit):
         bench.main()
-    assert "speed: there are attention, bootstrap" in capsys.readouterr().err
+    assert "speed: there are activations, attention, bootstrap" in capsys.readouterr().err
 
 
 def test_a_benchmark_that_fails_is_named_at_the_end(results, monkeypatch, capsys):
@@ -94,6 +95,15 @@ def test_a_benchmark_that_fails_is_named_at_the_end(results, monkeypatch, capsys
     with pytest.raises(SystemExit, match="failed: loss"):
         bench.main()
     assert asked == [["-m", f"benchmarks.{name}", "--rounds", "3"] for name in ("loss", "training")]
+
+
+def test_the_peak_on_a_gpu_is_what_a_call_allocates_beyond_what_was_there(monkeypatch):
+    """By the calls of torch.cuda, which must be there under these names."""
+    held = {"now": 3 << 20, "most": 9 << 20}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: held.update(most=held["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: held["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: held["most"])
+    assert harness.peak_mib(lambda: held.update(most=5 << 20)) == 2
 
 
 def test_the_gpu_script_says_where_there_is_none(monkeypatch):
@@ -132,6 +142,13 @@ def test_the_published_models_are_measured_at_toy_size():
     assert table.index.tolist() == tasks
     assert (table[["seconds", "samples_s", "roofline"]] > 0).all().all() and (table["roofline"] < 1).all()
     assert (table["samples_s"] * table["seconds"]).round(6).equals(table["batch"].astype(float))
+
+
+def test_memory_of_32_layers_is_carried_on_from_two_depths():
+    asked = argparse.Namespace(device="cpu", rounds=1, threads=1, size="toy")
+    table = pd.DataFrame(activations.rows(asked)).pivot(index="activations", columns="layers", values="gb")
+    assert table.columns.tolist() == [1, 2, 32] and (table.loc["kept"] > table.loc["computed again"])[32]
+    assert np.allclose(table[32], table[2] + 30 * (table[2] - table[1]))
 
 
 def test_the_full_sizes_are_the_published_ones():
