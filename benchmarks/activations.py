@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from time import perf_counter
 from unittest.mock import patch
 
 import torch
@@ -29,7 +28,7 @@ WAYS = {"kept": False, "computed again": True}
 
 
 def rows(chosen: argparse.Namespace) -> Iterator[dict]:
-    """A row a way and depth: `gb` at most at a time, `seconds`; and `gb` of `LAYERS` layers by those."""
+    """A row a way and depth: `gb` at most at a time; and that of `LAYERS` layers by those."""
     found: dict[tuple[str, int], float] = {}
     for depth in DEPTHS:
         side = SIDE[chosen.size]
@@ -44,10 +43,9 @@ def rows(chosen: argparse.Namespace) -> Iterator[dict]:
 
         for way, again in WAYS.items():
             with patch.object(LladaVModel, "supports_gradient_checkpointing", again):
-                start = perf_counter()
                 peak = peak_mib(scores) * 2**20 if chosen.device == "cuda" else peak_bytes(scores)
-                seconds, found[way, depth] = perf_counter() - start, peak / 1e9
-            yield {"activations": way, "layers": depth, "gb": found[way, depth], "seconds": seconds}
+            found[way, depth] = peak / 1e9
+            yield {"activations": way, "layers": depth, "gb": found[way, depth]}
     few, more = DEPTHS
     for way in WAYS:
         a_layer = (found[way, more] - found[way, few]) / (more - few)

@@ -60,22 +60,25 @@ def fisher_jacobian(
     score = torch.zeros(vision.shape[:2], device=vision.device)
     if not len(vision):
         return score
-    head = getattr(model, "head", None)
-    weight = None if head is None else head.weight.detach().float()
     with recomputed(model) as again:
         with torch.enable_grad():
             token = vision.detach().clone().requires_grad_()
             logits = model.logits(token, prompt, masked_response(model, vision)).float()
         if exact:
-            cotangents = _eigenvectors(logits.detach(), weight)
+            cotangents = _eigenvectors(logits.detach(), _head(model))
         elif noise == DEALT:
             p = logits.detach().softmax(-1)
-            cotangents = fisher_probe(p, dealt_noise(p, probes, seed, weight))
+            cotangents = fisher_probe(p, dealt_noise(p, probes, seed, _head(model)))
         else:
             cotangents = fisher_probes(logits, probes, seed, noise) / probes**0.5
         for (gradient,) in pulled_back(logits, (token,), cotangents, together=again and not exact):
             add_squared_norm(score, gradient)
     return score
+
+
+def _head(model) -> Tensor | None:
+    head = getattr(model, "head", None)
+    return None if head is None else head.weight.detach().float()
 
 
 def pulled_back(
@@ -87,9 +90,9 @@ def pulled_back(
 ) -> Iterator[tuple[Float[Tensor, "batch _ dim"], ...]]:
     """Jᵀ g for every cotangent g, with J the Jacobian of `logits` with respect to each of `tokens`.
 
-    together  All in one batched backward pass: what a layer keeps no activations of is computed again once, and not
-              for every cotangent, and one layer's activations and gradients of all are there at a time. Otherwise one
-              pass after another, with the gradients of one: half as long again on a CPU where nothing is recomputed.
+    together  All in one batched backward pass: what was not kept is computed again once and not for every cotangent,
+              at the price of one layer's gradients of all at a time. Otherwise one pass after another: of activations
+              that are kept two thirds of the time on a CPU.
     """
     if together:
         yield from zip(*torch.autograd.grad(logits, tokens, cotangents, is_grads_batched=True), strict=True)
