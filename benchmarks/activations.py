@@ -1,7 +1,6 @@
 """How much memory Fisher–Jacobian saliency of LLaDA-V takes beside the weights: activations kept, or computed again.
 
     python -m benchmarks.activations              # true widths, 1 and 2 of 32 layers, bfloat16: minutes on a CPU
-    python -m benchmarks.activations --size toy
 
 Kept, probe after probe; computed again, all probes in one backward pass. On a CPU counted by torch's profiler as what
 is allocated at a time, without the weights, for one sample. Every layer adds the same, so two depths give all 32.
@@ -17,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.full_size import LENGTHS, PROBES, llada_v
-from benchmarks.harness import options, peak_mib, write
+from benchmarks.harness import main, peak_mib
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVModel
 from lib.saliency import fisher_jacobian
@@ -27,15 +26,15 @@ SIDE = {"full": 512, "toy": 28}  # pixels of a picture; 512 is 3,699 vision toke
 WAYS = {"kept": False, "computed again": True}
 
 
-def rows(chosen: argparse.Namespace) -> Iterator[dict]:
+def rows(chosen: argparse.Namespace, size: str = "full") -> Iterator[dict]:
     """A row a way and depth: `gb` at most at a time; and that of `LAYERS` layers by those."""
     found: dict[tuple[str, int], float] = {}
     for depth in DEPTHS:
-        side = SIDE[chosen.size]
-        model = llada_v(chosen.size, chosen.device, num_hidden_layers=depth, picture=[side, side])
+        side = SIDE[size]
+        model = llada_v(size, chosen.device, num_hidden_layers=depth, picture=[side, side])
         config, draw = model.config, torch.Generator().manual_seed(0)
         vision = torch.randn(1, config.vision_length, config.hidden_size, generator=draw).to(model.mask_embedding)
-        prompt = torch.randint(4, 100, (1, LENGTHS[chosen.size][-1]), generator=draw).to(chosen.device)
+        prompt = torch.randint(4, 100, (1, LENGTHS[size][-1]), generator=draw).to(chosen.device)
         prompt[:, 0] = IMAGE
 
         def scores(model=model, vision=vision, prompt=prompt) -> torch.Tensor:
@@ -64,9 +63,4 @@ def peak_bytes(way: Callable[[], object]) -> int:
     return most
 
 
-if __name__ == "__main__":
-    parser = options()
-    parser.add_argument("--size", default="full", choices=list(SIDE))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    write(f"activations{'' if arguments.size == 'full' else '_toy'}", rows(arguments), arguments)
+main(__name__, rows, __file__)

@@ -30,13 +30,9 @@ def adapted(model: MdlmModel, lora: Lora | None, seed: int) -> Iterator[None]:
     With None the model's own weights are. Activations of published models are computed again in the backward pass.
     Raises ValueError for adapters of a model without such projections, as our own MDLM.
     """
-    if lora is None:
-        with recomputed(model):
-            yield
-        return
-    if not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
+    if lora and not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
         raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")
-    with _beside(model, PROJECTIONS, lora, seed), recomputed(model):
+    with _beside(model, PROJECTIONS, lora, seed) if lora else nullcontext(), recomputed(model):
         yield
 
 

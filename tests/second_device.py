@@ -27,7 +27,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 NAME = "second"
 HALF = [torch.float16, torch.bfloat16]
 aten = torch.ops.aten
-COPIES = {aten.copy_.default}
+COPY = aten.copy_.default
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 LOW = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv1d", "conv2d", "scaled_dot_product_attention")
 FULL = ("softmax.int", "log_softmax.int", "layer_norm", "group_norm", "nll_loss", "sum", "exp", "log")
@@ -102,7 +102,7 @@ def dispatched(func, args: tuple, kwargs: dict):
     second = any(isinstance(part, Second) for part in tree_leaves((args, kwargs)))
     asked = kwargs.get("device")
     target = (NAME if second else "cpu") if asked is None else torch.device(asked).type
-    if second:
+    if second and func is not COPY:
         refuse_both(func, args, kwargs)
     draws = kwargs.get("generator")
     if draws is not None and Draws.places.get(draws._cdata, "cpu") != target:
@@ -111,7 +111,7 @@ def dispatched(func, args: tuple, kwargs: dict):
         kwargs = kwargs | {"device": "cpu"}
     held_args, held_kwargs = tree_map(held, (args, kwargs))
     out = func(*held_args, **held_kwargs)
-    if func in COPIES:
+    if func is COPY:
         return args[0]
     if target != NAME:
         return out
@@ -121,8 +121,6 @@ def dispatched(func, args: tuple, kwargs: dict):
 
 def refuse_both(func, args: tuple, kwargs: dict) -> None:
     """As on CUDA: single numbers on the CPU are taken, and so are indices into what lies on the device."""
-    if func in COPIES:
-        return
     asked = (args[0], args[2:], kwargs) if func in INDEXED and isinstance(args[0], Second) else (args, kwargs)
     for part in tree_leaves(asked):
         if isinstance(part, Tensor) and not isinstance(part, Second) and part.ndim:

@@ -145,8 +145,7 @@ def test_the_published_models_are_measured_at_toy_size():
 
 
 def test_memory_of_32_layers_is_carried_on_from_two_depths():
-    asked = argparse.Namespace(device="cpu", rounds=1, threads=1, size="toy")
-    table = pd.DataFrame(activations.rows(asked)).pivot(index="activations", columns="layers", values="gb")
+    table = pd.DataFrame(activations.rows(chosen(), "toy")).pivot(index="activations", columns="layers", values="gb")
     assert table.columns.tolist() == [1, 2, 32] and (table.loc["kept"] > table.loc["computed again"])[32]
     assert np.allclose(table[32], table[2] + 30 * (table[2] - table[1]))
 

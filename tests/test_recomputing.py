@@ -1,14 +1,9 @@
 """Saliency of published models with activations computed again: the same scores, for the memory of one layer."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import tiny
-import tiny_diffusion_gemma
-import tiny_lavida
-import tiny_llada_v
 import torch
+from test_adapters import ADAPTERS, inputs
 
 from benchmarks.activations import peak_bytes
 from benchmarks.full_size import TOY
@@ -20,26 +15,17 @@ from lib.prompt_saliency import joint_fisher_jacobian
 from lib.recomputing import recomputed
 from lib.saliency import fisher_jacobian
 
-PUBLISHED: dict[str, Callable[[Path], Mdlm]] = {
-    "llada-v": tiny_llada_v.llada_v,
-    "lavida": tiny_lavida.lavida,
-    "diffusion-gemma": tiny_diffusion_gemma.diffusion_gemma,
-}
 SEEN = TOY | {"vision": TOY["vision"] | {"image_size": 112}}
 PROBES = 3
 
 
-@pytest.fixture(scope="module", params=PUBLISHED)
+@pytest.fixture(scope="module", params=[name for name in ADAPTERS if name != "mdlm"])
 def made(request, tmp_path_factory) -> Mdlm:
-    return PUBLISHED[request.param](tmp_path_factory.mktemp(request.param))
+    return ADAPTERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
 def given(made: Mdlm) -> tuple:
-    config = made.model.config
-    size = getattr(config, "picture", None) or [config.vision["image_size"]] * 2
-    with torch.no_grad():
-        vision = made.model.vision_tokens(torch.rand(2, 3, *size, generator=generator(0)))
-    return vision, made.prompts(["is it red?", "is it?"])
+    return inputs(made)[:2]
 
 
 def layers_of(made: Mdlm) -> torch.nn.ModuleList:
