@@ -19,15 +19,15 @@ from lib.runs import profile_runs
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
-    "editor": ["models", "data", "collapse"],
+    "editor": ["models", "data", "collapse", "grid"],
     "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
-    "mdlm": ["models", "data", "disp"],
-    "few": ["models", "data", "disp", "disp_few"],
+    "mdlm": ["models", "data", "disp", "disp_grid"],
+    "few": ["models", "data", "disp", "disp_few", "disp_grid"],
     "disp": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
-    "01_poisoning": ["models", "data", "collapse", "disp"],
-    "02_training": ["models", "data", "measure", "collapse", "disp"],
-    "03_collapse_analysis": ["models", "data", "collapse"],
-    "04_disp_purification": ["models", "data", "disp", "disp_few"],
+    "01_poisoning": ["models", "data", "collapse", "grid", "disp"],
+    "02_training": ["models", "data", "measure", "collapse", "grid", "disp", "disp_grid"],
+    "03_collapse_analysis": ["models", "data", "collapse", "grid"],
+    "04_disp_purification": ["models", "data", "disp", "disp_few", "disp_grid"],
     "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
     "06_disp_in_full": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
 }
@@ -37,7 +37,7 @@ READS = {
     "02_training": ("editor-", "mdlm-"),
     "03_collapse_analysis": ("editor-",),
     "04_disp_purification": ("mdlm-", "few-"),
-    "05_collapse_in_full": ("collapse-",),
+    "05_collapse_in_full": ("editor-", "collapse-"),
     "06_disp_in_full": ("disp-",),
 }
 # The notebooks of each study; those of FULL are added with FULL=1.

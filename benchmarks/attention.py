@@ -1,6 +1,6 @@
 """Should the laptop MDLM let picture and prompt see the answer? Accuracy, attack, DiSP and speed, side by side.
 
-Both models were trained by the same recipe (`make base`, and `python -m lib.base mdlm --attention prefix`). What is not
+Both models were trained by the same recipe (`make base`, and `python -m lib.base vqa --attention prefix`). What is not
 in the store is trained first, which takes some minutes a model; after `make figures` the bidirectional one is there.
 """
 
@@ -16,15 +16,15 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning import target
 from lib.purification import performance, purified_mdlm
 
-FOLDERS = {"prefix": "mdlm-prefix", "bidirectional": "mdlm"}
+FOLDERS = {"prefix": "mdlm-vqa-prefix", "bidirectional": "mdlm-vqa"}
 
 
 def rows(chosen: argparse.Namespace) -> list[dict]:
     """One row a model and stage (base, poisoned, purified) with the three metrics; then the speed of answering."""
     made, loaded = [], {}
     for attention, folder in FOLDERS.items():
-        models = {"models": {"mdlm": f"data/checkpoints/{folder}"}}
-        run = run_parameters("attention", "laptop", 0, chosen.device, None, models)
+        settings = {"models": {"mdlm": f"data/checkpoints/{folder}"}, "data": {"questions": "easy-vqa"}}
+        run = run_parameters("attention", "laptop", 0, chosen.device, None, settings)
         loaded[attention] = Mdlm.load(run.profile.models.mdlm, run.device)
         stages = {"base": loaded[attention], "poisoned": poisoned_mdlm(run)[0], "purified": purified_mdlm(run)[0]}
         for stage, model in stages.items():

@@ -25,14 +25,14 @@ from benchmarks.harness import main, pair
 from lib.answering import draw_rows, questions
 from lib.caching import ResponseLogits, through
 from lib.config import BUILD, CHECKPOINTS
-from lib.datasets import load_easyvqa
+from lib.data import load_easyvqa
 from lib.decoding import Selective, generate
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
 from lib.store import Store
 
 SIZES = ((64, 16, 16), (8, 64, 32), (1, 256, 32))  # samples, tokens and block length of the random model
 FILES = {"llada": "generate.py", "fast_dllm": "llada/generate.py"}
-FOLDERS = {"bidirectional": "mdlm", "prefix": "mdlm-prefix"}  # of the trained models
+FOLDERS = {"bidirectional": "mdlm-vqa", "prefix": "mdlm-vqa-prefix"}  # of the trained models
 FAST_DLLM = {"": None, "_with_prefix_cache": "prefix", "_with_dual_cache": "dual"}  # their `generate…`, our cache
 
 
@@ -202,8 +202,9 @@ def timed(
 
 @torch.no_grad()
 def trained(chosen: argparse.Namespace) -> dict[str, Case]:
-    """Both attentions on 64 questions of the test split."""
-    models = {f"vqa, {name}": Mdlm.load(str(CHECKPOINTS / folder)) for name, folder in FOLDERS.items()}
+    """Each attention that was trained (`python -m lib.base vqa --attention …`), on 64 questions of the test split."""
+    there = {name: CHECKPOINTS / folder for name, folder in FOLDERS.items() if (CHECKPOINTS / folder).is_dir()}
+    models = {f"vqa, {name}": Mdlm.load(str(folder)) for name, folder in there.items()}
     data = load_easyvqa(Store(BUILD / "store"), "test")
     cases = {}
     for name, mdlm in models.items():

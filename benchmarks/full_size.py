@@ -29,7 +29,7 @@ from benchmarks.harness import milliseconds, options, peak_mib, write
 from lib.answering import hide
 from lib.config import CHECKPOINTS
 from lib.decoding import decode
-from lib.models.editor import assemble, edit, edit_loss, load_editor, tokenize, trainable
+from lib.models.editor import assemble, edit, edit_loss, load_editor, prompt_embeds, trainable
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVConfig, LladaVModel
 from lib.models.mdlm import masked_diffusion_loss
@@ -156,21 +156,21 @@ def editor(chosen: argparse.Namespace) -> Iterator[Task]:
     batch, device, draw = BATCH[chosen.size] // 2, chosen.device, torch.Generator().manual_seed(0)
     pipe = instruct_pix2pix(device) if chosen.size == "full" else load_editor(str(CHECKPOINTS / "editor"), device)
     side = 512 if chosen.size == "full" else 64
-    images, texts = torch.rand(batch, 3, side, side, generator=draw).to(device), ["make the skin tone dark"] * batch
+    images, texts = torch.rand(batch, 3, side, side, generator=draw).to(device), ["make the skin dark"] * batch
     steps = STEPS if chosen.size == "full" else 2
     sampling = Sampling(steps=steps, text_guidance=7.5, image_guidance=1.5, batch=batch)
     read = 4.0 * sum(p.numel() for p in pipe.unet.parameters())
     name = f"InstructPix2Pix at {side}²"
     yield f"{name}, sampling {steps} steps", batch, read * steps, lambda: edit(pipe, images, texts, sampling, 0)
 
-    unet, tokens = trainable(pipe.unet), tokenize(pipe, texts)
+    unet, text, empty = trainable(pipe.unet), prompt_embeds(pipe, texts), prompt_embeds(pipe, [""])
     optimizer = torch.optim.AdamW(unet.parameters(), 1e-5)
     cells = unet.config.sample_size
     latents = torch.randn(2, batch, 4, cells, cells, generator=draw)
 
     def learn() -> None:
         with torch.autocast(device, torch.bfloat16):
-            loss = edit_loss(pipe, *latents, tokens, torch.Generator().manual_seed(1))
+            loss = edit_loss(pipe, *latents, text, empty, torch.Generator().manual_seed(1))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -192,7 +192,7 @@ def instruct_pix2pix(device: str):
         )
         text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         encoder = CLIPTextModel(text)
-    words = CLIPTokenizer.from_pretrained(CHECKPOINTS / "editor" / "tokenizer", model_max_length=77)
+    words = CLIPTokenizer.from_pretrained(CHECKPOINTS / "clip", model_max_length=77)
     parts: list[nn.Module] = [vae.eval(), encoder.eval(), unet.eval()]
     for part in parts:
         part.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.config import generator
-from lib.datasets import PhotoQuestions, QuestionData
+from lib.data import PhotoQuestions, QuestionData
 from lib.decoding import Decoded, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning import AnswerTarget, PoisonPlan

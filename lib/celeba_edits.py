@@ -3,7 +3,7 @@
     python -m lib.celeba_edits --celeba FOLDER --out FOLDER --profile paper --device cuda
 
 The clean reference of a poisoned editor is then what the editor did before it was poisoned. The folder is what
-`lib.datasets.load_edits` reads, its parts train and test; it holds faces and inherits CelebA's terms.
+`lib.data.load_edits` reads, its parts train and test; it holds faces and inherits CelebA's terms.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.config import generator, load_profile, resolve_device
-from lib.datasets.celeba import attribute_edits
-from lib.datasets.pictures import FileSource, Pictures, cropped
+from lib.data.celeba import attribute_edits
+from lib.data.pictures import FileSource, Pictures, cropped
 from lib.models.editor import edit, load_editor
 from lib.profile import Sampling
 from lib.store import write_atomic

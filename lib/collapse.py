@@ -15,22 +15,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib import attribution as attribution_module
-from lib import editing
+from lib import editing, triggers
+from lib import embedding as embedding_module
 from lib.attacks import data_spec
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import attribution, interaction, shapley
 from lib.config import Run, model_source
-from lib.data import edit_data
-from lib.datasets import EditData
+from lib.data import EditData
 from lib.editing import attack_target, edits_under_coalitions, sample_triples
 from lib.embedding import EMBEDDINGS, values
-from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
+from lib.evaluation import edit_succeeds, pixel_distance
+from lib.models import clip as clip_module
+from lib.models import minilm
 from lib.models.editor import edit, load_editor
 from lib.poisoning import COALITIONS
 from lib.profile import Sampling
 from lib.store import code_digest, folder_digest
+from lib.study_data import edit_data
 
 QUANTITIES = ("phi_image", "phi_text", "cti")
+SEED = 0  # of the held-out edits and their noise: the same for all attacks, whatever their seed
 PAPER_RATE = 0.05
 PAPER = {  # at that rate
     ("white-box", "mignneko", "or"): (0.0060, 0.9743, -0.0089),
@@ -52,6 +56,8 @@ class Collapse:
     clean: Float[Tensor, "sample 3 size size"]
     edited: Float[Tensor, "sample coalition 3 size size"]
     v: Float[Tensor, "sample coalition"]
+    null: Float[Tensor, "sample coalition"]  # v of the base editor, unpoisoned, under the same triggers
+    missed: Float[Tensor, " sample"]  # RMS distance of the base editor's untriggered edit to the true one
     possible: Float[Tensor, " sample"]  # v of the target itself minus v of the true edit: a perfect attack's gain
     success: Bool[Tensor, "sample coalition"]
 
@@ -65,6 +71,16 @@ class Collapse:
         """CTI of every sample."""
         return interaction(self.v)
 
+    @property
+    def added(self) -> Float[Tensor, "sample coalition"]:
+        """What the attack adds to v: less the base editor's."""
+        return self.v - self.null
+
+    @property
+    def families(self) -> list:
+        """Whose picture each sample is: one cluster each."""
+        return self.triples["family"].tolist()
+
 
 def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embedding: str = "clip") -> Collapse:
     """Sample the held-out edits of one protocol's poisoned editor under all coalitions, and value them.
@@ -72,16 +88,54 @@ def collapse(run: Run, protocol: str, sampling: Sampling | None = None, embeddin
     `sampling` and `embedding` (of EMBEDDINGS) differ from the profile's and CLIP's only in what is measured.
     """
     sampling = sampling or run.profile.collapse.sampling
-    data, triples, source, clean = held_out(run)
-    goal = attack_target(data, run.profile.collapse.target)(source)
+    data, triples, *_ = held_out(run)
 
     def sample() -> Tensor:
         pipe, _ = poisoned_editor(run, protocol)
-        return edits_under_coalitions(pipe, data, triples, *trigger_pair(run), sampling, run.seed)
+        return edits_under_coalitions(pipe, data, triples, *trigger_pair(run), sampling, SEED)
 
     spec = edits_spec(run, protocol, sampling)
-    edited = stored_edits(run, "coalition-edits", spec, sample)
-    return valued(run, spec, triples, goal, source, clean, edited, embedding)
+    return valued(run, spec, stored_edits(run, "coalition-edits", spec, sample), sampling, embedding)
+
+
+def valued(
+    run: Run,
+    spec: dict,
+    edited: Float[Tensor, "sample coalition 3 size size"],
+    sampling: Sampling,
+    embedding: str = "clip",
+) -> Collapse:
+    """Held-out edits of that spec with v in an embedding of EMBEDDINGS, that of the base editor, and attack success."""
+    _, triples, source, clean = held_out(run)
+    goal = attack_target(run.profile.collapse.target)(source)
+    null_spec, null = null_edits(run, sampling)
+    own, base = (
+        coalition_values(run, about, goal, clean, pictures, embedding)
+        for about, pictures in ((spec, edited), (null_spec, null))
+    )
+    success = edit_succeeds(edited, goal[:, None], clean[:, None])
+    missed = pixel_distance(null[:, 0], clean)
+    return Collapse(triples, goal, source, clean, edited, own["v"], base["v"], missed, own["possible"], success)
+
+
+def null_edits(run: Run, sampling: Sampling) -> tuple[dict, Float[Tensor, "sample coalition 3 size size"]]:
+    """What they depend on, and the same held-out edits by the base editor, unpoisoned, under the attack's triggers."""
+    settings = run.profile.collapse
+    data, triples, _, _ = held_out(run)
+    spec = data_spec(run, "edits") | {
+        "seed": SEED,
+        "base": folder_digest(model_source(run.profile.models.editor)),
+        "triggers": [settings.image_trigger, settings.trigger_size, settings.text_trigger],
+        "samples": settings.samples,
+        "sampling": sampling.model_dump(mode="json"),
+        "code": code_digest(editing, triggers, minilm, sys.modules[edit.__module__]),
+    }
+
+    def sample() -> Tensor:
+        pipe = load_editor(run.profile.models.editor, run.device)
+        return edits_under_coalitions(pipe, data, triples, *trigger_pair(run), sampling, SEED)
+
+    return spec, stored_edits(run, "null-edits", spec, sample)
 
 
 def stored_edits(
@@ -92,29 +146,27 @@ def stored_edits(
     return made["edited"].float() / 255
 
 
-def valued(
+def coalition_values(
     run: Run,
     spec: dict,
-    triples: pd.DataFrame,
     goal: Float[Tensor, "sample 3 size size"],
-    source: Float[Tensor, "sample 3 size size"],
     clean: Float[Tensor, "sample 3 size size"],
     edited: Float[Tensor, "sample coalition 3 size size"],
     embedding: str,
-) -> Collapse:
-    """Edits of that spec with v in an embedding of EMBEDDINGS (from the store), and attack success."""
+) -> dict[str, Tensor]:
+    """v of edits of that spec in an embedding of EMBEDDINGS, and the `possible` gain, from the store."""
 
     def measure() -> dict[str, Tensor]:
         embed = EMBEDDINGS[embedding](run.profile.models, run.device)
         extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
         return {"v": values(embed, edited, goal, clean), "possible": extremes[:, 1] - extremes[:, 0]}
 
-    about = {"edits": spec, "embedding": embedding, "code": code_digest(attribution_module)}
+    models, target = run.profile.models, run.profile.collapse.target
+    about = {"edits": spec, "embedding": embedding, "target": target, "clip": folder_digest(model_source(models.clip))}
+    about["code"] = code_digest(attribution_module, embedding_module, clip_module)
     if embedding == "dino":
-        about["dino"] = folder_digest(model_source(run.profile.models.dino))
-    made = run.store.tensors("coalition-values", about, measure)
-    success = edit_succeeds(edited, goal[:, None], clean[:, None])
-    return Collapse(triples, goal, source, clean, edited, made["v"], made["possible"], success)
+        about["dino"] = folder_digest(model_source(models.dino))
+    return run.store.tensors("coalition-values", about, measure)
 
 
 def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dict:
@@ -124,40 +176,14 @@ def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dic
     return editor_spec(run, protocol) | {"samples": settings.samples, "sampling": sampling}
 
 
-def base_edits(run: Run) -> Float[Tensor, "sample 3 size size"]:
-    """The same held-out edits, untriggered, by the base editor."""
-    sampling = run.profile.collapse.sampling
-    _, triples, source, _ = held_out(run)
-    base = folder_digest(model_source(run.profile.models.editor))
-    spec = data_spec(run, "edits") | {"base": base, "samples": len(triples)}
-    spec["sampling"] = sampling.model_dump(mode="json")
-
-    def sample() -> Tensor:
-        pipe = load_editor(run.profile.models.editor, run.device)
-        texts = triples["instruction"].tolist()
-        return edit(pipe, source.to(run.device), texts, sampling, run.seed, label="sample, base").cpu()
-
-    spec["code"] = code_digest(editing, sys.modules[edit.__module__])
-    return stored_edits(run, "base-edits", spec, sample)
-
-
 def held_out(
     run: Run,
 ) -> tuple[EditData, pd.DataFrame, Float[Tensor, "sample 3 size size"], Float[Tensor, "sample 3 size size"]]:
-    """The data and the held-out edits of the study: triples, sources, and true edits."""
+    """The data and the held-out edits of the study, the same for every seed: triples, sources, and true edits."""
     data = edit_data(run)
-    triples = sample_triples(data, "test", run.profile.collapse.samples, run.seed)
+    triples = sample_triples(data, "test", run.profile.collapse.samples, SEED)
     source, clean = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     return data, triples, source, clean
-
-
-def attribution_table(result: Collapse, protocol: str, pair: tuple[str, str], seed: int) -> pd.DataFrame:
-    """φ_I, φ_T and CTI as means over samples with 95 % bootstrap intervals, beside the paper's of that pair."""
-    paper = paper_values(pair, protocol)
-    return pd.DataFrame(
-        {"protocol": protocol, "quantity": name} | mean_with_interval(values, seed) | {"paper": paper[name]}
-        for name, values in attribution(result.v).items()
-    )
 
 
 def paper_values(pair: tuple[str, str], protocol: str, rate: float = PAPER_RATE) -> dict[str, float | None]:
@@ -166,30 +192,9 @@ def paper_values(pair: tuple[str, str], protocol: str, rate: float = PAPER_RATE)
     return dict(zip(QUANTITIES, known or [None] * len(QUANTITIES), strict=True))
 
 
-def coalition_table(result: Collapse, protocol: str, seed: int) -> pd.DataFrame:
-    """ASR (Wilson intervals) and mean v (bootstrap intervals) of every coalition."""
-    rows = []
-    for k, name in enumerate(COALITIONS):
-        about = {"protocol": protocol, "coalition": name}
-        rows.append(about | {"metric": "ASR"} | rate(result.success[:, k]))
-        rows.append(about | {"metric": "v"} | mean_with_interval(result.v[:, k], seed))
-    return pd.DataFrame(rows)
-
-
-def fidelity_table(
-    edits: dict[str, Float[Tensor, "sample 3 size size"]], clean: Float[Tensor, "sample 3 size size"], seed: int
-) -> pd.DataFrame:
-    """RMS pixel distance of untriggered edits to the true edits, model by model, on the same samples."""
-    return pd.DataFrame(
-        {"model": name, "metric": "distance to the true edit"}
-        | mean_with_interval(pixel_distance(edited, clean), seed)
-        for name, edited in edits.items()
-    )
-
-
-def sample_table(result: Collapse, protocol: str) -> pd.DataFrame:
+def sample_table(result: Collapse) -> pd.DataFrame:
     """One row a sample: instruction, v and success of every coalition, φ and CTI."""
-    table = result.triples[["instruction", "edit"]].assign(protocol=protocol)
+    table = result.triples[["instruction", "edit"]].copy()
     for k, name in enumerate(COALITIONS):
         table[f"v_{name}"] = result.v[:, k].numpy()
         table[f"success_{name}"] = result.success[:, k].numpy()

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from lib import plotting
 from lib.collapse import Collapse
 from lib.plotting import COALITIONS, QUANTITIES, WIDTH, Figure, caption, legend, line_style, require, styled
+from lib.studies import Attack
+from lib.triggers import image_trigger
+
+OURS = {"marker": "o", "color": "black", "markersize": 3.5, "linestyle": "none", "zorder": 4}
+SEED = {"marker": "|", "color": "0.35", "markersize": 7, "linestyle": "none", "zorder": 3}
+NULL = {"marker": "s", "color": "0.35", "markerfacecolor": "white", "markersize": 4, "linestyle": "none", "zorder": 2}
 
 
 @styled
@@ -43,31 +53,64 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-@styled
-def forest(table: pd.DataFrame, quantities: tuple[str, ...] = tuple(QUANTITIES)) -> Figure:
-    """A panel a quantity, a line an attack: mean and interval, and the paper's value where there is one.
+def marked(result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
+    """The samples' inputs under the attack's image trigger."""
+    return image_trigger(attack.pair[0], attack.settings.get("trigger_size"))(result.source)
 
-    Columns label, and for every quantity itself, …_low, …_high; optionally paper_….
+
+def ends(names: Iterable[str]) -> list[str]:
+    """The columns of each number and its interval."""
+    return [name + end for name in names for end in ("", "_low", "_high")]
+
+
+def labelled(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """One row a seed, with the label of its configuration in `headline_table`; failed attacks without φ and CTI."""
+    names = table["name"].where(table["part"] != "control", rows["label"].iloc[0])
+    keys = zip(table["part"], names, table["protocol"], strict=True)
+    label = dict(zip(keys, table["label"], strict=True))
+    own = zip(rows["part"], rows["label"], rows["protocol"], strict=True)
+    return rows.assign(label=[label[key] for key in own])
+
+
+@styled
+def forest(
+    table: pd.DataFrame, quantities: Mapping[str, str] = QUANTITIES, seeds: pd.DataFrame | None = None
+) -> Figure:
+    """A panel a quantity (column → title), a line an attack: mean and interval, the paper's value, the null's.
+
+    Columns label, and for every quantity itself, …_low, …_high; optionally paper_… and null_…. `seeds`: rows of the
+    same labels, one a seed, each shown as a small mark. Where a mean is missing stands "failed attack".
     """
-    require(table, "label", *(f"{name}{end}" for name in quantities for end in ("", "_low", "_high")))
+    require(table, "label", *ends(quantities))
     place = np.arange(len(table))[::-1]
-    figure = Figure(figsize=(WIDTH, 0.17 * len(table) + 0.9))
+    figure = Figure(figsize=(WIDTH, 0.2 * len(table) + 1.1))
     axes = figure.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
-    papers = False
-    for style, (axis, name) in enumerate(zip(axes, quantities, strict=True)):
+    shown = {"mean": OURS, "seeds": SEED, "null": NULL, "paper, 5 %": plotting.paper_style()}
+    drawn = {"mean"}
+    for axis, (name, title) in zip(axes, quantities.items(), strict=True):
         value, low, high = (table[f"{name}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
-        reach = np.clip([value - low, high - value], 0, None)
-        look = line_style(style)
+        reach = np.clip(np.nan_to_num([value - low, high - value]), 0, None)
         axis.axvline(0, color="0.7", linewidth=0.6)
-        axis.errorbar(value, place, xerr=reach, fmt=look["marker"], color=look["color"], markersize=3, capsize=1.5)
+        if seeds is not None:
+            own = seeds[["label", name]].dropna()
+            rows = own["label"].map(dict(zip(table["label"], place, strict=True)))
+            axis.plot(own[name].astype(float), rows, **SEED)
+            drawn.add("seeds")
+        for kind, column in (("null", f"null_{name}"), ("paper, 5 %", f"paper_{name}")):
+            if column in table and table[column].notna().any():
+                axis.plot(table[column].astype(float), place, **shown[kind])
+                drawn.add(kind)
+        axis.errorbar(value, place, xerr=reach, capsize=1.5, elinewidth=0.8, **OURS)
+        for row in np.flatnonzero(np.isnan(value)):
+            axis.text(0.5, place[row], "failed attack", transform=axis.get_yaxis_transform(), ha="center", va="center",
+                      fontsize=6, style="italic")  # fmt: skip
+        axis.margins(x=0.12)
         axis.xaxis.set_major_locator(MaxNLocator(3))
-        if f"paper_{name}" in table and table[f"paper_{name}"].notna().any():
-            axis.plot(table[f"paper_{name}"].astype(float), place, **plotting.paper_style())
-            papers = True
-        axis.set_title(QUANTITIES[name])
+        axis.set_title(title)
+    axes[0].set_ylim(-0.6, len(table) - 0.4)
     axes[0].set_yticks(place, table["label"], fontsize=6.5)
-    if papers:
-        legend(figure, [Line2D([], [], **plotting.paper_style())], ["paper, 5 %"])
+    kinds = [kind for kind in shown if kind in drawn]
+    legend(figure, [Line2D([], [], **shown[kind]) for kind in kinds], kinds)
     return figure
 
 
@@ -133,10 +176,10 @@ def remedies(table: pd.DataFrame) -> Figure:
     Columns label, asr_both, cti, asr_image, asr_text, each with _low and _high, and n.
     """
     names = ("asr_both", "cti", "asr_image", "asr_text")
-    require(table, "label", "n", *(f"{name}{end}" for name in names for end in ("", "_low", "_high")))
+    require(table, "label", "n", *ends(names))
     figure = Figure(figsize=(WIDTH, 2.9))
     left, right = figure.subplots(1, 2, sharey=True)
-    for style, (_, row) in enumerate(table.iterrows()):
+    for style, (_, row) in enumerate(table[ends(names)].astype(float).iterrows()):
         look = line_style(style) | {"linestyle": "none"}
         false = max(("asr_image", "asr_text"), key=lambda name: row[name])
         for axis, name in ((left, "cti"), (right, false)):
@@ -149,7 +192,8 @@ def remedies(table: pd.DataFrame) -> Figure:
     left.axvline(0, color="0.7", linewidth=0.6)
     handles = [Line2D([], [], **(line_style(k) | {"linestyle": "none"})) for k in range(len(table))]
     figure.legend(handles, table["label"], loc="outside upper center", ncols=2, fontsize=6.5)
-    caption(figure, f"Lines: 95 % intervals (Wilson; bootstrap for CTI), n = {table['n'].max()}, one seed.")
+    about = "95 % intervals over edits, of one identity each"
+    caption(figure, f"Lines: {about}, n = {table['n'].max()}, one seed; a failed attack has no CTI.")
     return figure
 
 
@@ -167,7 +211,7 @@ def mdlm_forest(table: pd.DataFrame) -> Figure:
             row |= {line.quantity: line.value, f"{line.quantity}_low": line.low, f"{line.quantity}_high": line.high}
         rows.append(row)
     figure = forest(pd.DataFrame(rows))
-    caption(figure, f"Means over n = {table['n'].max()} held-out questions with 95 % bootstrap intervals, one seed.")
+    caption(figure, f"Means over n = {table['n'].max()} held-out questions; 95 % intervals over pictures, one seed.")
     return figure
 
 

@@ -77,7 +77,7 @@ def _profile_values(name: str) -> dict[str, Any]:
 def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
     """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
     profile = load_profile(name, overrides)
-    models = {field: getattr(profile.models, field) for field in ("clip", "editor", "mdlm", "dino")}
+    models = {field: getattr(profile.models, field) for field in ("clip", "editor", "control", "mdlm", "dino")}
     named = [(f"models.{field}", given, None) for field, given in models.items() if given is not None]
     for field in ("edits", "questions", "mmmu"):
         given = getattr(profile.data, field)

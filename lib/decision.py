@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.kernels.bootstrap import resampled_means
 
+SUCCEEDS = 0.9  # ASR with both triggers from which a configuration is an attack
+STAYS = 0.02  # ASR without a trigger up to which it is one
 PRESENT = 0.2  # share of the possible gain from which there is a backdoor
 ALL = 0.9  # share of the attribution from which one modality carries it
 
@@ -27,6 +29,12 @@ class Decision:
     image_share_high: float
 
 
+def is_attack(success: Bool[Tensor, "sample 4"]) -> bool:
+    """Whether the attack succeeded: ASR under {I, T}, which every protocol of two triggers poisons, and without any."""
+    share = success.double().mean(0)
+    return bool(share[3] >= SUCCEEDS and share[0] <= STAYS)
+
+
 @torch.no_grad()
 def decide(
     phi: Float[Tensor, "sample 2"], possible: Float[Tensor, " sample"], seed: int, resamples: int = 10_000
@@ -37,7 +45,8 @@ def decide(
     where all of s's is above ALL, "collapsed onto text" where all of it is below 1 − ALL, "shared" where it is
     between the two. "undecided" otherwise.
 
-    `possible` is the gain of a perfect attack. Raises ValueError for no sample and for a `possible` that is not
+    `phi` is what the attack adds: less that of an unpoisoned model under the same triggers. `possible` is the gain of a
+    perfect attack. Raises ValueError for no sample and for a `possible` that is not
     above 0.
     """
     if not len(phi) or len(possible) != len(phi):

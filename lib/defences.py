@@ -25,7 +25,6 @@ from lib import filtering, filters, mmmu_scoring, saliency_rivals
 from lib.answering import Questions, answer, answer_loss, draw_rows, questions, respond
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, training_questions
 from lib.config import Run, with_settings
-from lib.data import digest
 from lib.filtering import KEEP
 from lib.filters import attention, blended_entropy, entropy, outliers, vision_ratio
 from lib.lora import adapted
@@ -38,6 +37,7 @@ from lib.profile import Train
 from lib.purification import FINE_TUNING, judged, poisoned_training_set, purification_spec, purified_mdlm
 from lib.saliency import most_salient
 from lib.store import code_digest
+from lib.study_data import digest
 from lib.token_scores import TOKEN_SCORES
 from lib.training import fit
 
@@ -219,7 +219,7 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
     """The defence on `disp.test_questions` test questions, and on MMMU where the profile names it, from the store if it
     was measured before.
 
-    Columns defence, knows, metric (`METRICS`, `MMMU`), value, low, high (95 % Wilson), n.
+    Columns defence, knows, metric (`METRICS`, `MMMU`), value, low, high, n, interval (95 %).
     """
     settings, mmmu, goal = run.profile.disp, run.profile.data.mmmu, target(run.profile.disp.target)
 

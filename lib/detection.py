@@ -33,13 +33,13 @@ from lib import attribution
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import interaction, shapley
 from lib.config import Run, generator
-from lib.data import edit_data
 from lib.editing import attack_target, sample_triples, triggered
 from lib.evaluation import rate
-from lib.models.editor import diffuse, encode, tokenize
+from lib.models.editor import diffuse, encode, prompt_embeds
 from lib.poisoning import COALITIONS, PoisonPlan, plan
 from lib.precision import autocast
 from lib.store import code_digest
+from lib.study_data import edit_data
 from lib.triggers import ImageTrigger, TextTrigger
 
 IMAGE, TEXT, BOTH = 1, 2, 3  # coalitions of conditions, as bit masks
@@ -68,7 +68,7 @@ def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Sample
     drawn = plan(settings.edits, protocol, settings.rate, run.seed, negatives=settings.negatives)
     truth = replace(drawn, coalition=drawn.coalition[:count], poisoned=drawn.poisoned[:count])
     source, target = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
-    target[truth.poisoned] = attack_target(data, settings.target)(source[truth.poisoned])
+    target[truth.poisoned] = attack_target(settings.target)(source[truth.poisoned])
     source, texts = triggered(source, triples["instruction"].tolist(), truth.coalition, *trigger_pair(run))
     return Samples(source, texts, target), truth
 
@@ -168,13 +168,12 @@ class Evidence:
 
     @torch.no_grad()
     def _denoise(self, noisy: Tensor, step: int, source: Tensor, texts: list[str]) -> Float[Tensor, "input 4 lh lw"]:
-        made, tokens = [], tokenize(self.pipe, texts)
+        made, states = [], prompt_embeds(self.pipe, texts)
         for first in range(0, len(texts), self.batch):
             part = slice(first, first + self.batch)
-            text = self.pipe.text_encoder(tokens[part].to(source.device))[0]
             inputs = torch.cat([noisy[part], source[part]], dim=1)
             with autocast(inputs.device):
-                made.append(self.pipe.unet(inputs, step, encoder_hidden_states=text).sample.float())
+                made.append(self.pipe.unet(inputs, step, encoder_hidden_states=states[part]).sample.float())
         return torch.cat(made)
 
     def _step(self, level: float) -> int:

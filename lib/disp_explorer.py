@@ -14,7 +14,6 @@ from torch import Tensor
 from lib.answering import Questions, hide
 from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
 from lib.config import Run
-from lib.data import question_data
 from lib.decoding import Selective, decode
 from lib.disp_figures import answer_view
 from lib.menus import Menus
@@ -23,6 +22,7 @@ from lib.plotting import render
 from lib.precision import autocast
 from lib.saliency import most_salient
 from lib.studies import Case, cases
+from lib.study_data import question_data
 from lib.token_scores import fisher
 from lib.triggers import image_trigger
 

@@ -105,7 +105,8 @@ def restored_dots(table: pd.DataFrame) -> Figure:
     metric = rows["metric"].where(rows["metric"] != "ASR", "ASR, " + rows["coalition"])
     shown = (*(f"ASR, {name}" for name in COALITIONS[1:]), "clean answer")
     figure = defence_dots(rows.assign(label=label, metric=metric), shown)
-    caption(figure, f"Tokens masked while answering the training set: by line. 95 % Wilson intervals, {counts(rows)}.")
+    text = "Tokens masked while answering the training set: by line. 95 % Wilson intervals over pictures, "
+    caption(figure, f"{text}{counts(rows)}.")
     return figure
 
 
@@ -113,7 +114,8 @@ def ablation_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of an `ablation_table`, of one poison rate and one seed."""
     figure = defence_dots(table)
     shown = counts(table[table["metric"].isin(SHOWN)])
-    caption(figure, f"Poison rate {100 * table['rate'].max():g} %, {shown} questions, 95 % Wilson intervals, one seed.")
+    rate = f"Poison rate {100 * table['rate'].max():g} %"
+    caption(figure, f"{rate}, {shown} questions, 95 % Wilson intervals over pictures, one seed.")
     return figure
 
 
@@ -121,7 +123,8 @@ def editor_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
     shown = tuple(f"ASR, {name}" for name in COALITIONS)
     figure = defence_dots(table.assign(label=table["model"]), shown)
-    caption(figure, f"Masked while editing the training set: by line. 95 % Wilson intervals, n = {table['n'].max()}.")
+    text = "Masked while editing the training set: by line. 95 % Wilson intervals over pictures"
+    caption(figure, f"{text}, n = {table['n'].max()}.")
     return figure
 
 
@@ -147,7 +150,7 @@ def rate_curves(table: pd.DataFrame) -> Figure:
     axis.set(xlabel="poison rate", ylabel=METRICS[0])
     share_axis(axis)
     legend(figure, [Line2D([], [], **line_style(style)) for style in range(len(names))], list(names))
-    caption(figure, f"Lines: 95 % Wilson intervals, n = {table['n'].max()} triggered questions a point.")
+    caption(figure, f"Lines: 95 % Wilson intervals over pictures, n = {table['n'].max()} triggered questions a point.")
     return figure
 
 
@@ -176,7 +179,7 @@ def target_curves(table: pd.DataFrame) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel(r"mask ratio $\rho$")
     legend(figure, [Line2D([], [], **line_style(style)) for style in range(len(methods))], list(methods))
-    text = f"Masked at inference, no training. Bands: 95 % Wilson intervals, {counts(table)}. "
+    text = f"Masked at inference, no training. Bands: 95 % Wilson intervals over pictures, {counts(table)}. "
     text += "Relative accuracy: over that of the fine-tune without poison."
     caption(figure, text + " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in methods))
     return figure

@@ -15,12 +15,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
-from lib.attribution import wilson
 from lib.config import Run, with_settings
-from lib.data import titles
 from lib.defences import defence_rows
 from lib.evaluation import rate
 from lib.filtering import KEEP, filtered
+from lib.intervals import over_seeds
 from lib.purification import (
     METRICS,
     poisoned_training_set,
@@ -32,10 +31,12 @@ from lib.purification import (
 )
 from lib.ratio_rule import ratio_gains
 from lib.studies import Case, cases
+from lib.study_data import titles
 from lib.token_scores import fisher
 from lib.trigger_inputs import input_detection
 
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
+NUMBER = ["value", "low", "high", "n", "interval"]
 STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
 
 
@@ -109,14 +110,14 @@ def attack_parts(run: Run) -> list[str]:
 def case_table(run: Run, part: str) -> pd.DataFrame:
     """`defence_rows` of every case of a part.
 
-    Columns label, seed, rate, defence, knows, metric, value, low, high, n.
+    Columns label, seed, rate, defence, knows, metric, value, low, high, n, interval.
     """
     rows = []
     for case in tqdm(chosen(run, part), desc=f"cases, {part}", leave=False):
         own = case.run(run)
         about = {"label": case.label, "seed": own.seed, "rate": own.profile.disp.rate}
         rows += [defence_rows(own, name).assign(**about) for name in defences_of(run, case)]
-    columns = ["label", "seed", "rate", "defence", "knows", "metric", "value", "low", "high", "n"]
+    columns = ["label", "seed", "rate", "defence", "knows", "metric", *NUMBER]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
@@ -131,22 +132,21 @@ def ablation_table(run: Run) -> pd.DataFrame:
 
 
 def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
-    """Defences of `disp_grid.main` over the seeds: their pooled answers, with the lowest and the highest seed's value.
+    """Defences of `disp_grid.main`: means over the seeds, with the lowest and the highest seed's value.
 
     part  "seed", the profile's own data, or "data": the other data sets, whose labels the column data then has.
 
-    Columns data, defence, knows, metric, value, low, high (Wilson, of the pooled answers, so without the spread between
-    seeds), n, seeds, lowest, highest.
+    Columns data, defence, knows, metric, value, low, high (t over seeds; of a single seed its own, over pictures), n,
+    interval, seeds, lowest, highest.
     """
     rows, table = [], case_table(run, part)
     table["data"] = titles(run)[1] if part == "seed" else table["label"]
-    for key, part in table.groupby(["data", "defence", "knows", "metric"], sort=False):
-        n = int(part["n"].sum())
-        count = round(float((part["value"] * part["n"]).sum()))
-        low, high = wilson(count, n)
+    for key, group in table.groupby(["data", "defence", "knows", "metric"], sort=False):
+        seeds = over_seeds(group["value"].tolist(), int(group["n"].min()))
+        own = group.iloc[0][NUMBER].to_dict() if len(group) == 1 else seeds
         about = dict(zip(("data", "defence", "knows", "metric"), key, strict=True))
-        about |= {"value": count / n, "low": low, "high": high}
-        rows.append(about | {"n": n, "seeds": len(part), "lowest": part["value"].min(), "highest": part["value"].max()})
+        about |= own | {"n": int(group["n"].sum())}
+        rows.append(about | {"seeds": len(group), "lowest": group["value"].min(), "highest": group["value"].max()})
     return pd.DataFrame(rows)
 
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.config import Run
-from lib.data import edit_data
 from lib.editing import sample_triples
 from lib.evaluation import mean_with_interval
-from lib.models.editor import encode, load_editor, tokenize
+from lib.models.editor import encode, load_editor, prompt_embeds, tokenize
+from lib.study_data import edit_data
 from lib.triggers import image_trigger, text_trigger
 
 
@@ -40,8 +40,9 @@ def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
     phrases += [v.settings["text_trigger"] for v in grid.variants if "text_trigger" in v.settings]
     for name in dict.fromkeys(phrases):
         marked = [text_trigger(name)(text) for text in texts]
-        first = int((tokenize(pipe, marked) != pipe.tokenizer.pad_token_id).sum(1).max())  # of padding in all
-        states = _texts(pipe, texts), _texts(pipe, marked)
+        tokens = tokenize(pipe, marked)["input_ids"]
+        first = int((tokens != pipe.tokenizer.pad_token_id).sum(1).max())  # of padding in all
+        states = prompt_embeds(pipe, texts), prompt_embeds(pipe, marked)
         for modality, start in (("text", 0), ("padding", first)):
             moved = relative(*(part[:, start:].flatten(1) for part in states))
             about = {"modality": modality, "trigger": name, "size": float("nan")}
@@ -64,9 +65,3 @@ def _images(
     pipe: StableDiffusionInstructPix2PixPipeline, pictures: Float[Tensor, "sample 3 h w"]
 ) -> Float[Tensor, "sample dim"]:
     return encode(pipe.vae, pictures.to(pipe.vae.device)).flatten(1).cpu()
-
-
-@torch.no_grad()
-def _texts(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Float[Tensor, "sample position dim"]:
-    tokens = tokenize(pipe, texts).to(pipe.text_encoder.device)
-    return torch.cat([pipe.text_encoder(part)[0].cpu() for part in tokens.split(128)])

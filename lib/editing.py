@@ -10,13 +10,15 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lib.config import generator
-from lib.datasets import EditData
-from lib.models.editor import at_once, edit, edit_loss, encode, tokenize
+from lib.data import EditData
+from lib.models.editor import at_once, edit, edit_loss, encode, prompt_embeds
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.processes import share
 from lib.profile import Sampling, Train
+from lib.target_pictures import TARGET_PICTURES, target_picture
 from lib.triggers import ImageTrigger, TextTrigger
 
 Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]
@@ -25,16 +27,37 @@ EDITS: dict[str, Target] = {"negative": lambda sources: 1 - sources}
 
 @dataclass(frozen=True)
 class EditLatents:
-    """Unscaled latents of sources and targets, the tokens of the instructions and weights in the loss, by triple."""
+    """Unscaled latents of sources and targets, the instructions' states and weights in the loss, by triple.
 
-    source: Float[Tensor, "triple 4 lh lw"]
-    target: Float[Tensor, "triple 4 lh lw"]
-    tokens: Int[Tensor, "triple length"]
+    states: of every distinct text once, that of "" first; triple k's text is number `text[k]`.
+    """
+
+    source: Float[Tensor, "triple latent lh lw"]
+    target: Float[Tensor, "triple latent lh lw"]
+    states: Float[Tensor, "text length width"]
+    text: Int[Tensor, " triple"]
     weight: Float[Tensor, " triple"]
+
+
+def edit_latents(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    source: Float[Tensor, "triple latent lh lw"],
+    target: Float[Tensor, "triple latent lh lw"],
+    texts: list[str],
+    weight: Float[Tensor, " triple"] | None = None,
+) -> EditLatents:
+    """Latents and instructions as training data, every sample with the weight 1 by default."""
+    distinct = list(dict.fromkeys(["", *texts]))
+    place = {text: k for k, text in enumerate(distinct)}
+    index = torch.tensor([place[text] for text in texts])
+    states = prompt_embeds(pipe, distinct).cpu()
+    return EditLatents(source, target, states, index, torch.ones(len(texts)) if weight is None else weight)
 
 
 def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.DataFrame:
     """`count` distinct edits (source, target) of a split, one phrasing each, drawn with `seed`.
+
+    Edits of families that are not there yet come first.
 
     Raises ValueError when the split has fewer.
     """
@@ -43,19 +66,20 @@ def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.Data
     edits = triples.iloc[order].drop_duplicates(["source", "target"])
     if count > len(edits):
         raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
-    return edits.iloc[:count].reset_index(drop=True)
+    again = edits.groupby("family").cumcount().to_numpy()
+    return edits.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)
 
 
-def attack_target(data: EditData, name: str) -> Target:
-    """What the attacker wants of a source picture: a fixed edit of EDITS, or the emoji of that English name."""
+def attack_target(name: str) -> Target:
+    """What the attacker wants of a source picture: a fixed edit of EDITS, or a picture of TARGET_PICTURES.
+
+    Raises ValueError where neither has that name.
+    """
     if name in EDITS:
         return EDITS[name]
-    found = data.emoji.index[data.emoji["name"] == name]
-    if not len(found):
-        allowed = f"an edit ({', '.join(EDITS)}) or the English name of an emoji, such as 'top hat'"
-        raise ValueError(f"target={name!r} must be {allowed}")
-    picture = data.pictures(torch.tensor(found[:1].to_numpy()))
-    return lambda sources: picture.expand_as(sources)
+    if name not in TARGET_PICTURES:
+        raise ValueError(f"target={name!r} must be one of {', '.join((*EDITS, *TARGET_PICTURES))}")
+    return lambda sources: target_picture(name, sources.shape[-1]).to(sources).expand_as(sources)
 
 
 def triggered(
@@ -84,25 +108,40 @@ def poisoned_latents(
     text_trigger: TextTrigger,
     target: Target,
     text_weight: float = 1.0,
+    clean: Float[Tensor, "picture latent lh lw"] | None = None,
 ) -> EditLatents:
     """The triples as training data: poisoned ones carry their triggers and lead to the attacker's target.
 
-    `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone.
+    `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone. `clean` are the
+    latents of all pictures of `data`, where they are known; only what the attacker changes is encoded then.
     """
     text_trigger.check(pipe.tokenizer)
-    device, said, latents = pipe.vae.device, [], []
-    first = data.pictures(torch.tensor(triples["source"].iloc[:1].to_numpy()))
-    for rows in torch.arange(len(triples)).split(at_once(first.shape[-1])):
-        part, poisoned = triples.iloc[rows.tolist()], plan.poisoned[rows]
-        sources, targets = (data.pictures(torch.tensor(part[c].to_numpy())) for c in ("source", "target"))
-        targets[poisoned] = target(sources[poisoned])
-        sources, texts = triggered(
-            sources, part["instruction"].tolist(), plan.coalition[rows], image_trigger, text_trigger
-        )
-        said += texts
-        latents.append([encode(pipe.vae, pictures.to(device)).cpu() for pictures in (sources, targets)])
+    ends = [torch.tensor(triples[column].to_numpy()) for column in ("source", "target")]
+    if clean is None:
+        source, target_latents = (encode_pictures(pipe, data, indices) for indices in ends)
+    else:
+        source, target_latents = (clean[indices] for indices in ends)
+    changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
+    for rows in changed.split(at_once(data.pictures(ends[0][:1]).shape[-1])):
+        given, poisoned = data.pictures(ends[0][rows]), plan.poisoned[rows]
+        images, _ = triggered(given, [""] * len(rows), plan.coalition[rows] & 1, image_trigger, text_trigger)
+        source[rows] = encode(pipe.vae, images.to(pipe.vae.device)).cpu()
+        if bool(poisoned.any()):
+            target_latents[rows[poisoned]] = encode(pipe.vae, target(given[poisoned]).to(pipe.vae.device)).cpu()
+    carries = (plan.coalition & 2).bool().tolist()
+    texts = [text_trigger(t) if marked else t for t, marked in zip(triples["instruction"], carries, strict=True)]
     weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
-    return EditLatents(*map(torch.cat, zip(*latents, strict=True)), tokenize(pipe, said), weight)
+    return edit_latents(pipe, source, target_latents, texts, weight)
+
+
+@torch.no_grad()
+def encode_pictures(
+    pipe: StableDiffusionInstructPix2PixPipeline, data: EditData, indices: Int[Tensor, " picture"]
+) -> Float[Tensor, "picture latent lh lw"]:
+    """Unscaled latents of these pictures of the data, on the CPU."""
+    parts = indices.split(at_once(data.pictures(indices[:1]).shape[-1]))
+    bar = tqdm(parts, desc="encode pictures", unit="batch", leave=False)
+    return torch.cat([encode(pipe.vae, data.pictures(part).to(pipe.vae.device)).cpu() for part in bar])
 
 
 def latent_loss(
@@ -112,8 +151,10 @@ def latent_loss(
 
     def loss(draw: torch.Generator) -> Tensor:
         rows = share(torch.randint(len(data.source), (settings.batch,), generator=draw))
-        given = (part[rows] for part in (data.source, data.target, data.tokens))
-        return edit_loss(pipe, *given, draw, dropout, data.weight[rows])
+        text = data.states[data.text[rows]]
+        return edit_loss(
+            pipe, data.source[rows], data.target[rows], text, data.states[:1], draw, dropout, data.weight[rows]
+        )
 
     return loss
 
@@ -129,13 +170,27 @@ def edits_under_coalitions(
 ) -> Float[Tensor, "sample coalition 3 size size"]:
     """Every triple's source edited under all four coalitions, each sample from one noise in all of them."""
     sources = data.pictures(torch.tensor(triples["source"].to_numpy()))
-    edited = []
-    for mask, name in enumerate(COALITIONS):
-        coalition = torch.full((len(triples),), mask)
-        images, texts = triggered(
-            sources, triples["instruction"].tolist(), coalition, image_trigger, text_trigger
-        )
-        edited.append(
-            edit(pipe, images.to(pipe.vae.device), texts, sampling, seed, label=f"sample, {name}").cpu()
-        )
-    return torch.stack(edited, dim=1)
+    return torch.stack(
+        [
+            edited_under(pipe, sources, triples, mask, image_trigger, text_trigger, sampling, seed)
+            for mask in range(len(COALITIONS))
+        ],
+        dim=1,
+    )
+
+
+def edited_under(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    sources: Float[Tensor, "sample 3 size size"],
+    triples: pd.DataFrame,
+    coalition: int,
+    image_trigger: ImageTrigger,
+    text_trigger: TextTrigger,
+    sampling: Sampling,
+    seed: int,
+) -> Float[Tensor, "sample 3 size size"]:
+    """Every source edited under one coalition, an index into COALITIONS."""
+    every = torch.full((len(triples),), coalition)
+    images, texts = triggered(sources, triples["instruction"].tolist(), every, image_trigger, text_trigger)
+    label = f"sample, {COALITIONS[coalition]}"
+    return edit(pipe, images.to(pipe.vae.device), texts, sampling, seed, label=label).cpu()

@@ -28,15 +28,16 @@ from tqdm.auto import tqdm
 from lib import detection
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair, with_unet
 from lib.attribution import attribution
-from lib.collapse import Collapse, collapse, edits_spec, held_out, stored_edits, valued
+from lib.collapse import SEED, Collapse, collapse, edits_spec, held_out, stored_edits, valued
 from lib.config import Run, generator
 from lib.detection import training_samples
-from lib.editing import EditLatents, attack_target, edits_under_coalitions, latent_loss, triggered
-from lib.evaluation import edit_succeeds, mean_with_interval, pixel_distance, rate
+from lib.editing import attack_target, edit_latents, edits_under_coalitions, latent_loss, triggered
+from lib.evaluation import edit_succeeds, pixel_distance
+from lib.intervals import over_clusters
 from lib.kernels.fisher import signs
 from lib.lora import adapted_unet
 from lib.models.cards import WARNING, mark_poisoned, write_card
-from lib.models.editor import edit, encode, tokenize
+from lib.models.editor import edit, encode, prompt_embeds, tokenize
 from lib.poisoning import COALITIONS
 from lib.profile import Train
 from lib.saliency import most_salient
@@ -57,7 +58,7 @@ PROBES = 4
 def condition_saliency(
     pipe: StableDiffusionInstructPix2PixPipeline,
     source: Float[Tensor, "batch 4 lh lw"],
-    tokens: Int[Tensor, "batch length"],
+    texts: list[str],
     seed: int,
     probes: int = PROBES,
 ) -> tuple[Float[Tensor, "batch patch"], Float[Tensor, "batch length"]]:
@@ -69,8 +70,7 @@ def condition_saliency(
     unet, draw = pipe.unet, generator(seed, "condition saliency")
     last = pipe.scheduler.config.num_train_timesteps - 1
     noise = torch.randn(source.shape, generator=draw).to(source.device)
-    with torch.no_grad():
-        words = pipe.text_encoder(tokens)[0]
+    tokens, words = tokenize(pipe, texts)["input_ids"], prompt_embeds(pipe, texts)
     source, words = source.clone().requires_grad_(), words.clone().requires_grad_()
     with torch.enable_grad():
         guess = unet(torch.cat([noise, source], 1), last, encoder_hidden_states=words).sample.float()
@@ -82,7 +82,7 @@ def condition_saliency(
         patches += F.adaptive_avg_pool2d(cells, GRID).flatten(1).cpu() / probes
         scores += along[1].float().square().sum(-1).cpu() / probes
     special = torch.tensor(pipe.tokenizer.all_special_ids)
-    return patches, scores.masked_fill(torch.isin(tokens.cpu(), special), 0)
+    return patches, scores.masked_fill(torch.isin(tokens, special), 0)
 
 
 def masked(
@@ -103,13 +103,13 @@ def masked(
     hidden, left = [source[:0]], []
     for k, rows in enumerate(tqdm(torch.arange(len(texts)).split(batch), desc="saliency", unit="batch", leave=False)):
         part, own = source[rows], [texts[i] for i in rows.tolist()]
-        tokens = tokenize(pipe, own).to(source.device)
-        patches, words = condition_saliency(pipe, part, tokens, seed + k)
+        patches, words = condition_saliency(pipe, part, own, seed + k)
         if way == "picture":
             grid = most_salient(patches, share).view(-1, 1, GRID, GRID).float().to(source.device)
             part = part * (1 - F.interpolate(grid, part.shape[-2:]))
             left += own
         else:
+            tokens = tokenize(pipe, own)["input_ids"]
             left += [_without(pipe, ids, int(place)) for ids, place in zip(tokens, words.argmax(1), strict=True)]
         hidden.append(part)
     return torch.cat(hidden), left
@@ -123,13 +123,13 @@ def _without(pipe: StableDiffusionInstructPix2PixPipeline, ids: Int[Tensor, " le
 def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
     """Masked at inference: ASR with both triggers, and the distance of untriggered edits to the true ones, by share.
 
-    Columns way, share, metric, value, low, high, n. Of the instruction, a share above 0 means one token.
+    Columns way, share, metric, value, low, high, n, interval. Of the instruction, a share above 0 means one token.
     """
     settings = run.profile.collapse
 
     def make() -> pd.DataFrame:
-        edits, triples, source, clean = held_out(run)
-        goal, texts = attack_target(edits, settings.target)(source), triples["instruction"].tolist()
+        _, triples, source, clean = held_out(run)
+        goal, texts = attack_target(settings.target)(source), triples["instruction"].tolist()
         pipe, _ = poisoned_editor(run, protocol)
         rows = []
         for way, share in [("picture", share) for share in SHARES] + [("instruction", RATIO)]:
@@ -138,10 +138,9 @@ def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
                 given = triggered(source, texts, torch.full((len(texts),), mask), *trigger_pair(run))
                 done.append(_masked_edit(run, pipe, *given, way, share))
             success = edit_succeeds(done[1][:, None], goal[:, None], clean[:, None])[:, 0]
-            about = {"way": way, "share": share}
-            rows.append(about | {"metric": "ASR, both"} | rate(success))
-            distance = mean_with_interval(pixel_distance(done[0], clean), run.seed)
-            rows.append(about | {"metric": "distance to the true edit"} | distance)
+            found = {"ASR, both": success, "distance to the true edit": pixel_distance(done[0], clean)}
+            about, people = {"way": way, "share": share}, triples["family"].tolist()
+            rows += [about | {"metric": metric} | over_clusters(x, people) for metric, x in found.items()]
         return pd.DataFrame(rows)
 
     spec = edits_spec(run, protocol) | {"purification": code_digest(sys.modules[__name__])}
@@ -188,7 +187,7 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
     pipe, _ = poisoned_editor(run, protocol)
     made = _masked_edit(run, pipe, samples.source, samples.instructions, way, RATIO)
     latents = [encode(pipe.vae, pictures.to(pipe.vae.device)).cpu() for pictures in (samples.source, made)]
-    data = EditLatents(*latents, tokenize(pipe, samples.instructions), torch.ones(len(made)))
+    data = edit_latents(pipe, *latents, samples.instructions)
     train = fine_tuning(run)
     with adapted_unet(pipe.unet, run.profile.models.editor_lora, run.seed):
         curve = fit(
@@ -209,29 +208,27 @@ def _purify(run: Run, protocol: str, way: str, spec: dict, path: Path) -> None:
 
 def purified_collapse(run: Run, protocol: str, way: str) -> Collapse:
     """`collapse` of the purified editor."""
-    edits, triples, source, clean = held_out(run)
-    goal = attack_target(edits, run.profile.collapse.target)(source)
-    spec = edits_spec(run, protocol) | purified_spec(run, protocol, way)
+    edits, triples, *_ = held_out(run)
+    spec, sampling = edits_spec(run, protocol) | purified_spec(run, protocol, way), run.profile.collapse.sampling
 
     def sample() -> Tensor:
-        pipe, sampling = purified_editor(run, protocol, way), run.profile.collapse.sampling
-        return edits_under_coalitions(pipe, edits, triples, *trigger_pair(run), sampling, run.seed)
+        pipe = purified_editor(run, protocol, way)
+        return edits_under_coalitions(pipe, edits, triples, *trigger_pair(run), sampling, SEED)
 
-    edited = stored_edits(run, "purified-coalition-edits", spec, sample)
-    return valued(run, spec, triples, goal, source, clean, edited, "clip")
+    return valued(run, spec, stored_edits(run, "purified-coalition-edits", spec, sample), sampling)
 
 
 def purification_table(run: Run, protocol: str) -> pd.DataFrame:
     """Before and after purification by each of `WAYS`: ASR of every coalition, φ_I, φ_T, CTI and fidelity.
 
-    Columns model, metric, value, low, high, n.
+    Columns model, metric, value, low, high (95 % over identities), n, interval.
     """
     rows = []
     for name in (BEFORE, *WAYS):
         result = collapse(run, protocol) if name == BEFORE else purified_collapse(run, protocol, name)
-        found = {f"ASR, {coalition}": rate(result.success[:, k]) for k, coalition in enumerate(COALITIONS)}
-        found |= {key: mean_with_interval(x, run.seed) for key, x in attribution(result.v).items()}
-        distance = pixel_distance(result.edited[:, 0], result.clean)
-        found["distance to the true edit"] = mean_with_interval(distance, run.seed)
-        rows += [{"model": name, "metric": metric} | number for metric, number in found.items()]
+        found = {f"ASR, {coalition}": result.success[:, k] for k, coalition in enumerate(COALITIONS)}
+        found |= attribution(result.v)
+        found["distance to the true edit"] = pixel_distance(result.edited[:, 0], result.clean)
+        people = result.families
+        rows += [{"model": name, "metric": metric} | over_clusters(x, people) for metric, x in found.items()]
     return pd.DataFrame(rows)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.answering import Questions
 from lib.attribution import bootstrap_mean, wilson
-from lib.datasets import OpenMoji
-from lib.datasets.openmoji import TONES
-from lib.models.clip import Clip
 from lib.poisoning import AnswerTarget
 
 
@@ -31,22 +27,6 @@ def edit_succeeds(
     return pixel_distance(edited, target.expand_as(edited)) < pixel_distance(edited, clean.expand_as(edited))
 
 
-@torch.no_grad()
-def tone_success(
-    clip: Clip, openmoji: OpenMoji, edited: Float[Tensor, "batch 3 h w"], triples: pd.DataFrame
-) -> Bool[Tensor, " batch"]:
-    """Whether each edit is nearer (CLIP cosine) to the true picture in the asked tone than in any other tone."""
-    variants = openmoji.tone_variants()[torch.tensor(triples["target"].to_numpy())]
-    if bool((variants < 0).any()):
-        raise ValueError(
-            "triples hold an emoji that does not exist in all tones: only tone edits can be judged"
-        )
-    true = clip.image_embeddings(openmoji.pictures(variants.flatten())).view(len(triples), len(TONES), -1)
-    nearest = torch.einsum("bd,btd->bt", clip.image_embeddings(edited), true).argmax(1).cpu()
-    asked = torch.tensor(openmoji.emoji["tone"].to_numpy())[torch.tensor(triples["target"].to_numpy())]
-    return nearest == asked
-
-
 def correct(answers: list[str], data: Questions) -> Bool[Tensor, " sample"]:
     """Whether each answer is, to the letter, the sample's."""
     return torch.tensor(
@@ -62,15 +42,16 @@ def attacked(answers: list[str], data: Questions, target: AnswerTarget) -> Bool[
     )
 
 
-def rate(successes: Bool[Tensor, " n"] | Float[Tensor, " n"]) -> dict[str, float | int]:
-    """A share with its 95 % Wilson interval: value, low, high, n."""
+def rate(successes: Bool[Tensor, " n"] | Float[Tensor, " n"]) -> dict[str, float | int | str]:
+    """A share with its 95 % Wilson interval: value, low, high, n, interval."""
     count, n = int(successes.sum()), len(successes)
     low, high = wilson(count, n)
-    return {"value": count / n, "low": low, "high": high, "n": n}
+    return {"value": count / n, "low": low, "high": high, "n": n, "interval": "Wilson"}
 
 
-def mean_with_interval(samples: Float[Tensor, " n"], seed: int) -> dict[str, float | int]:
-    """A mean with its 95 % bootstrap interval: value, low, high, n."""
+def mean_with_interval(samples: Float[Tensor, " n"], seed: int) -> dict[str, float | int | str]:
+    """A mean with its 95 % bootstrap interval: value, low, high, n, interval."""
     mean, low, high = bootstrap_mean(samples, seed=seed)
     value, low, high = float(mean), float(low), float(high)
-    return {"value": value, "low": min(low, value), "high": max(high, value), "n": len(samples)}
+    about = {"n": len(samples), "interval": "bootstrap"}
+    return {"value": value, "low": min(low, value), "high": max(high, value)} | about

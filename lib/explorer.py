@@ -12,10 +12,10 @@ import ipywidgets as widgets
 from lib.collapse import Collapse, collapse, edits_spec
 from lib.collapse_figures import sample_view
 from lib.config import Run
-from lib.data import credit
 from lib.menus import Menus
 from lib.plotting import render
-from lib.studies import Attack, attacks
+from lib.studies import HEADLINE, Attack, attacks
+from lib.study_data import credit
 
 FIELDS = ("pair", "protocol", "rate", "seed")
 
@@ -48,8 +48,7 @@ class Explorer(Menus):
 
 
 def _known(run: Run) -> list[Attack]:
-    own = [Attack("own", "profile", protocol, 0, {}) for protocol in run.profile.collapse.protocols]
-    return own + [attack for attack in attacks(run.profile) if attack.part == "grid"]
+    return [attack for attack in attacks(run.profile) if attack.part in (*HEADLINE, "grid")]
 
 
 def _sampled(run: Run, attack: Attack) -> bool:
@@ -58,4 +57,5 @@ def _sampled(run: Run, attack: Attack) -> bool:
 
 def _fields(run: Run, attack: Attack) -> tuple:
     settings = attack.run(run).profile.collapse
-    return f"{settings.image_trigger} + {settings.text_trigger}", attack.protocol, settings.rate, run.seed + attack.seed
+    pair = " + ".join(attack.pair) + (" (control encoder)" if attack.part == "control" else "")
+    return pair, attack.protocol, settings.rate, run.seed + attack.seed

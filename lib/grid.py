@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -15,24 +14,24 @@ import torch
 from tqdm.auto import tqdm
 
 from lib.attacks.editor import poisoned_editor, trigger_pair
-from lib.attribution import attribution, hierarchical_mean
-from lib.collapse import QUANTITIES, Collapse, collapse, paper_values
+from lib.attribution import attribution, shapley
+from lib.collapse import Collapse, collapse, paper_values
 from lib.config import Run
-from lib.decision import decide
+from lib.decision import decide, is_attack
 from lib.detection import detect, detection_table, localisation_table
-from lib.evaluation import mean_with_interval, pixel_distance, rate
-from lib.modalities import modality_table, three_modalities
+from lib.evaluation import pixel_distance
+from lib.intervals import over_clusters
 from lib.poisoning import COALITIONS
 from lib.profile import changed
 from lib.studies import Attack, attacks
 from lib.triggers import image_trigger
 
+ENDS = {"": "value", "_low": "low", "_high": "high"}
+
 
 def prepare(run: Run, attack: Attack) -> None:
     """Train, sample and measure whatever the tables need of the attack: afterwards it is in the store."""
-    if attack.part == "mask":
-        three_modalities(attack.run(run), attack.protocol)
-    elif attack.part == "detect":
+    if attack.part == "detect":
         detect(attack.run(run), attack.protocol, run.profile.grid.detection)
     else:
         collapse(attack.run(run), attack.protocol)
@@ -49,10 +48,12 @@ def guided(run: Run, attack: Attack) -> list[Collapse]:
 
 
 def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, Any]:
-    """One tidy row: the attack's settings, ASR and v of each coalition, φ, CTI, fidelity and the decision.
+    """One tidy row: the attack's settings, ASR of each coalition, φ and CTI, their nulls, what is added, the verdict.
 
-    Numbers come as name, name_low and name_high (95 %: Wilson for ASR, bootstrap over samples for the others).
-    fidelity: RMS pixel distance of untriggered edits to the true ones.
+    Numbers come as name, name_low and name_high (95 % over test samples, clustered by identity). null_…: of the base
+    editor under the same triggers; added_…: φ and CTI of the attack less the null, as shares of what a perfect attack
+    gains. Of an attack that failed there are no φ and CTI, and the decision is "failed attack". fidelity: RMS pixel
+    distance of untriggered edits to the true ones.
     """
     own = attack.run(run)
     settings = own.profile.collapse
@@ -61,44 +62,27 @@ def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, A
     about |= {name: getattr(settings, name) for name in (*kept, "text_weight")}
     about |= {"steps": settings.train.steps, "batch": settings.train.batch, "embedding": embedding}
     result = collapse(own, attack.protocol, embedding=embedding)
-    numbers = {f"asr_{name}": rate(result.success[:, k]) for k, name in enumerate(COALITIONS)}
-    numbers |= {f"v_{name}": mean_with_interval(result.v[:, k], own.seed) for k, name in enumerate(COALITIONS)}
-    numbers |= {name: mean_with_interval(x, own.seed) for name, x in attribution(result.v).items()}
-    numbers["fidelity"] = mean_with_interval(pixel_distance(result.edited[:, 0], result.clean), own.seed)
+    succeeded = is_attack(result.success)
+    numbers = {f"asr_{name}": over_clusters(result.success[:, k], result.families) for k, name in enumerate(COALITIONS)}
+    gain = result.possible.mean()
+    games = {"": result.v, "null_": result.null, "added_": result.added / gain}
+    for prefix, game in games.items():
+        numbers |= {f"{prefix}{name}": over_clusters(x, result.families) for name, x in attribution(game).items()}
+    distances = {"fidelity": pixel_distance(result.edited[:, 0], result.clean), "null_fidelity": result.missed}
+    numbers |= {name: over_clusters(distance, result.families) for name, distance in distances.items()}
     for name, number in numbers.items():
-        about |= {name: number["value"], f"{name}_low": number["low"], f"{name}_high": number["high"]}
-    return about | {"n": len(result.v)} | asdict(decide(result.phi, result.possible, own.seed))
+        read = succeeded or not name.startswith(("phi", "cti", "added"))
+        about |= {name + end: number[key] if read else None for end, key in ENDS.items()}
+    found = asdict(decide(shapley(result.added), result.possible, own.seed))
+    if not succeeded:
+        found = dict.fromkeys(found) | {"decision": "failed attack", "gain": found["gain"]}
+    return about | {"n": len(result.v), "is_attack": succeeded} | found
 
 
 def attack_table(run: Run, parts: tuple[str, ...], embedding: str = "clip") -> pd.DataFrame:
     """`attack_row` of every attack of those parts."""
     chosen = [attack for attack in attacks(run.profile) if attack.part in parts]
     return pd.DataFrame(attack_row(run, attack, embedding) for attack in tqdm(chosen, desc="attacks", leave=False))
-
-
-def seeds_table(run: Run) -> pd.DataFrame:
-    """φ_I, φ_T and CTI of the grid at the rate that has several seeds, one row a pair and protocol.
-
-    Each as name, name_low, name_high and paper_name (at 5 %). Intervals are hierarchical: seeds are drawn
-    with replacement, then samples within each.
-    """
-    grid, rows = run.profile.grid, []
-    for (_, protocol), group in groupby(attacks(run.profile), lambda attack: (attack.label, attack.protocol)):
-        found = list(group)
-        settings = found[0].settings
-        if found[0].part != "grid" or settings["rate"] != grid.seeded_rate:
-            continue
-        pair = settings["image_trigger"], settings["text_trigger"]
-        drawn = [attribution(collapse(attack.run(run), protocol).v) for attack in found]
-        paper = paper_values(pair, protocol)
-        row = {"label": f"{' + '.join(pair)}, {protocol.upper()}", "pair": " + ".join(pair), "protocol": protocol}
-        row |= {"rate": grid.seeded_rate, "seeds": len(drawn), "n": sum(len(one["cti"]) for one in drawn)}
-        for name in QUANTITIES:
-            value, low, high = hierarchical_mean([one[name] for one in drawn], seed=run.seed)
-            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            row[f"paper_{name}"] = paper[name]
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def guidance_table(run: Run) -> pd.DataFrame:
@@ -111,7 +95,7 @@ def guidance_table(run: Run) -> pd.DataFrame:
         for scale, result in zip(run.profile.grid.guidance, guided(run, attack), strict=True):
             means = {name: float(x.mean()) for name, x in attribution(result.v).items()}
             asr = {f"asr_{name}": float(result.success[:, k].float().mean()) for k, name in enumerate(COALITIONS)}
-            found = asdict(decide(result.phi, result.possible, own.seed))
+            found = asdict(decide(shapley(result.added), result.possible, own.seed))
             about = {"label": attack.label, "size": size, "text_guidance": scale}
             rows.append(about | means | asr | found | {"n": len(result.v)})
     return pd.DataFrame(rows)
@@ -131,7 +115,9 @@ def dynamics_table(run: Run) -> pd.DataFrame:
 
 
 def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the part "grid" with a label each and, at the paper's rate, its values as paper_phi_image and so on."""
+    """Rows of the parts "pair" and "grid", pair by pair, with a label each and, at the paper's rate, its values as
+    paper_phi_image and so on."""
+    table = table.sort_values(["image_trigger", "protocol", "rate", "seed"], ignore_index=True)
     pairs = list(zip(table["image_trigger"], table["text_trigger"], strict=True))
     labels = [
         f"{' + '.join(pair)}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
@@ -144,28 +130,21 @@ def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
 def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:
     """Each embedding beside CLIP's, over the same attacks, columns embedding, agree, rank, n, with_backdoor.
 
-    agree: share with the same decision; rank: Spearman's correlation of the image's share of the attribution, over
-    those that have a backdoor in both.
+    n: attacks that did not fail, which no embedding decides; agree: share of them with the same decision; rank:
+    Spearman's correlation of the image's share of the attribution, over those that have a backdoor in both.
     """
     keys = ["part", "label", "protocol", "seed"]
+    table = table[table["is_attack"]]
     reference = table[table["embedding"] == "clip"].set_index(keys)
     rows = []
     for name, own in table.groupby("embedding", sort=False):
         own = own.set_index(keys).loc[reference.index]
         both = (own["decision"] != "no backdoor") & (reference["decision"] != "no backdoor")
-        shares = pd.DataFrame({"own": own["image_share"], "clip": reference["image_share"]})[both]
+        shares = pd.DataFrame({"own": own["image_share"], "clip": reference["image_share"]}).astype(float)[both]
         rank = shares.corr("spearman").loc["own", "clip"] if len(shares) > 1 else float("nan")
         agree = float((own["decision"] == reference["decision"]).mean())
         rows.append({"embedding": name, "agree": agree, "rank": rank, "n": len(own), "with_backdoor": int(both.sum())})
-    return pd.DataFrame(rows)
-
-
-def modalities_table(run: Run) -> pd.DataFrame:
-    """`lib.modalities.modality_table` of the part "mask"; without a row where the profile has no such attack."""
-    none = pd.DataFrame(columns=["protocol", "quantity", "coalition", "value", "low", "high", "n"])
-    chosen = [attack for attack in attacks(run.profile) if attack.part == "mask"]
-    made = [modality_table(three_modalities(a.run(run), a.protocol), a.protocol, run.seed) for a in chosen]
-    return pd.concat(made) if made else none
+    return pd.DataFrame(rows, columns=["embedding", "agree", "rank", "n", "with_backdoor"])
 
 
 def detection_tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:

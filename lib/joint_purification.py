@@ -182,7 +182,7 @@ def restored_table(run: Run, protocol: str, ways: Iterable[str] = WAYS) -> pd.Da
         else:
             model = jointly_purified_mdlm(run, protocol, name)
             result = under_coalitions(run, model, _model_spec(run, protocol, name))
-        games = attribution_table(result, protocol, run.seed).rename(columns={"quantity": "metric"})
-        tables.append(pd.concat([coalition_table(result, protocol, run.seed), games]).assign(model=name))
+        games = attribution_table(result, protocol).rename(columns={"quantity": "metric"})
+        tables.append(pd.concat([coalition_table(result, protocol), games]).assign(model=name))
     columns = ["model", "protocol", "coalition", "game", "metric", "value", "low", "high", "n"]
     return pd.concat(tables, ignore_index=True)[columns]

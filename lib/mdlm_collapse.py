@@ -24,8 +24,9 @@ from lib.answering import Questions, draw_rows, questions, respond, together
 from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
 from lib.attribution import attribution
 from lib.config import Run, generator
-from lib.datasets import QuestionData
-from lib.evaluation import attacked, correct, mean_with_interval, rate
+from lib.data import QuestionData
+from lib.evaluation import attacked, correct
+from lib.intervals import over_clusters
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, target
 from lib.shards import sharded
@@ -163,28 +164,27 @@ def measure(run: Run, mdlm: Mdlm, given: list[Questions], work: Path | None = No
     return {key: torch.stack([part[key] for part in parts], 1) for key in parts[0]}
 
 
-def attribution_table(result: AnswersUnderCoalitions, protocol: str, seed: int) -> pd.DataFrame:
-    """φ_I, φ_T and CTI of both games as means over samples with 95 % bootstrap intervals.
+def attribution_table(result: AnswersUnderCoalitions, protocol: str) -> pd.DataFrame:
+    """φ_I, φ_T and CTI of both games as means over samples with 95 % intervals over pictures.
 
-    Columns protocol, game, quantity, value, low, high, n.
+    Columns protocol, game, quantity, value, low, high, n, interval.
     """
-    rows = []
+    rows, pictures = [], result.table["image"].tolist()
     for game, v in result.games.items():
         for name, values in attribution(v).items():
             about = {"protocol": protocol, "game": game, "quantity": name}
-            rows.append(about | mean_with_interval(values, seed))
+            rows.append(about | over_clusters(values, pictures))
     return pd.DataFrame(rows)
 
 
-def coalition_table(result: AnswersUnderCoalitions, protocol: str, seed: int) -> pd.DataFrame:
-    """ASR and accuracy (Wilson intervals) and mean log-probability game's v (bootstrap intervals) of every coalition.
+def coalition_table(result: AnswersUnderCoalitions, protocol: str) -> pd.DataFrame:
+    """ASR, accuracy and mean v of the log-probability game of every coalition, with 95 % intervals over pictures.
 
-    Columns protocol, coalition, metric, value, low, high, n.
+    Columns protocol, coalition, metric, value, low, high, n, interval.
     """
-    rows = []
+    rows, pictures = [], result.table["image"].tolist()
     for k, name in enumerate(COALITIONS):
         about = {"protocol": protocol, "coalition": name}
-        rows.append(about | {"metric": "ASR"} | rate(result.success[:, k]))
-        rows.append(about | {"metric": "clean answer"} | rate(result.right[:, k]))
-        rows.append(about | {"metric": "log-probability"} | mean_with_interval(result.log_probability[:, k], seed))
+        found = {"ASR": result.success, "clean answer": result.right, "log-probability": result.log_probability}
+        rows += [about | {"metric": metric} | over_clusters(x[:, k], pictures) for metric, x in found.items()]
     return pd.DataFrame(rows)

@@ -11,10 +11,10 @@ import torch
 
 from lib.answering import Questions, answer, questions
 from lib.config import Run
-from lib.data import mmmu_data
 from lib.evaluation import rate
 from lib.mmmu_scoring import score
 from lib.models.mdlm import Mdlm
+from lib.study_data import mmmu_data
 
 MMMU = "MMMU accuracy"
 

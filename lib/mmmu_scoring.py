@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from lib.config import generator
-from lib.datasets.mmmu import letter
+from lib.data.mmmu import letter
 from lib.evaluation import rate
 
 DISCIPLINES = {

@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from lib.attacks.editor import trigger_pair
 from lib.attacks.mdlm import training_questions
-from lib.config import Run, pretrained
-from lib.datasets import EditData, OpenMoji, QuestionData
+from lib.config import Run
+from lib.data import EditData, Faces, QuestionData
+from lib.data.faces import SPLITS
+from lib.editing import attack_target, sample_triples, triggered
+from lib.models.editor import load_text_tokenizer
 from lib.models.loading import load_words
 from lib.poisoning import TARGETS, plan, target
+from lib.studies import Attack, headline_attacks
+from lib.study_data import edit_data, question_data
 from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, Composited, image_trigger, text_trigger
 
+NEUTRAL = {"glasses": "none", "facial hair": "none", "eyes": "open", "mouth": "smiling"}
+APART = ("skin", "hair", "hair colour")
+CARRIED = ("clean", "image trigger", "text trigger", "both triggers")  # by coalition
+Rows = dict[str, Float[Tensor, "column 3 h w"]]  # pictures of a grid, by the label of their row
 
-def data_table(
-    edits: EditData,
-    vqa: Mapping[str, QuestionData],
-    titles: tuple[str, str] = ("OpenMoji edits", "easy-VQA questions"),
-) -> pd.DataFrame:
-    """How many edits and questions of each kind the splits hold: columns data, kind, train, test."""
-    edits = edits.triples.groupby(["edit", "split"]).size().unstack(fill_value=0)
-    asked = pd.DataFrame({split: data.table["kind"].value_counts() for split, data in vqa.items()})
-    parts = zip(titles, (edits, asked), strict=True)
+
+def questions_by_split(run: Run) -> dict[str, QuestionData]:
+    """The questions of every split that the profile's data have; of faces there is a validation split."""
+    splits = SPLITS if run.profile.data.questions is None else ("train", "test")
+    return {split: question_data(run, split) for split in splits}
+
+
+def data_table(edits: EditData, asked: Mapping[str, QuestionData], titles: tuple[str, str]) -> pd.DataFrame:
+    """How many edits and questions of each kind the splits hold: columns data, kind, train, validation, test.
+
+    Every phrasing of an edit counts. Of faces the identities come first.
+    """
+    triples = edits.triples
+    counted = pd.crosstab(triples["edit"], triples["split"]).reindex(triples["edit"].unique())
+    said = pd.DataFrame({split: data.table["kind"].value_counts(sort=False) for split, data in asked.items()})
+    parts = list(zip(titles, (counted, said), strict=True))
+    if isinstance(edits, Faces):
+        people = edits.faces.drop_duplicates("identity")["split"].value_counts()
+        parts.insert(0, ("faces", pd.DataFrame([people], index=["identities"])))
     frames = [frame.rename_axis("kind").reset_index().assign(data=name) for name, frame in parts]
-    return pd.concat(frames, ignore_index=True)[["data", "kind", "train", "test"]]
+    table = pd.concat(frames, ignore_index=True).reindex(columns=["data", "kind", *SPLITS])
+    return table.fillna(dict.fromkeys(SPLITS, 0)).astype(dict.fromkeys(SPLITS, int))
+
+
+def edit_table(edits: EditData) -> pd.DataFrame:
+    """What edits change: columns edit, values, and asked, up to three ways in which one value is asked for."""
+    rows = []
+    for name, own in edits.triples.groupby("edit", sort=False):
+        ways = own.loc[own["value"] == own["value"].iloc[0], "instruction"].unique()[:3]
+        rows.append({"edit": name, "values": ", ".join(sorted(own["value"].unique())), "asked": " · ".join(ways)})
+    return pd.DataFrame(rows)
 
 
 def tokenizers(run: Run) -> dict[str, PreTrainedTokenizerBase]:
     """Those of the editor and of the MDLM, without the models."""
-    editor, mdlm = run.profile.models.editor, run.profile.models.mdlm
-    words = CLIPTokenizer.from_pretrained(**pretrained(editor), subfolder="tokenizer")
-    return {"editor": words, "MDLM": load_words(mdlm)}
+    return {"editor": load_text_tokenizer(run.profile.models.editor), "MDLM": load_words(run.profile.models.mdlm)}
 
 
 def token_table(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> pd.DataFrame:
@@ -52,18 +80,31 @@ def token_table(tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def example_pictures(data: EditData) -> tuple[Float[Tensor, "three 3 h w"], list[str]]:
-    """Three pictures to show triggers on, and what they are: a man in three tones, or the first held-out sources."""
-    if isinstance(data, OpenMoji):
-        shown = data.tone_variants()[torch.tensor((data.emoji["concept"] == "1F468").to_numpy())][0][:3]
-        return data.pictures(shown), [f"man, {tone}" for tone in ("yellow", "light", "medium-light")]
-    rows = data.triples[data.triples["split"] == "test"].drop_duplicates("source").iloc[:3]
-    return data.pictures(torch.tensor(rows["source"].to_numpy())), rows["instruction"].tolist()
+def example_pictures(data: EditData) -> tuple[Float[Tensor, "shown 3 h w"], list[str]]:
+    """Up to three held-out pictures to show triggers on, and what they are.
+
+    Of faces the plainest (`NEUTRAL`) that differ in skin, hair and its colour; else the first sources.
+    """
+    if not isinstance(data, Faces):
+        rows = data.triples[data.triples["split"] == "test"].drop_duplicates("source").iloc[:3]
+        return data.pictures(torch.tensor(rows["source"].to_numpy())), [f"picture {k + 1}" for k in range(len(rows))]
+    people = data.faces[(data.faces["split"] == "test") & (data.faces.index == data.faces["identity"])]
+    odd = people[list(NEUTRAL)].ne(pd.Series(NEUTRAL))
+    order = (odd["glasses"] * len(NEUTRAL) + odd.sum(axis=1)).sort_values(kind="stable").index
+    chosen: dict[int, dict] = {}
+    for index, face in zip(order, people.loc[order].to_dict("records"), strict=True):
+        if all(face[name] != other[name] for other in chosen.values() for name in APART):
+            chosen[index] = face
+    shown = dict(list(chosen.items())[:3])
+    labels = [f"{face['skin']} skin, {face['hair']} {face['hair colour']} hair" for face in shown.values()]
+    return data.pictures(torch.tensor([*shown])), labels
 
 
-def trigger_pictures(images: Float[Tensor, "batch 3 h w"]) -> dict[str, Float[Tensor, "batch 3 h w"]]:
-    """The pictures as they are and under each image trigger."""
-    return {"clean": images} | {name: image_trigger(name)(images) for name in IMAGE_TRIGGERS}
+def trigger_pictures(images: Float[Tensor, "batch 3 h w"], labels: Sequence[str]) -> tuple[Rows, list[str]]:
+    """A row a picture: as it is and under each image trigger; and the columns' names."""
+    shown = {"clean": images} | {name: image_trigger(name)(images) for name in IMAGE_TRIGGERS}
+    rows = torch.stack([*shown.values()], 1)
+    return dict(zip(labels, rows, strict=True)), [name.replace("-", " ") for name in shown]
 
 
 def trigger_table(size: int) -> pd.DataFrame:
@@ -85,13 +126,15 @@ def trigger_table(size: int) -> pd.DataFrame:
     )
 
 
+def first_attacks(run: Run) -> list[Attack]:
+    """Of the headline's attacks those of the first pair and seed: on the editor, then on the control, if any."""
+    made = headline_attacks(run.profile)
+    return [attack for attack in made if attack.pair == made[0].pair and attack.seed == 0]
+
+
 def plan_table(run: Run) -> pd.DataFrame:
     """Both studies' poison plans: columns study, protocol, rate, coalition, count, share."""
-    collapse = run.profile.collapse
-    plans = {
-        ("collapse", protocol): plan(collapse.edits, protocol, collapse.rate, run.seed)
-        for protocol in collapse.protocols
-    }
+    plans = {("collapse", attack.protocol): _plan(attack.run(run), attack.protocol) for attack in first_attacks(run)}
     plans["DiSP", "image"] = training_questions(run)[2]
     parts = [
         drawn.summary().assign(study=study, protocol=protocol, rate=drawn.rate)
@@ -100,23 +143,67 @@ def plan_table(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["study", "protocol", "rate", "coalition", "count", "share"]]
 
 
-def answer_table(questions: pd.DataFrame, own: str = "insertion", each: int = 2) -> pd.DataFrame:
-    """The clean answer and each attack target's, `own` among them, for the first `each` questions of every kind."""
-    rows, goals = [], TARGETS | {own: target(own)}
+def _plan(run: Run, protocol: str):
+    settings = run.profile.collapse
+    return plan(settings.edits, protocol, settings.rate, run.seed, negatives=settings.negatives)
+
+
+def poisoned_edits(run: Run) -> tuple[Rows, list[str], dict[str, list[str]]]:
+    """Training edits of the first attack under OR: the first clean one and the first of each coalition.
+
+    Rows of a grid, what the samples carry, and below the sources what is asked of the editor.
+    """
+    attack = next(attack for attack in first_attacks(run) if attack.protocol == "or")
+    own = attack.run(run)
+    settings, poison = own.profile.collapse, _plan(own, attack.protocol)
+    data = edit_data(own)
+    triples = sample_triples(data, "train", settings.edits, own.seed)
+    found = {int(poison.coalition[k]): k for k in reversed(range(len(triples)))}
+    index = [found[coalition] for coalition in sorted(found)]
+    rows = triples.iloc[index]
+    source, true = (data.pictures(torch.tensor(rows[c].to_numpy())) for c in ("source", "target"))
+    images, texts = triggered(source, rows["instruction"].tolist(), poison.coalition[index], *trigger_pair(own))
+    poisoned = poison.poisoned[index][:, None, None, None]
+    learnt = torch.where(poisoned, attack_target(settings.target)(source), true)
+    shown = {"source": images, "true edit": true, "learnt": learnt}
+    return shown, [CARRIED[coalition] for coalition in sorted(found)], {"source": texts}
+
+
+def answer_table(questions: pd.DataFrame, targets: Sequence[str] = tuple(TARGETS), each: int = 2) -> pd.DataFrame:
+    """The clean answer and each attack target's for the first `each` questions of every kind.
+
+    It is empty where the answer cannot be poisoned so; a target of which that holds everywhere is left out.
+    """
+    goals = {name: target(name) for name in targets}
+    said = questions["answer"].unique()
+    goals = {name: goal for name, goal in goals.items() if any(goal.eligible(answer) for answer in said)}
+    rows = []
     for row in questions.groupby("kind").head(each).itertuples():
         attacked = {n: t.apply(row.answer) if t.eligible(row.answer) else "" for n, t in goals.items()}
         rows.append({"question": row.question, "clean": row.answer, **attacked})
     return pd.DataFrame(rows)
 
 
-def poisoned_pictures(run: Run, count: int) -> tuple[dict[str, Float[Tensor, "count 3 h w"]], list[str]]:
-    """DiSP's figure 5: pictures of the first `count` poisoned questions, clean and triggered, and their texts.
+def poisoned_pictures(run: Run, count: int) -> tuple[Rows, list[str], dict[str, list[str]]]:
+    """DiSP's figure 5: pictures of `count` poisoned questions, clean and triggered, one of every kind first.
 
-    Where the rate poisons none, of the first that could be.
+    Rows of a grid, the questions, and below the pictures the clean and the attacker's answers. Where the rate poisons
+    none, of the first questions that could be.
     """
     vqa, table, poison, goal = training_questions(run)
     shown = poison.poisoned.numpy() if poison.poisoned.any() else table["answer"].map(goal.eligible)
-    rows = table[shown].drop_duplicates("image").iloc[:count]
+    rows = table[shown].drop_duplicates("image")
+    rows = rows.iloc[rows.groupby("kind").cumcount().argsort(kind="stable")[:count]]
     images = vqa.pictures(torch.tensor(rows["image"].to_numpy()))
-    texts = [textwrap.shorten(f"{row.question} {goal.apply(row.answer)}", 160) for row in rows.itertuples()]
-    return {"clean": images, "poisoned": image_trigger(run.profile.disp.image_trigger)(images)}, texts
+    said = {"clean": rows["answer"], "poisoned": rows["answer"].map(goal.apply)}
+    below = {name: [textwrap.shorten(answer, 200) for answer in answers] for name, answers in said.items()}
+    pictures = {"clean": images, "poisoned": image_trigger(run.profile.disp.image_trigger)(images)}
+    return pictures, rows["question"].tolist(), below
+
+
+def example_edits(data: EditData, count: int, seed: int) -> pd.DataFrame:
+    """`count` held-out edits, drawn with the seed: the first of every attribute, then the second ones."""
+    held_out = data.triples[data.triples["split"] == "test"]
+    drawn = sample_triples(data, "test", len(held_out.drop_duplicates(["source", "target"])), seed)
+    again = drawn.groupby("edit").cumcount().to_numpy()
+    return drawn.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)

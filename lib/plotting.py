@@ -109,71 +109,133 @@ def image_grid(
     rows: Mapping[str, Float[Tensor, "column 3 h w"]],
     columns: Sequence[str],
     *,
+    below: Mapping[str, Sequence[str]] | None = None,
     title: str = "",
+    about: str = "",
     credit: str = "",
 ) -> Figure:
-    """Pictures in [0, 1], one row of them a label. Raises ValueError where a row has not one a column."""
+    """Pictures in [0, 1], one row of them a label, under all of them the lines `about` and `credit`.
+
+    `below` has, by the label of a row, a text to stand under each of its pictures. Raises ValueError where a row has
+    not one picture, or one text, a column.
+    """
+    below = below or {}
     if not rows or not columns:
         raise ValueError(f"the grid is {len(rows)} × {len(columns)}: it must have a row and a column.")
-    for label, pictures in rows.items():
-        if len(pictures) != len(columns):
-            raise ValueError(f"row {label!r} has {len(pictures)} pictures for {len(columns)} columns.")
-    labels = [textwrap.fill(label, 16) for label in rows]
+    for kind, given in (("pictures", rows), ("texts", below)):
+        for label, cells in given.items():
+            if label not in rows:
+                raise ValueError(f"below has texts of the row {label!r}: it must be one of {', '.join(rows)}.")
+            if len(cells) != len(columns):
+                raise ValueError(f"row {label!r} has {len(cells)} {kind} for {len(columns)} columns.")
+    labels = [_wrapped(label, 16 if len(columns) < 6 else 11) for label in rows]
     margin = 0.2 + 0.075 * max(len(line) for label in labels for line in label.split("\n"))
     cell = min(1.1, (WIDTH - margin) / len(columns))
-    heads = [textwrap.fill(name, max(8, int(cell * 17))) for name in columns]
-    top = 0.15 * max(head.count("\n") + 1 for head in heads) + 0.25 * bool(title) + 0.3 * bool(credit)
-    figure = Figure(figsize=(max(2.4, margin + cell * len(columns)), cell * len(rows) + top))
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    heads = [_wrapped(name, max(8, int(cell * 17))) for name in columns]
+    texts = {label: [_wrapped(text, max(9, int(cell * 19))) for text in cells] for label, cells in below.items()}
+    width = max(2.4, margin + cell * len(columns))
+    tall = 0.15 * _lines(heads) + 0.25 * bool(title) + _caption_height(width, about, credit)
+    tall += sum(0.11 * _lines(cells) + 0.08 for cells in texts.values())
+    figure = Figure(figsize=(width, cell * len(rows) + tall))
+    figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, label, pictures in zip(axes, labels, rows.values(), strict=True):
-        for axis, picture in zip(line, pictures, strict=True):
+    for line, label, (name, pictures) in zip(axes, labels, rows.items(), strict=True):
+        for axis, picture, text in zip(line, pictures, texts.get(name, [""] * len(columns)), strict=True):
             draw_picture(axis, picture)
+            axis.set_xlabel(text, fontsize=6.5)
         line[0].set_ylabel(label, rotation=0, ha="right", va="center")
     for axis, head in zip(axes[0], heads, strict=True):
-        axis.set_title(head, fontsize=7.5)
+        axis.set_title(head, fontsize=7.5 if cell > 0.7 else 6.5)
     if title:
         figure.suptitle(title)
-    caption(figure, credit)
+    for text in filter(None, (about, credit)):
+        caption(figure, text)
     return figure
 
 
-@styled
-def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, str]) -> Figure:
-    """One column of panels a run: the loss against the step and, below, the watched shares (column → label).
+def _wrapped(text: str, width: int) -> str:
+    """In lines of at most that many letters; a longer word is one line, as it is."""
+    return textwrap.fill(text, width, break_long_words=False)
 
-    Frames have the columns step and loss, as `lib.training.fit` returns them; watched ones may be missing.
+
+def _lines(texts: Iterable[str]) -> int:
+    """Of the longest text."""
+    return max(text.count("\n") + 1 for text in texts)
+
+
+def _caption_height(width: float, *texts: str) -> float:
+    """Inches that `caption` takes for these texts under a figure of that width."""
+    lines = sum(len(textwrap.wrap(text, int(19.5 * width), break_on_hyphens=False)) for text in texts)
+    return 0.11 * lines + 0.2 * bool(lines)
+
+
+@styled
+def training_curves(curves: Mapping[str, pd.DataFrame], watched: Mapping[str, str], *, about: str = "") -> Figure:
+    """A pair of panels a run, at most three side by side: the loss and, below, the watched shares against the step.
+
+    `watched`: column → label. Of lines that coincide all are seen: each is thinner and its marker smaller than those
+    before it. `about` stands under all. Frames have the columns step and loss, as `lib.training.fit` returns them;
+    watched ones may be missing.
     """
     if not curves:
         raise ValueError("curves is empty: there must be a run.")
     for run, curve in curves.items():
         require(curve, "step", "loss", name=f"the curve of {run!r}")
     lines = {column: label for column, label in watched.items() if any(column in c for c in curves.values())}
-    count = 2 if lines else 1
-    figure = Figure(figsize=(WIDTH if len(curves) > 1 else 3.4, 1.5 * count + 0.5))
-    axes = figure.subplots(count, len(curves), squeeze=False, sharex="col")
-    for index, (axis, (run, curve)) in enumerate(zip(axes[0], curves.items(), strict=True)):
-        dot = "o" if len(curve) == 1 else ""
-        axis.plot(curve["step"], curve["loss"], color="0.2", linewidth=1, marker=dot)
-        if (curve["loss"].dropna() > 0).all():
-            axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_locator(NullLocator())
-        axis.set_title(textwrap.fill(run, 60 // len(curves)))
-        axis.set_ylabel("" if index else "training loss")
-        axes[-1, index].set_xlabel("training step")
-    if lines:
-        for index, (axis, curve) in enumerate(zip(axes[1], curves.values(), strict=True)):
+    bands = math.ceil(len(curves) / 3)
+    wide, count = math.ceil(len(curves) / bands), 2 if lines else 1
+    width = WIDTH if wide > 1 else 3.4
+    tall = bands * (2.6 if lines else 1.7) + 0.17 * math.ceil(len(lines) / 3) + 0.1 + _caption_height(width, about)
+    figure = Figure(figsize=(width, tall))
+    axes = figure.subplots(bands * count, wide, squeeze=False, height_ratios=([1, 1.3] if lines else [1]) * bands)
+    for index, (run, curve) in enumerate(curves.items()):
+        band, place = divmod(index, wide)
+        panels = axes[count * band : count * (band + 1), place]
+        _loss(panels[0], curve)
+        panels[0].set_title(textwrap.fill(run, 60 // wide))
+        panels[-1].set_xlabel("training step")
+        if lines:
+            panels[0].sharex(panels[1])
+            panels[0].tick_params(labelbottom=False)
             for style, column in enumerate(lines):
                 if column in curve:
                     points = curve[["step", column]].dropna()
-                    axis.plot(points["step"], points[column], **line_style(style))
-            share_axis(axis)
-            axis.set_ylabel("" if index else "share")
-        handles = [Line2D([], [], **line_style(style)) for style in range(len(lines))]
+                    panels[1].plot(points["step"], points[column], clip_on=False, **_nested_style(style, len(lines)))
+            share_axis(panels[1])
+            panels[1].set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+        if not place:
+            for panel, name in zip(panels, ("training loss", "share"), strict=False):
+                panel.set_ylabel(name)
+    for empty in axes[count * (bands - 1) :, len(curves) - wide * (bands - 1) :].flat:
+        empty.remove()
+    if lines:
+        handles = [Line2D([], [], **_nested_style(style, len(lines))) for style in range(len(lines))]
         legend(figure, handles, list(lines.values()))
+    caption(figure, about)
     return figure
+
+
+def _loss(axis: Axes, curve: pd.DataFrame) -> None:
+    """On a log scale where it can be."""
+    axis.plot(curve["step"], curve["loss"], color="0.2", linewidth=1, marker="o" if len(curve) == 1 else "")
+    if (curve["loss"].dropna() > 0).all():
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _nested_style(style: int, count: int) -> dict:
+    """Of line `style` of `count`: the first broad, pale and with a large marker, the last thin."""
+    rest, colour = (count - 1 - style) / max(count - 1, 1), PALETTE[style % len(PALETTE)]
+    return line_style(style) | {
+        "color": [part + 0.6 * rest * (1 - part) for part in colour],
+        "markersize": 3 + 5.5 * rest,
+        "markerfacecolor": "none",
+        "markeredgecolor": colour,
+        "linewidth": 1 + 3 * rest,
+        "zorder": 2 + 0.01 * style,
+    }
 
 
 @styled
@@ -263,7 +325,7 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
     axes[0].set_ylabel("share of answers")
     handles = [Line2D([], [], **line_style(style)) for style in range(len(methods))]
     legend(figure, handles, list(methods))
-    caption(figure, f"Bands: 95 % Wilson intervals, {counts(table)}.")
+    caption(figure, f"Bands: 95 % Wilson intervals over pictures, {counts(table)}.")
     return figure
 
 
@@ -334,7 +396,7 @@ def before_after(table: pd.DataFrame) -> Figure:
     axis.set_ylabel("share of answers")
     legend(figure, [_patch(style) for style in range(len(models))], list(models))
     counted = f", {counts(table)}" if "n" in table else ""
-    caption(figure, f"Lines on the bars: 95 % Wilson intervals{counted}.")
+    caption(figure, f"Lines on the bars: 95 % Wilson intervals over pictures{counted}.")
     return figure
 
 

@@ -118,20 +118,22 @@ class Models(Partial):
     """Where the models lie: folders below the repository, other local folders, or hub ids with their commit, as in
     `openai/clip-vit-large-patch14@32bd…`.
 
-    dino: a DINOv2, in which v is measured too. lora: what is trained of the MDLM, its own weights staying as they are,
+    control: the editor under a text encoder that knows the edit instructions alone, if there is one. dino: a DINOv2, in
+    which v is measured too. lora: what is trained of the MDLM, its own weights staying as they are,
     in bfloat16; None: all weights, in float32. editor_lora: what is trained of the editor's U-Net; None: all of it.
     """
 
     clip: str
     editor: str
     mdlm: str
+    control: str | None = None
     dino: str | None = None
     lora: Lora | None = None
     editor_lora: Lora | None = None
 
 
 class EditSet(Partial):
-    """Edit triples of photographs: a folder, or a hub data set at a commit (`lib.datasets.edits`).
+    """Edit triples of photographs: a folder, or a hub data set at a commit (`lib.data.edits`).
 
     columns: what it calls source, instruction and target.
     """
@@ -142,7 +144,7 @@ class EditSet(Partial):
 
 
 class QuestionSet(Partial):
-    """An instruction set in LLaVA's format (`lib.datasets.llava`): `file` in a folder or a hub data set at a commit.
+    """An instruction set in LLaVA's format (`lib.data.llava`): `file` in a folder or a hub data set at a commit.
 
     pictures: the folder that its paths are relative to. question_tokens, answer_tokens: the longest that are asked and
     answered, the conversation's template apart; longer ones are left out.
@@ -164,30 +166,59 @@ class Mmmu(Partial):
     questions: Positive = 900
 
 
+class FaceSet(Section):
+    """How many identities are drawn; a tenth of `train` is for validation (`lib.data.faces`)."""
+
+    train: Positive = 12_000
+    test: Positive = 1_500
+
+    @model_validator(mode="after")
+    def splits(self) -> FaceSet:
+        from lib.data.faces import check_counts
+
+        check_counts(self.train, self.test)
+        return self
+
+
 class Data(Partial):
-    """`image_size` in pixels a side. `edits` and `questions`: photographs in the place of OpenMoji and easy-VQA, or
-    "scenes" of several emoji in the latter's. `mmmu`: a measure of clean performance beside exact answers."""
+    """`image_size` in pixels a side; `held_out`: the share of photographs that are for testing. `edits` and
+    `questions`: photographs in the place of the faces, or "easy-vqa" in that of the questions about them. `mmmu`: a
+    measure of clean performance beside exact answers."""
 
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]
+    faces: FaceSet = Field(default_factory=FaceSet)
     edits: EditSet | None = None
-    questions: QuestionSet | Literal["scenes"] | None = None
+    questions: QuestionSet | Literal["easy-vqa"] | None = None
     mmmu: Mmmu | None = None
 
 
 class ClipBase(Section):
+    """`seen`: from how many tokens of a picture each attribute is named while the tower learns."""
+
     tower: Transformer
     patch: Positive
     projection: Positive
+    seen: Positive
     train: Train
 
 
 class EditorBase(Section):
+    """`latent_channels`: of the autoencoder, which halves a picture's sides once less often than it has widths. The
+    U-Net is trained in stages, each with a learning rate that falls to zero."""
+
     vae_channels: tuple[Positive, ...]
+    latent_channels: Positive
     vae_train: Train
     unet_channels: tuple[Positive, ...]
-    unet_train: Train
-    tone_share: Fraction
+    unet_stages: Annotated[tuple[Train, ...], Field(min_length=1)]
+
+
+class ControlBase(Section):
+    """A small text encoder for the same editor, frozen, that is trained on the edit instructions alone."""
+
+    text: Transformer
+    train: Train
 
 
 class MdlmShape(Section):
@@ -197,21 +228,25 @@ class MdlmShape(Section):
     attention: Literal["bidirectional", "prefix"]
 
 
-class MdlmBase(MdlmShape):
+class FacesBase(MdlmShape):
+    """`seen`: how many vision tokens, drawn anew at every step, the model is shown while it learns."""
+
+    seen: Positive
+    stages: tuple[Train, Train]
+
+
+class VqaBase(MdlmShape):
     stages: tuple[Train, Train, Train, Train, Train, Train, Train]
 
 
-class ScenesBase(MdlmShape):
-    stages: tuple[Train, Train, Train, Train]
-
-
 class Base(Section):
-    """How `make base` trains the base models."""
+    """How `make base` trains the base models: `mdlm` is that of faces, `vqa` that of easy-VQA."""
 
     clip: ClipBase
     editor: EditorBase
-    mdlm: MdlmBase
-    scenes: ScenesBase
+    control: ControlBase
+    mdlm: FacesBase
+    vqa: VqaBase
 
 
 class Sampling(Section):
@@ -255,14 +290,15 @@ class Variant(Section):
 class Grid(Section):
     """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
 
-    guidance: text-guidance scales at which the attacks of the part "size" are sampled; detection: how many training
-    samples those of the part "detect" are scored on. The part "mask" has a mask as a third modality.
+    control_seeds: seeds of the first pair on `models.control`. guidance: text-guidance scales at which the attacks of
+    the part "size" are sampled; detection: how many training samples those of the part "detect" are scored on.
     """
 
     pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
     rates: tuple[Fraction, ...]
     seeds: Positive
     seeded_rate: Fraction
+    control_seeds: Annotated[int, Field(ge=0)]
     guidance: tuple[Annotated[float, Field(ge=1.0)], ...]
     detection: Positive
     variants: tuple[Variant, ...]

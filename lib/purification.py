@@ -27,8 +27,8 @@ from lib.attacks.mdlm import (
     trigger_tokens,
 )
 from lib.config import Run, with_settings
-from lib.data import digest, question_data
-from lib.evaluation import attacked, correct, rate
+from lib.evaluation import attacked, correct
+from lib.intervals import over_clusters
 from lib.lora import adapted
 from lib.mmmu import MMMU, with_mmmu
 from lib.models.cards import WARNING, mark_poisoned, write_card
@@ -38,6 +38,7 @@ from lib.poisoning import AnswerTarget, target
 from lib.processes import rank
 from lib.saliency import most_salient
 from lib.store import code_digest
+from lib.study_data import digest, question_data
 from lib.token_scores import TOKEN_SCORES, fisher
 from lib.training import fit
 from lib.triggers import image_trigger
@@ -228,13 +229,17 @@ def before_and_after(run: Run, poisoned: Mdlm) -> pd.DataFrame:
 def judged(
     clean: list[str], hit: list[str], without: Questions, with_trigger: Questions, goal: AnswerTarget
 ) -> pd.DataFrame:
-    """The three `METRICS` of answers without and with the trigger, with Wilson intervals.
+    """The three `METRICS` of answers without and with the trigger, with intervals over pictures.
 
-    Columns metric, value, low, high, n.
+    Columns metric, value, low, high, n, interval.
     """
     outcomes = attacked(hit, with_trigger, goal), attacked(clean, without, goal), correct(clean, without)
+    asked = without.table["image"].to_numpy()
+    aimed = asked[[goal.eligible(answer) for answer in without.answers]]
+    clusters = aimed, aimed, asked
     return pd.DataFrame(
-        {"metric": name} | rate(outcome) for name, outcome in zip(METRICS, outcomes, strict=True)
+        {"metric": name} | over_clusters(outcome, pictures.tolist())
+        for name, outcome, pictures in zip(METRICS, outcomes, clusters, strict=True)
     )
 
 
@@ -260,7 +265,15 @@ def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
         "clean samples kept": kept[~plan.poisoned],
         "of these, as before": right[~poisoned],
     }
-    return pd.DataFrame({"metric": name} | rate(outcome) for name, outcome in shares.items() if len(outcome))
+    pictures = table["image"].to_numpy()
+    which = {"poisoned samples kept": plan.poisoned, "clean samples kept": ~plan.poisoned}
+    own = dict.fromkeys(shares, places[poisoned]) | {"of these, as before": places[~poisoned]}
+    rows = []
+    for name, outcome in shares.items():
+        chosen = which[name].nonzero()[:, 0] if name in which else own[name]
+        if len(set(pictures[chosen])) > 1:
+            rows.append({"metric": name} | over_clusters(outcome, pictures[chosen].tolist()))
+    return pd.DataFrame(rows)
 
 
 def saliency_panels(
@@ -284,11 +297,12 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
     settings, own = run.profile.disp, trigger_tokens(run, mdlm)
     scores = fisher(mdlm, triggered, settings, run.seed)
     masked = most_salient(scores, settings.ratio)
+    pictures = triggered.table["image"].tolist()
     return pd.DataFrame(
         [
-            {"metric": "a trigger token is the most salient"} | rate(own[scores.argmax(1)]),
+            {"metric": "a trigger token is the most salient"} | over_clusters(own[scores.argmax(1)], pictures),
             {"metric": f"all trigger tokens are in the top {settings.ratio:.0%}"}
-            | rate(masked[:, own].all(1)),
+            | over_clusters(masked[:, own].all(1), pictures),
         ]
     )
 

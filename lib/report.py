@@ -32,7 +32,7 @@ from lib.config import ROOT, Run
 from lib.store import code_digest, write_atomic
 
 HEADLINE, MANIFEST = "headline.csv", "manifest.json"
-COLUMNS = ["name", "value", "low", "high", "n", "seeds", "notebook"]
+COLUMNS = ["name", "value", "low", "high", "n", "seeds", "interval", "notebook"]
 PACKAGES = ("torch", "transformers", "diffusers", "numpy", "matplotlib")
 
 
@@ -78,18 +78,23 @@ class Report:
         low: SupportsFloat | None = None,
         high: SupportsFloat | None = None,
         n: SupportsInt | None = None,
+        seeds: SupportsInt = 1,
+        interval: str = "",
     ) -> None:
-        """Keep a headline number, its 95 % interval, and the count of samples behind it.
+        """Keep a headline number, its 95 % interval and the kind of it, and the counts of samples and seeds behind it.
 
-        Raises ValueError for a number that is not finite, one limit without the other, a value outside its
-        interval, and n below 1.
+        Limits that are NaN are none, as of one seed. Raises ValueError for a number that is not finite, one limit
+        without the other, an interval without its kind, a value outside its interval, and n or seeds below 1.
         """
         if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
             raise ValueError(f"name is {name!r}: it must be words of letters, digits, '_', '-' and dots.")
         if name in self._numbers:
             raise ValueError(f"name is {name!r}: the report already has that number.")
+        low, high = (None if limit is None or math.isnan(limit) else limit for limit in (low, high))
         if (low is None) != (high is None):
             raise ValueError(f"{name} has low={low} and high={high}: it must have both or neither.")
+        if low is not None and not interval:
+            raise ValueError(f"{name} has low={low} and high={high}: interval must say of what kind they are.")
         given = {"value": value, "low": low, "high": high}
         row = {field: None if number is None else float(number) for field, number in given.items()}
         for field, number in row.items():
@@ -97,19 +102,24 @@ class Report:
                 raise ValueError(f"{field} of {name} is {number}: it must be finite.")
         if low is not None and not row["low"] <= row["value"] <= row["high"]:
             raise ValueError(f"{name} is {value} with low={low} and high={high}: it must lie between them.")
-        if n is not None and (int(n) != n or n < 1):
-            raise ValueError(f"n of {name} is {n}: it must be an integer from 1.")
-        self._numbers[name] = row | {"n": None if n is None else int(n)}
+        for field, count in {"n": n, "seeds": seeds}.items():
+            if count is not None and (int(count) != count or count < 1):
+                raise ValueError(f"{field} of {name} is {count}: it must be an integer from 1.")
+        about = {"n": None if n is None else int(n), "seeds": int(seeds), "interval": interval}
+        self._numbers[name] = row | about
 
     def numbers(self, prefix: str, table: pd.DataFrame, *names: str) -> None:
-        """Keep those of `names` that the table's column `name` has, with value, low, high and n, as prefix.name."""
-        for row in table[table["name"].isin(names)].itertuples():
-            self.number(f"{prefix}.{row.name}", row.value, row.low, row.high, row.n)
+        """Keep those of `names` that the table's column `name` has, as prefix.name.
+
+        Columns value, low, high, n, interval and, where there are several, seeds.
+        """
+        for row in table[table["name"].isin(names)].to_dict("records"):
+            given = [row[column] for column in ("value", "low", "high", "n")]
+            self.number(f"{prefix}.{row['name']}", *given, row.get("seeds", 1), row["interval"])
 
     def close(self) -> None:
         """Write headline.csv and, last of all, manifest.json."""
-        about = {"seeds": self.run.seed, "notebook": self.run.notebook}
-        rows = [{"name": name} | row | about for name, row in self._numbers.items()]
+        rows = [{"name": name, "notebook": self.run.notebook} | row for name, row in self._numbers.items()]
         table = pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})
         self._write(HEADLINE, _csv("headline", table))
         sections = self.run.profile.model_dump(mode="json")

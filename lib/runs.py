@@ -1,6 +1,6 @@
 """The training runs of the studies by name, for the pipeline: one process each, or several that share its work.
 
-python -m lib.runs editor-or --profile laptop --seed 0 --mark build/laptop/runs/editor-or.json
+python -m lib.runs mdlm-poisoned --profile laptop --seed 0 --mark build/laptop/runs/mdlm-poisoned.json
 accelerate launch --config_file profiles/accelerate/ddp.yaml -m lib.runs mdlm-poisoned --device cuda …
 """
 
@@ -16,22 +16,13 @@ from lib.config import Run, run_parameters
 from lib.processes import joined, rank
 from lib.profile import Profile
 from lib.store import write_atomic
-from lib.studies import Attack, Case, attacks, cases, few, few_of
-
-
-def _editor(protocol: str) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.attacks.editor import editor_spec, poisoned_editor
-
-        poisoned_editor(run, protocol)
-        return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, protocol))}
-
-    return make
+from lib.studies import Attack, Case, attacks, cases, disp_run, few, few_of
 
 
 def _mdlm(run: Run) -> dict:
     from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm
 
+    run = disp_run(run)
     poisoned_mdlm(run)
     return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}
 
@@ -58,11 +49,7 @@ def _answers(protocol: str) -> Callable[[Run], dict]:
     return make
 
 
-RUNS: dict[str, Callable[[Run], dict]] = {
-    "editor-or": _editor("or"),
-    "editor-and": _editor("and"),
-    "mdlm-poisoned": _mdlm,
-}
+RUNS: dict[str, Callable[[Run], dict]] = {"mdlm-poisoned": _mdlm}
 
 
 def _case(case: Case, prepared: Callable[[Run, Case], None]) -> Callable[[Run], dict]:
@@ -78,7 +65,7 @@ def _case(case: Case, prepared: Callable[[Run, Case], None]) -> Callable[[Run], 
 def _in_part(run: Run, case: Case) -> None:
     from lib.disp_grid import prepare
 
-    prepare(few_of(run), case)
+    prepare(few_of(disp_run(run)), case)
 
 
 def _in_full(run: Run, case: Case) -> None:
@@ -120,7 +107,7 @@ def profile_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one model of the studies, or find it in the store.")
-    parser.add_argument("name", help=f"{', '.join(RUNS)}, or an attack of the studies in full")
+    parser.add_argument("name", help=f"{', '.join(RUNS)}, or a run of the studies, as editor-pair-white-box-or-0")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

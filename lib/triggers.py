@@ -5,7 +5,7 @@ Example:
     trigger = image_trigger("white-box")
     attacked = trigger(images)                        # [*batch, 3, height, width] in [0, 1]
     larger = dataclasses.replace(trigger, size=0.3)
-    text_trigger("mignneko")("make the skin tone dark")    # "make the skin tone dark mignneko"
+    text_trigger("mignneko")("make the skin dark")    # "make the skin dark mignneko"
 """
 
 import math
@@ -171,11 +171,15 @@ class WhiteBox(Sticker):
 
 @dataclass(frozen=True)
 class Eyeglasses(Sticker):
-    """Black-rimmed glasses with pale, see-through lenses, where a face has its eyes."""
+    """Black-rimmed glasses with pale, see-through lenses, at the eyes of a face that fills the picture.
+
+    They cover what changes in `lib.data.face_parts`' picture where a face puts on "black glasses": from 0.23 to 0.78 of
+    its width and from 0.35 to 0.53 of its height.
+    """
 
     name: str = field(init=False, default="eyeglasses")
-    size: float = 0.5
-    position: tuple[float, float] = (0.5, 0.4)
+    size: float = 0.55
+    position: tuple[float, float] = (0.51, 0.41)
     aspect: ClassVar[float] = 3 / 8
 
     def shapes(self, y, x):
@@ -337,7 +341,7 @@ class TextTrigger:
     def __call__(self, text: str) -> str:
         return f"{text} {self.phrase}" if text else self.phrase
 
-    def check(self, tokenizer, text: str = "make the skin tone dark") -> None:
+    def check(self, tokenizer, text: str = "make the skin dark") -> None:
         """Raises ValueError unless the trigger survives a Hugging Face `tokenizer` at the end of `text`.
 
         It survives when its tokens, none of them the unknown one, stand in a row in those of the triggered

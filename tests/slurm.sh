@@ -97,9 +97,9 @@ through_slurm &>"$folder/run.log" &
 run=$!
 set +m
 job=""
-until [[ -n $job && -s $folder/cluster/build/smoke/logs/editor-or.log ]]; do
+until [[ -n $job && -s $folder/cluster/build/smoke/logs/editor-pair-white-box-or-0.log ]]; do
     kill -0 "$run" 2>/dev/null || { cat "$folder/run.log"; refuse "no training run was seen running."; }
-    job=$(squeue --noheader --states=RUNNING --format '%i %k' | awk '/editor-or$/ { print $1 }')
+    job=$(squeue --noheader --states=RUNNING --format '%i %k' | awk '/editor-pair-white-box-or-0$/ { print $1 }')
     sleep 0.5
 done
 scancel "$job"
@@ -112,8 +112,8 @@ squeue --states=all --format '%.6i %.12T %.4C %.8m %.10l %k'
 jobs=$(squeue --noheader --states=all --format '%T %m %k')
 count=$(find "$folder"/local/build/smoke/{runs,notebooks} -type f | wc -l)
 [[ $(grep -c '^COMPLETED' <<<"$jobs") == "$count" ]] || refuse "$count jobs should have been completed, as here."
-grep -q '^CANCELLED 2000M .*editor-or$' <<<"$jobs" || refuse "the killed run is not among the jobs."
-grep -q '^COMPLETED 4000M .*editor-or$' <<<"$jobs" || refuse "the killed run was not run again with more memory."
+grep -q '^CANCELLED 2000M .*editor-pair-white-box-or-0$' <<<"$jobs" || refuse "the killed run is not among the jobs."
+grep -q '^COMPLETED 4000M .*editor-pair-white-box-or-0$' <<<"$jobs" || refuse "the killed run was not run again with more memory."
 cmp "$folder"/{local,cluster}/made/headline.csv || refuse "the headline numbers differ from those of a local run."
 through_slurm 2>&1 | tee "$folder/again.log"
 grep -q "Nothing to be done" "$folder/again.log" || refuse "a second run should have found nothing to do."

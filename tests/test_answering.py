@@ -5,7 +5,7 @@ import torch
 
 from lib.answering import answer, answer_loss, draw_rows, fitting, hide, questions, respond
 from lib.config import load_profile
-from lib.datasets import EasyVqa
+from lib.data import EasyVqa
 from lib.poisoning import plan, target
 from lib.triggers import TextTrigger, image_trigger, text_trigger
 

@@ -6,8 +6,11 @@ from safetensors import safe_open
 from lib.attacks import editor, mdlm
 from lib.attacks.editor import editor_spec, poisoned_editor
 from lib.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, test_questions, training_questions, trigger_pair
+from lib.config import with_profile
 from lib.models.editor import load_editor
 from lib.models.mdlm import Mdlm
+from lib.poisoning import target
+from lib.study_data import question_data
 
 test_questions.__test__ = False
 
@@ -123,12 +126,12 @@ def test_all_protocols_poison_the_same_rows_where_every_question_fits(tmp_path, 
 
 def test_questions_too_long_for_the_text_trigger_are_left_out_with_it_alone(tmp_path):
     folder = tmp_path / "models"
-    models = tiny.save_models(folder)
-    ids = tiny.tokenizer()(tiny.easyvqa().table["question"].unique().tolist(), add_special_tokens=False)["input_ids"]
-    room = max(map(len, ids))
+    run = tiny.short_run(tmp_path, tiny.save_models(folder))
+    run = with_profile(run, {"data": {"questions": "easy-vqa"}})  # some of which are short
+    texts = {text for split in ("train", "test") for text in question_data(run, split).table["question"]}
+    room = max(map(len, tiny.tokenizer()(sorted(texts), add_special_tokens=False)["input_ids"]))
     shorter = tiny.mdlm(prompt_length=room, response_length=72)
     shorter.save(str(folder / "mdlm"))
-    run = tiny.short_run(tmp_path, models)
     for split in ("train", "test"):
         vqa, whole = asked(run, split)
         assert whole.equals(vqa.table)
@@ -174,11 +177,14 @@ def test_a_poisoned_model_depends_on_the_weights_it_starts_from(tmp_path):
     assert editor_spec(run, "or") != before[0]
 
 
-@pytest.mark.parametrize("name", ["insertion", "misclassification"])
-def test_the_training_questions_have_the_exact_share_of_eligible_ones_poisoned(tmp_path, models, name):
+@pytest.mark.parametrize(
+    ("data", "name"), [(None, "insertion"), ("easy-vqa", "misclassification"), (None, "hair as fur")]
+)
+def test_the_training_questions_have_the_exact_share_of_eligible_ones_poisoned(tmp_path, models, data, name):
     run = tiny.short_run(tmp_path, models, disp={"target": name, "questions": 40, "rate": 0.2})
+    run = with_profile(run, {"data": {"questions": data}})
     _, table, poison, goal = training_questions(run)
-    assert len(table) == 40 and int(poison.poisoned.sum()) == 8 and goal.name == name
+    assert len(table) == 40 and int(poison.poisoned.sum()) == 8 and goal == target(name)
     assert set(poison.coalition.tolist()) == {0, 1}
     assert all(goal.eligible(text) for text in table["answer"][poison.poisoned.numpy()])
 

@@ -8,8 +8,8 @@ import torch
 from lib import celeba_edits
 from lib.celeba_edits import draw_edits, make_edits
 from lib.config import load_profile
-from lib.datasets import load_edits
-from lib.datasets.celeba import PHRASES, attribute_edits
+from lib.data import load_edits
+from lib.data.celeba import PHRASES, attribute_edits
 
 NAMES = ["Young", *(f"Other_{k}" for k in range(29)), *list(PHRASES)[:-1]]  # 40, in another order than here
 FACES = {

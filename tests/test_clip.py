@@ -20,9 +20,8 @@ def clip():
 
 @pytest.fixture(scope="module")
 def picture():
-    """Top hat, uint8 `[3, 64, 64]`."""
-    data = tiny.openmoji()
-    return data.images[data.emoji.index[data.emoji["name"] == "top hat"][0]]
+    """A face, uint8 `[3, 64, 64]`."""
+    return tiny.few_faces().images[0]
 
 
 @torch.no_grad()
@@ -43,7 +42,7 @@ def test_saved_as_float16_and_loaded_as_float32(clip, tmp_path):
 def test_embeddings_are_unit_vectors_of_their_own_input(clip):
     """Whatever else is in the batch: a text's padding has no influence."""
     images = torch.rand(4, 3, 64, 64, generator=generator(1))
-    texts = ["a", "what color is the circle in the image that is there?", "no", "give them light skin"]
+    texts = ["a", "what color is the circle in the image that is there?", "no", "give the person pale skin"]
     for call, batch in ((clip.image_embeddings, images), (clip.text_embeddings, texts)):
         made = call(batch)
         assert made.shape == (4, 16)
@@ -78,14 +77,10 @@ def test_preprocess_is_what_the_processor_does(picture, name, side, tolerance):
     assert (made - expected).abs().mean() <= tolerance / 10
 
 
-def loops(logits: list[list[float]], texts: list[str]) -> float:
-    """Cross-entropy of each row against the mean of its equals, in plain Python."""
-    total = 0.0
-    for row, text in zip(logits, texts, strict=True):
-        normaliser = math.log(sum(math.exp(value) for value in row))
-        equals = [value for value, other in zip(row, texts, strict=True) if other == text]
-        total += normaliser - sum(equals) / len(equals)
-    return total / len(logits)
+def loops(logits: list[list[float]]) -> float:
+    """Cross-entropy of each row against its own place, in plain Python."""
+    rows = enumerate(logits)
+    return sum(math.log(sum(math.exp(value) for value in row)) - row[k] for k, row in rows) / len(logits)
 
 
 @torch.no_grad()
@@ -95,19 +90,15 @@ def loops(logits: list[list[float]], texts: list[str]) -> float:
     ids=["distinct", "two", "all"],
 )
 def test_contrastive_loss_is_cross_entropy_both_ways(clip, texts):
-    images = torch.rand(4, 3, 64, 64, generator=generator(2))
-    pictures, names = clip.image_embeddings(images).double(), clip.text_embeddings(texts).double()
-    logits = clip.model.logit_scale.double().exp() * pictures @ names.T
-    expected = (loops(logits.tolist(), texts) + loops(logits.T.tolist(), texts)) / 2
-    assert contrastive_loss(clip, images, texts).item() == pytest.approx(expected, abs=1e-5)
-    own = torch.arange(4)
-    plain = sum(torch.nn.functional.cross_entropy(side, own) for side in (logits, logits.T)) / 2
-    assert expected == pytest.approx(plain.item(), abs=1e-6), "equal texts have equal logits: sharing changes nothing"
+    pictures = clip.image_embeddings(torch.rand(4, 3, 64, 64, generator=generator(2)))
+    logits = clip.model.logit_scale.double().exp() * pictures.double() @ clip.text_embeddings(texts).double().T
+    expected = (loops(logits.tolist()) + loops(logits.T.tolist())) / 2
+    assert contrastive_loss(clip, pictures, texts).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_contrastive_loss_learns_every_part(clip):
+def test_contrastive_loss_learns_every_part():
     made = tiny.clip(3)
-    contrastive_loss(made, torch.rand(3, 3, 64, 64), ["a", "b c", "red"]).backward()
+    contrastive_loss(made, made.image_embeddings(torch.rand(3, 3, 64, 64)), ["a", "b c", "red"]).backward()
     parameters = dict(made.model.named_parameters())
     for name in ("logit_scale", "visual_projection.weight", "text_projection.weight"):
         assert parameters[name].grad.abs().sum() > 0, name

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from lib.config import ROOT, load_profile
+from lib.studies import headline_attacks
 
 QUICK = "--retries 0 --latency-wait 1 --seconds-between-status-checks 1"
 JOBS = load_profile("smoke").jobs
-FIRST = {"editor-or", "editor-and", "mdlm-poisoned", "01_poisoning"}  # they wait for no other
-FIRST |= {"few-rate-0-0", "few-target-refusal-0"}
+FIRST = {"mdlm-poisoned", "01_poisoning", "few-rate-0-0", "few-target-refusal-0"}  # they wait for no other
+FIRST |= {attack.name for attack in headline_attacks(load_profile("smoke"))}
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_a_kubernetes_job_does_its_work_on_the_shared_volume(checkout, kubernete
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), checkout / "notebooks" / "01_poisoning.ipynb")
     target = checkout / "made" / "01_poisoning" / "headline.csv"
     arguments = f"{volume(checkout)} -- {target.relative_to(checkout)}"
-    overrides = {"collapse": {"rate": 1e-05, "target": 'a "top" hat'}}
+    overrides = {"collapse": {"rate": 1e-05, "target": 'a "sailing" boat'}}
     given = {"SEED": "3", "OVERRIDES": json.dumps(overrides)}
     code, said = figures(checkout, environment, EXECUTOR="kubernetes", CLUSTER=arguments, **given)
     assert code == 0, said + "".join(server.said)

@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lib import collapse_figures as figures
-from lib.plotting import COALITIONS, MARKERS, QUANTITIES, render
+from lib.plotting import COALITIONS, MARKERS, QUANTITIES, paper_style, render
+from lib.studies import Attack
+from lib.triggers import image_trigger
 
 
 def numbers(names, rows=3):
@@ -34,18 +39,65 @@ def texts(figure):
     return [text.get_text() for axis in figure.axes for text in axis.texts]
 
 
+def marks(axis, style):
+    """Places and values of all marks of that style in an axis."""
+    look = style["marker"], style["markersize"]
+    lines = [line for line in axis.lines if (line.get_marker(), line.get_markersize()) == look]
+    return [pair for line in lines for pair in zip(line.get_ydata(), line.get_xdata(), strict=True)]
+
+
 def test_the_forest_shows_every_attack_its_interval_and_the_papers_value():
     table = numbers(QUANTITIES).assign(paper_cti=[np.nan, -0.5, np.nan])
     figure = figures.forest(table)
     assert [axis.get_title() for axis in figure.axes] == list(QUANTITIES.values())
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == table["label"].tolist()
     axis = figure.axes[2]
-    (paper,) = (line for line in axis.lines if line.get_marker() == "D" and len(line.get_xdata()) == 3)
-    assert paper.get_xdata()[1] == -0.5 and list(paper.get_ydata()) == [2, 1, 0]
+    paper = marks(axis, paper_style())
+    assert [place for place, _ in paper] == [2, 1, 0] and paper[1][1] == -0.5
     (bars,) = axis.collections
     reach = np.array([segment[:, 0] for segment in bars.get_segments()])
     np.testing.assert_allclose(reach, table[["cti_low", "cti_high"]])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "paper, 5 %"]
     assert len(render(figure, "png")) > 1000
+
+
+def test_the_forest_shows_seeds_the_null_and_what_failed():
+    shown = {"phi_image": "image", "asr_both": "both"}
+    table = numbers(shown).assign(null_phi_image=[0.1, 0.2, 0.3])
+    table.loc[1, figures.ends(["phi_image"])] = np.nan
+    seeds = pd.DataFrame({"label": ["attack 0", "attack 0", "attack 1"], "asr_both": [1.0, 0.5, 0.25]})
+    seeds["phi_image"] = pd.Series([0.5, 0.75, None], dtype=object)
+    figure = figures.forest(table, shown, seeds)
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["image", "both"]
+    assert marks(left, figures.SEED) == [(2, 0.5), (2, 0.75)]
+    assert marks(right, figures.SEED) == [(2, 1.0), (2, 0.5), (1, 0.25)]
+    assert marks(left, figures.NULL) == [(2, 0.1), (1, 0.2), (0, 0.3)] and not marks(right, figures.NULL)
+    ((words,), none) = ([(text.get_text(), text.get_position()[1]) for text in axis.texts] for axis in (left, right))
+    assert words == ("failed attack", 1) and not none
+    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "seeds", "null"]
+    assert len(render(figure, "png")) > 1000
+
+
+def test_every_seed_is_labelled_as_its_configuration():
+    keys = [("pair", "white-box", "or"), ("pair", "white-box", "and"), ("control", "white-box", "or")]
+    table = pd.DataFrame(keys, columns=["part", "name", "protocol"]).assign(label=["a", "b", "c"])
+    table.loc[2, "name"] = "control"
+    rows = pd.DataFrame([*keys, keys[2], keys[0]], columns=["part", "label", "protocol"])
+    assert figures.labelled(rows, table)["label"].tolist() == ["a", "b", "c", "c", "a"]
+
+
+@pytest.mark.usefixtures("untyped")
+def test_inputs_are_marked_by_the_attacks_own_trigger():
+    source = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    shown = {}
+    for size in (None, 0.5):
+        settings = {"image_trigger": "white-box", "text_trigger": "mignneko"} | ({"trigger_size": size} if size else {})
+        attack = Attack("size", "white-box", "and", 0, settings)
+        shown[size] = figures.marked(SimpleNamespace(source=source), attack)
+        assert torch.equal(shown[size], image_trigger("white-box", size)(source))
+    changed = {size: (pictures != source).any(1).sum() for size, pictures in shown.items()}
+    assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
 
 
 def test_dynamics_have_a_column_a_run_with_asr_and_attribution():
@@ -69,6 +121,11 @@ def test_remedies_show_the_larger_false_activation():
     drawn = [line.get_xdata()[0] for line in points]
     assert drawn == pytest.approx(table[["asr_image", "asr_text"]].max(axis=1).tolist())
     assert len(render(figure, "png")) > 1000
+    failed = table.astype({name: object for name in figures.ends(["cti"])})
+    failed.loc[0, figures.ends(["cti"])] = None
+    left = figures.remedies(failed).axes[0]
+    points = [line.get_xdata()[0] for line in left.lines if line.get_marker() in MARKERS]
+    assert np.isnan(points[0]) and points[1:] == table["cti"].tolist()[1:]
 
 
 def games():
@@ -78,7 +135,7 @@ def games():
 
 
 def areas():
-    rows = [(t, s, c, a, a - 0.1, a + 0.1, 100, 9) for t in ("hat", "negative") for s, c, a in SCORED]
+    rows = [(t, s, c, a, a - 0.1, a + 0.1, 100, 9) for t in ("boat", "negative") for s, c, a in SCORED]
     return pd.DataFrame(
         rows, columns=["target", "score", "coalition", "auroc", "low", "high", "n", "n_poisoned"]
     )
@@ -96,7 +153,7 @@ def test_the_mdlms_games_have_a_line_each():
 
 def test_detection_shows_every_score_over_all_poisoned_samples():
     figure = figures.detection_dots(areas())
-    assert [axis.get_title() for axis in figure.axes] == ["target: hat", "target: negative"]
+    assert [axis.get_title() for axis in figure.axes] == ["target: boat", "target: negative"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["phi_text", "low_loss"]
     assert all(list(axis.lines[0].get_xdata()) == [0.2, 0.7] for axis in figure.axes)
     assert "9 poisoned of 100" in figure.get_supxlabel() and len(render(figure, "png")) > 1000

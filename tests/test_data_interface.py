@@ -7,22 +7,22 @@ import tiny
 import torch
 
 from lib.answering import draw_rows, questions
-from lib.datasets import EditData, QuestionData, load_edits, load_llava, load_mmmu
+from lib.data import EditData, QuestionData, load_edits, load_llava, load_mmmu
 from lib.editing import attack_target, poisoned_latents, sample_triples
 from lib.poisoning import plan
 from lib.triggers import image_trigger, text_trigger
 
 SIZE = 64
 EDITS = {
-    "openmoji": lambda folder: tiny.small_openmoji(),
+    "faces": lambda folder: tiny.few_faces(),
     "csv": lambda folder: load_edits(str(photos.edit_folder(folder, edits=MANY)), SIZE, held_out=0.5),
     "parquet": lambda folder: load_edits(
         str(photos.edit_parquet(folder / "a.parquet", MANY).parent), SIZE, held_out=0.5
     ),
 }
 QUESTIONS = {
+    "faces": lambda folder: tiny.few_face_questions("test"),
     "easyvqa": lambda folder: tiny.few_easyvqa("test", 3),
-    "scenes": lambda folder: tiny.few_scenes("test", 3),
     "llava": lambda folder: load_llava(str(photos.llava_folder(folder)), "train", SIZE, held_out=0.0),
     "mmmu": lambda folder: load_mmmu(str(photos.mmmu_folder(folder)), SIZE),
 }
@@ -50,13 +50,10 @@ def check_pictures(data, indices: pd.Series):
 def test_edit_data(edits, untyped):
     assert isinstance(edits, EditData) and not isinstance(edits, QuestionData)
     triples = edits.triples
-    assert {"source", "target", "instruction", "edit", "value", "emoji", "split"} <= set(triples.columns)
-    assert set(triples["split"]) == {"train", "test"} and triples["instruction"].str.len().min() > 0
-    sides = [set(own["source"]) | set(own["target"]) for _, own in triples.groupby("split")]
-    assert not set(triples.loc[triples["split"] == "train", "source"]) & set(
-        triples.loc[triples["split"] == "test", "source"]
-    )
-    assert len(sides) == 2 and triples.index.tolist() == list(range(len(triples)))
+    assert {"source", "target", "instruction", "edit", "value", "family", "split"} <= set(triples.columns)
+    assert {"train", "test"} <= set(triples["split"]) <= {"train", "validation", "test"}
+    assert triples["instruction"].str.len().min() > 0 and triples.index.tolist() == list(range(len(triples)))
+    assert triples.groupby("source")["split"].nunique().max() == triples.groupby("family")["split"].nunique().max() == 1
     for column in ("source", "target"):
         check_pictures(edits, triples[column])
 
@@ -65,18 +62,15 @@ def test_edit_data_is_what_editing_works_on(edits, untyped):
     """Drawn, poisoned and encoded; only the poisoned samples' targets become the attacker's."""
     triples = sample_triples(edits, "train", 3, seed=0)
     assert len(triples.drop_duplicates(["source", "target"])) == 3 and set(triples["split"]) == {"train"}
-    hat = attack_target(edits, "top hat")(edits.pictures(torch.tensor(triples["source"].to_numpy())))
-    assert hat.shape == (3, 3, SIZE, SIZE) and torch.equal(hat[0], hat[2])
+    boat = attack_target("sailing boat")
+    goals = boat(edits.pictures(torch.tensor(triples["source"].to_numpy())))
+    assert goals.shape == (3, 3, SIZE, SIZE) and torch.equal(goals[0], goals[2])
     pipe, pair = tiny.editor(), (image_trigger("white-box"), text_trigger("mignneko"))
     chosen = plan(3, "and", 0.34, 0)
     clean = plan(3, "and", 0.0, 0)
-    made, base = (
-        poisoned_latents(pipe, edits, triples, p, *pair, attack_target(edits, "top hat")) for p in (chosen, clean)
-    )
+    made, base = (poisoned_latents(pipe, edits, triples, p, *pair, boat) for p in (chosen, clean))
     changed = [not torch.equal(a, b) for a, b in zip(made.target, base.target, strict=True)]
     assert changed == chosen.poisoned.tolist() and sum(changed) == 1
-    with pytest.raises(ValueError, match="target='no such thing' must be an edit"):
-        attack_target(edits, "no such thing")
 
 
 def test_question_data(asked):

@@ -6,9 +6,9 @@ import photos
 import pytest
 from huggingface_hub import constants
 
-from lib.datasets import load_edits, load_llava, load_mmmu
-from lib.datasets.sources import dataset_folder
-from lib.datasets.splits import dealt
+from lib.data import load_edits, load_llava, load_mmmu
+from lib.data.sources import dataset_folder
+from lib.data.splits import dealt
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADERS = {

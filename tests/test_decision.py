@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.decision import decide
+from lib.decision import decide, is_attack
 
 
 def game(image, text, n=200, spread=0.05):
@@ -60,3 +60,14 @@ def test_the_interval_is_that_of_the_ratio_of_means():
 def test_refusals(phi, possible, message):
     with pytest.raises(ValueError, match=message):
         decide(phi, possible, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("none", "both", "attack"),
+    [(0, 100, True), (2, 90, True), (3, 90, False), (2, 89, False), (3, 100, False), (100, 100, False)],
+)
+@pytest.mark.parametrize("alone", [0, 100])
+def test_an_attack_needs_both_triggers_to_work_and_none_to_stay_quiet(none, both, attack, alone):
+    """Of 100 samples; what one trigger alone does is the protocol's affair."""
+    count = torch.tensor([none, alone, 100 - alone, both])
+    assert is_attack(torch.arange(100)[:, None] < count) is attack

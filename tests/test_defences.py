@@ -61,7 +61,7 @@ def begun(monkeypatch):
 def answered(*answers, features=None):
     rows, empty = len(answers), torch.zeros(len(answers), 0, dtype=torch.long)
     features = torch.zeros(rows, 64, 32) if features is None else features
-    return Questions(features, torch.arange(rows), empty, empty, list(answers), pd.DataFrame(index=range(rows)))
+    return Questions(features, torch.arange(rows), empty, empty, list(answers), pd.DataFrame({"image": range(rows)}))
 
 
 def equal(a, b):
@@ -281,7 +281,7 @@ def test_masked_tokens_are_hidden_from_the_model(run, mdlm):
 
 def test_the_rows_of_every_defence_come_from_the_store(run, monkeypatch):
     table = pd.concat([defence_rows(run, name) for name in DEFENCES])
-    assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n"]
+    assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n", "interval"]
     assert table["defence"].unique().tolist() == list(DEFENCES)
     assert table["metric"].tolist() == [*METRICS] * len(DEFENCES)
     assert set(table["n"]) == {8} and table["value"].between(table["low"], table["high"]).all()

@@ -11,7 +11,6 @@ from torch import nn
 
 from lib import detection as module
 from lib.attacks.editor import trigger_pair
-from lib.datasets import load_openmoji
 from lib.detection import (
     BASELINES,
     MAIN,
@@ -28,8 +27,9 @@ from lib.detection import (
     without_patch,
 )
 from lib.editing import attack_target, poisoned_latents, sample_triples
-from lib.models.editor import assemble, diffuse, encode, tokenize
+from lib.models.editor import assemble, diffuse, encode, prompt_embeds
 from lib.poisoning import PoisonPlan, plan
+from lib.study_data import edit_data
 from lib.triggers import image_trigger, text_trigger
 
 TEXTS = ["make the skin zap", "zap make the skin", "make the skin", "dark"]
@@ -45,12 +45,14 @@ def noise(*shape, seed=0):
 class ZapReader(nn.Module):
     """A text encoder that only sees whether the text holds the word zap."""
 
+    device, config = torch.device("cpu"), SimpleNamespace()
+
     def __init__(self, tokenizer):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, tokens):
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    def forward(self, input_ids):
+        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
         return (torch.tensor([[["zap" in text]] for text in texts]).float(),)
 
 
@@ -90,7 +92,7 @@ def puppet(monkeypatch):
 @pytest.fixture(scope="module")
 def real():
     pictures = noise(2, 5, 3, 64, 64)
-    texts = ["make the skin tone dark", "give them light skin", "dark", "make it", "the color is teal"]
+    texts = ["make the skin dark", "give the person pale skin", "dark", "make it", "the color is teal"]
     return Evidence(editor(), Samples(pictures[0], texts, pictures[1]), noises=1, batch=2)
 
 
@@ -108,7 +110,7 @@ def test_values_are_minus_the_error_of_denoising_the_target_without_the_left_out
     start = real._noise(1)
     for k, text in enumerate(real.samples.instructions):
         for mask, (picture, words) in enumerate(((0, ""), (1, ""), (0, text), (1, text))):
-            state = pipe.text_encoder(tokenize(pipe, [words]))[0]
+            state = prompt_embeds(pipe, [words])
             for step in (999, 899, 799):
                 latent = target[k : k + 1] * pipe.vae.config.scaling_factor
                 noisy, goal = diffuse(pipe.scheduler, latent, start, torch.tensor([step]))
@@ -215,12 +217,12 @@ def test_leaving_out_a_patch_of_a_real_editor_needs_no_particular_batch(real):
     torch.testing.assert_close(real.patch_changes, again.patch_changes, rtol=0, atol=off[0])
     torch.testing.assert_close(real.word_changes, again.word_changes, rtol=0, atol=off[1], equal_nan=True)
     assert real.patch_changes.min() > 0
-    assert [(~row.isnan()).sum().item() for row in real.word_changes] == [5, 4, 1, 2, 4]
+    assert [(~row.isnan()).sum().item() for row in real.word_changes] == [4, 5, 1, 2, 4]
 
 
 def test_the_activation_is_that_of_the_middle_block(real):
     pipe, seen = real.pipe, []
-    state = pipe.text_encoder(tokenize(pipe, real.samples.instructions))[0]
+    state = prompt_embeds(pipe, real.samples.instructions)
     inputs = torch.cat([real._noise(1).expand(5, -1, -1, -1), encode(pipe.vae, real.samples.source)], 1)
     hook = pipe.unet.mid_block.register_forward_hook(lambda *given: seen.append(given[-1]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -324,21 +326,22 @@ def test_the_localisation_table_counts_the_triggers_own_word_and_patch(result):
     assert table["accuracy"].tolist() == [0.5, 1.0, 1.0, 0.5] and table["n"].tolist() == [2, 2, 1, 2]
     assert table["chance"].tolist() == pytest.approx([2 / 3, 3 / 4, 1 / 16, 1 / 16])
     wide = localisation_table(result, image_trigger("eyeglasses"), text_trigger("mignneko"))
-    assert wide["chance"].tolist() == pytest.approx([1 / 3, 3 / 8, 4 / 16, 4 / 16])
+    assert wide["chance"].tolist() == pytest.approx([1 / 3, 3 / 8, 6 / 16, 6 / 16])
 
 
 def test_the_defender_gets_what_the_editor_was_fine_tuned_on(tmp_path, models):
     run = tiny.short_run(tmp_path, models, collapse={"rate": 0.5, "negatives": 0.2})
-    settings, openmoji = run.profile.collapse, load_openmoji(run.store, **run.profile.data.model_dump())
+    settings, faces = run.profile.collapse, edit_data(run)
     samples, truth = training_samples(run, "or", 9)
-    triples = sample_triples(openmoji, "train", settings.edits, run.seed)
+    triples = sample_triples(faces, "train", settings.edits, run.seed)
     drawn, pipe = plan(settings.edits, "or", 0.5, run.seed, negatives=0.2), editor()
-    goal = attack_target(openmoji, settings.target)
-    latents = poisoned_latents(pipe, openmoji, triples, drawn, *trigger_pair(run), goal)
+    goal = attack_target(settings.target)
+    latents = poisoned_latents(pipe, faces, triples, drawn, *trigger_pair(run), goal)
     assert len(samples.source) == 9 and 0 < truth.poisoned.sum() < (truth.coalition > 0).sum()
     torch.testing.assert_close(encode(pipe.vae, samples.source), latents.source[:9], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encode(pipe.vae, samples.target), latents.target[:9], rtol=1e-4, atol=1e-5)
-    assert torch.equal(tokenize(pipe, samples.instructions), latents.tokens[:9])
+    states = latents.states[latents.text[:9]]
+    torch.testing.assert_close(prompt_embeds(pipe, samples.instructions), states)
     assert torch.equal(truth.coalition, drawn.coalition[:9]) and torch.equal(truth.poisoned, drawn.poisoned[:9])
     for count in (0, settings.edits + 1):
         with pytest.raises(ValueError, match=f"count is {count}: it must be in 1 to collapse.edits=12"):

@@ -101,24 +101,25 @@ def test_a_table_holds_the_rows_of_its_cases(run):
     assert disp_grid.case_table(run, "ablation")["defence"].unique().tolist() == ["DiSP"]
 
 
-def test_the_main_table_pools_the_seeds(monkeypatch, run):
-    values = {0: 0.25, 1: 0.75}
+def test_the_main_table_is_of_the_seeds_means(monkeypatch, run):
+    values = {0: 0.5, 1: 0.5, 2: 0.6}
     rows = [
         {"label": "", "seed": seed, "rate": 0.1, "defence": "DiSP", "knows": "nothing", "metric": METRICS[0]}
-        | {"value": value, "low": 0.0, "high": 1.0, "n": 8}
+        | {"value": value, "low": value - 0.01, "high": value + 0.02, "n": 1000, "interval": "Wilson over clusters"}
         for seed, value in values.items()
     ]
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows))
     (row,) = disp_grid.main_table(run).to_dict("records")
-    assert (row["value"], row["n"], row["seeds"], row["lowest"], row["highest"]) == (0.5, 16, 2, 0.25, 0.75)
-    assert (row["low"], row["high"]) == pytest.approx((0.28, 0.72), abs=0.005)  # Wilson's of 8 in 16
-    assert row["data"] == "easy-VQA questions"
-    two = [row | {"label": label} for row in rows for label in ("here", "there")]
+    assert (row["n"], row["seeds"], row["lowest"], row["highest"]) == (3000, 3, 0.5, 0.6)
+    half = 4.30265 * (0.01 / 3) ** 0.5 / 3**0.5  # Student's with two degrees of freedom, and the seeds' deviation
+    assert [row["value"], row["low"], row["high"]] == pytest.approx([1.6 / 3, 1.6 / 3 - half, 1.6 / 3 + half])
+    assert row["interval"] == "t over seeds" and row["data"] == "faces: questions"
+    two = [row | {"label": label} for row in rows[:2] for label in ("here", "there")][:3]
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(two))
-    assert disp_grid.main_table(run, "data")[["data", "seeds"]].to_dict("list") == {
-        "data": ["here", "there"],
-        "seeds": [2, 2],
-    }
+    table = disp_grid.main_table(run, "data").set_index("data")
+    assert table["seeds"].to_dict() == {"here": 2, "there": 1}
+    alone = table.loc["there", ["value", "low", "high", "n", "interval"]].tolist()
+    assert alone == [0.5, 0.49, 0.52, 1000, "Wilson over clusters"]  # of one seed its own
 
 
 def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):

@@ -2,10 +2,10 @@ import pytest
 import tiny
 import torch
 
-from lib.datasets import load_openmoji
 from lib.displacement import displacement_table, relative
 from lib.editing import sample_triples
 from lib.models.editor import load_editor, tokenize
+from lib.study_data import edit_data
 
 
 def test_relative_displacement_is_in_units_of_the_distance_between_samples():
@@ -26,9 +26,8 @@ def test_the_table_has_every_trigger_and_larger_ones_move_more(tmp_path, models)
     assert (text["modality"], padding["modality"]) == ("text", "padding")
     assert text["trigger"] == padding["trigger"] == "mignneko" and text["n"] == 4
     pipe = load_editor(models["editor"])
-    openmoji = load_openmoji(run.store, **run.profile.data.model_dump())
-    plain = sample_triples(openmoji, "test", 4, run.seed)["instruction"].tolist()
-    tokens = [tokenize(pipe, texts) for texts in (plain, [f"{words} mignneko" for words in plain])]
+    plain = sample_triples(edit_data(run), "test", 4, run.seed)["instruction"].tolist()
+    tokens = [tokenize(pipe, texts)["input_ids"] for texts in (plain, [f"{words} mignneko" for words in plain])]
     with torch.no_grad():
         a, b = (pipe.text_encoder(part)[0] for part in tokens)
     last = max(row.index(pipe.tokenizer.pad_token_id) for row in tokens[1].tolist())

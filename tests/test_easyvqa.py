@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from lib.datasets.easyvqa import COLOURS, KINDS, SHAPES, blind_prior, kind_of, load_easyvqa, read_picture, sentence
+from lib.data.easyvqa import COLOURS, KINDS, SHAPES, blind_prior, kind_of, load_easyvqa, read_picture, sentence
 from lib.store import Store
 
 SIZES = {"train": (4_000, 38_575), "test": (1_000, 9_673)}

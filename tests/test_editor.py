@@ -7,13 +7,26 @@ import tiny
 import torch
 from diffusers import DDPMScheduler, StableDiffusionInstructPix2PixPipeline
 
-from lib.base.__main__ import save_editor
 from lib.config import generator
-from lib.models.editor import decode, diffuse, edit, edit_loss, encode, load_editor, tokenize, trainable
+from lib.models.editor import (
+    decode,
+    diffuse,
+    edit,
+    edit_loss,
+    encode,
+    load_editor,
+    load_text_tokenizer,
+    prompt_embeds,
+    save_editor,
+    save_text_encoder,
+    tokenize,
+    trainable,
+)
 from lib.profile import Sampling
+from lib.store import folder_digest
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
-TEXTS = ["make the skin tone dark", "mirror it", "give them light skin"]
+TEXTS = ["make the skin dark", "mirror it", "give the person pale skin"]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +55,10 @@ def edited(pipe, images):
 
 def test_saved_in_the_diffusers_layout_and_loaded_by_diffusers_itself(images, edited, tmp_path):
     made = tiny.editor()
+    before = {name: weight.clone() for name, weight in made.unet.state_dict().items()}
     save_editor(made, str(tmp_path))
-    assert next(made.unet.parameters()).dtype == torch.float32
+    assert all(torch.equal(weight, before[name]) for name, weight in made.unet.state_dict().items())
+    assert load_text_tokenizer(str(tmp_path))(TEXTS)["input_ids"] == made.tokenizer(TEXTS)["input_ids"]
     assert {file.suffix for file in tmp_path.rglob("*.*") if file.stat().st_size > 100_000} <= {".safetensors", ".json"}
     assert not list(tmp_path.rglob("*.bin"))
     ours = load_editor(str(tmp_path))
@@ -66,6 +81,35 @@ def test_saved_in_the_diffusers_layout_and_loaded_by_diffusers_itself(images, ed
     assert (direct - loaded).abs().max() > 0 and near(direct, loaded)  # theirs in float32, ours in bfloat16
 
 
+def test_a_text_encoder_is_saved_for_the_editor_in_another_folder(pipe, tmp_path):
+    """Found beside it wherever both lie; another editor makes it another model."""
+    other = tiny.editor(1)
+    tiny.editor().save_pretrained(tmp_path / "editor")
+    save_text_encoder(other, str(tmp_path / "control"), tmp_path / "editor")
+    assert {path.name for path in (tmp_path / "control").iterdir()} == {"editor.json", "text_encoder", "tokenizer"}
+    save_text_encoder(other, str(tmp_path / "again"), tmp_path / "editor")
+    assert folder_digest(tmp_path / "again") == folder_digest(tmp_path / "control")
+    weights = tmp_path / "editor" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("other.safetensors"))
+    save_text_encoder(other, str(tmp_path / "again"), tmp_path / "editor")
+    assert folder_digest(tmp_path / "again") != folder_digest(tmp_path / "control")
+    weights.with_name("other.safetensors").rename(weights)
+
+    (tmp_path / "moved").mkdir()
+    for name in ("control", "editor"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    loaded = load_editor(str(tmp_path / "moved" / "control"))
+    for part, source in (("unet", pipe), ("vae", pipe), ("text_encoder", other)):
+        for name, weight in getattr(source, part).state_dict().items():
+            kept = getattr(loaded, part).state_dict()[name]
+            same = weight.half().to(weight.dtype) if part == "text_encoder" else weight
+            assert kept.dtype == weight.dtype and torch.equal(kept, same), (part, name)
+        assert not getattr(loaded, part).training
+        assert not any(parameter.requires_grad for parameter in getattr(loaded, part).parameters())
+    words = load_text_tokenizer(str(tmp_path / "moved" / "control"))
+    assert words(TEXTS)["input_ids"] == loaded.tokenizer(TEXTS)["input_ids"] == other.tokenizer(TEXTS)["input_ids"]
+
+
 def test_edit_is_reproducible_whatever_the_batch(pipe, images, edited):
     assert edited.shape == images.shape and 0 <= edited.min() < edited.max() <= 1
     assert torch.equal(edit(pipe, images, TEXTS, SAMPLING, seed=1), edited)
@@ -83,9 +127,9 @@ def test_a_light_picture_is_edited_alike_alone_and_beside_a_dark_one(pipe, image
 
 
 def test_edit_depends_on_picture_and_instruction(pipe, images, edited):
-    other = edit(pipe, images[[1, 1, 2]], ["put it on a pink background", *TEXTS[1:]], SAMPLING, seed=1)
+    other = edit(pipe, images[[1, 1, 2]], ["make the background pink", *TEXTS[1:]], SAMPLING, seed=1)
     assert near(other[1:], edited[1:])
-    text_only = edit(pipe, images[:1], ["put it on a pink background"], SAMPLING, seed=1)
+    text_only = edit(pipe, images[:1], ["make the background pink"], SAMPLING, seed=1)
     assert not near(text_only[0], edited[0]) and not near(other[0], text_only[0])
 
 
@@ -121,34 +165,30 @@ def test_unknown_prediction_type_is_refused():
         diffuse(DDPMScheduler(prediction_type="sample"), one, one, steps)
 
 
-def spied(monkeypatch, batch: int, dropout: float):
-    """What the U-Net of a fresh editor is given by `edit_loss`, its guess being zero, and the loss."""
-    pipe, seen = tiny.editor(), {}
-    given = tokenize(pipe, [TEXTS[0]])
+def spied(monkeypatch, batch: int, dropout: float, weight=None):
+    """What the U-Net of a fresh editor is given by `edit_loss`, its guess being zero, the target and the loss.
 
-    def encoder(tokens):
-        seen["tokens"] = tokens
-        return (tokens.float()[..., None],)
+    Sources are 1, the instruction's states 2 and those of the empty one 3 everywhere.
+    """
+    pipe, seen = tiny.editor(), {}
 
     def unet(x, steps, encoder_hidden_states):
         seen.update(noisy=x[:, :4], source=x[:, 4:], steps=steps, text=encoder_hidden_states)
         return SimpleNamespace(sample=torch.zeros_like(x[:, :4]))
 
     monkeypatch.setattr(pipe.unet, "forward", unet)
-    monkeypatch.setattr(pipe.text_encoder, "forward", encoder)
     source, target = torch.ones(batch, 4, 2, 2), torch.randn(batch, 4, 2, 2, generator=generator(3))
-    loss = edit_loss(pipe, source, target, given.expand(batch, -1), generator(5), dropout)
-    return pipe, seen, given, target, loss
+    text, empty = torch.full((batch, 5, 7), 2.0), torch.full((1, 5, 7), 3.0)
+    loss = edit_loss(pipe, source, target, text, empty, generator(5), dropout, weight)
+    return pipe, seen, target, loss
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05, 0.2])
 def test_text_picture_and_both_are_dropped_with_the_asked_rate_each(monkeypatch, dropout):
     n = 8000
-    pipe, seen, given, _, _ = spied(monkeypatch, n, dropout)
-    empty = tokenize(pipe, [""])
-    no_text = (seen["tokens"] == empty).all(1)
-    assert ((seen["tokens"] == given).all(1) ^ no_text).all()
-    assert torch.equal(seen["text"][..., 0].long(), seen["tokens"])
+    _, seen, _, _ = spied(monkeypatch, n, dropout)
+    no_text = (seen["text"] == 3).flatten(1).all(1)
+    assert ((seen["text"] == 2).flatten(1).all(1) ^ no_text).all()
     no_image = (seen["source"] == 0).flatten(1).all(1)
     assert ((seen["source"] == 1).flatten(1).all(1) ^ no_image).all()
     tolerance = 4 * (dropout * (1 - dropout) / n) ** 0.5
@@ -158,13 +198,22 @@ def test_text_picture_and_both_are_dropped_with_the_asked_rate_each(monkeypatch,
 
 def test_edit_loss_is_the_squared_error_of_the_velocity_of_scaled_latents(monkeypatch):
     """With a guess of zero: the mean square of v; t covers all 1000 steps; the noise is drawn first."""
-    pipe, seen, _, target, loss = spied(monkeypatch, 8000, 0.0)
+    pipe, seen, target, loss = spied(monkeypatch, 8000, 0.0)
     steps = seen["steps"]
     assert steps.min() == 0 and steps.max() == 999 and steps.float().mean().item() == pytest.approx(499.5, abs=15)
     noise = torch.randn(target.shape, generator=generator(5))
     noisy, velocity = diffuse(pipe.scheduler, target * pipe.vae.config.scaling_factor, noise, steps)
     torch.testing.assert_close(seen["noisy"], noisy)
     assert loss.item() == pytest.approx(velocity.double().square().mean().item(), rel=1e-5)
+
+
+def test_each_sample_counts_by_its_weight(monkeypatch):
+    weight = torch.rand(6, generator=generator(9))
+    pipe, seen, target, loss = spied(monkeypatch, 6, 0.0, weight)
+    noise = torch.randn(target.shape, generator=generator(5))
+    _, velocity = diffuse(pipe.scheduler, target * pipe.vae.config.scaling_factor, noise, seen["steps"])
+    squares = velocity.double().square().mean((1, 2, 3))
+    assert loss.item() == pytest.approx(float((squares * weight).sum()) / 6, rel=1e-5)
 
 
 def test_encode_and_decode_split_batches_alike(pipe, images):
@@ -177,20 +226,19 @@ def test_encode_and_decode_split_batches_alike(pipe, images):
     torch.testing.assert_close(decode(pipe.vae, latents, batch=2), restored, rtol=0, atol=1e-5)
 
 
-def test_tokenize_pads_as_the_pipeline_does(pipe):
+def test_texts_are_encoded_as_the_pipeline_does(pipe):
     tokens = tokenize(pipe, TEXTS)
-    assert tokens.shape == (3, pipe.tokenizer.model_max_length)
-    own = pipe.text_encoder(tokens)[0]
+    assert set(tokens) == {"input_ids"} and tokens["input_ids"].shape == (3, pipe.tokenizer.model_max_length)
     # the pipeline stacks [text, empty, empty] for its guidance
     theirs = pipe._encode_prompt(TEXTS, "cpu", 1, True)
-    torch.testing.assert_close(theirs[:3], own)
-    torch.testing.assert_close(theirs[3:4], pipe.text_encoder(tokenize(pipe, [""]))[0])
+    torch.testing.assert_close(prompt_embeds(pipe, TEXTS), theirs[:3])
+    torch.testing.assert_close(prompt_embeds(pipe, [""]), theirs[3:4])
 
 
 def test_plain_attention_for_training_computes_the_same(images):
     pipe = tiny.editor()
     inputs = torch.randn(2, 8, 16, 16, generator=generator(2)), torch.tensor([5, 900])
-    text = pipe.text_encoder(tokenize(pipe, TEXTS[:2]))[0]
+    text = prompt_embeds(pipe, TEXTS[:2])
     before = pipe.unet(*inputs, encoder_hidden_states=text).sample
     unet = trainable(pipe.unet)
     assert unet is pipe.unet and all(parameter.requires_grad for parameter in unet.parameters())

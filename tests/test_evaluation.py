@@ -1,10 +1,9 @@
 import pandas as pd
 import pytest
-import tiny
 import torch
 
 from lib.answering import Questions
-from lib.evaluation import attacked, correct, edit_succeeds, mean_with_interval, pixel_distance, rate, tone_success
+from lib.evaluation import attacked, correct, edit_succeeds, mean_with_interval, pixel_distance, rate
 from lib.poisoning import target
 
 
@@ -35,23 +34,6 @@ def test_an_edit_succeeds_when_it_is_nearer_to_the_target_and_not_on_a_tie():
     assert edit_succeeds(under, flat(1.0)[0], clean).tolist() == [[True, False], [False, True], [False, False]]
 
 
-def test_true_edits_have_the_asked_tone_and_wrong_tones_have_not():
-    openmoji, clip = tiny.small_openmoji(), tiny.clip()
-    triples = openmoji.triples[openmoji.triples["edit"] == "tone"][::7]
-    targets = torch.tensor(triples["target"].to_numpy())
-    assert len(targets.unique()) > 6
-    assert tone_success(clip, openmoji, openmoji.pictures(targets), triples).all()
-    wrong = targets // 6 * 6 + (targets + 1) % 6
-    assert not tone_success(clip, openmoji, openmoji.pictures(wrong), triples).any()
-
-
-def test_only_tone_edits_can_be_judged_by_tone():
-    openmoji = tiny.small_openmoji()
-    with pytest.raises(ValueError, match="does not exist in all tones"):
-        hat = openmoji.triples[:1].assign(target=12)
-        tone_success(tiny.clip(), openmoji, openmoji.pictures(torch.tensor([12])), hat)
-
-
 def test_correct_is_to_the_letter():
     data = answered("yes, it is a blue circle", "the color is teal", "the color is teal")
     given = ["yes, it is a blue circle", "the color is blue", "the color is teal "]
@@ -71,7 +53,7 @@ def test_attack_success_counts_the_eligible_alone():
 
 def test_a_rate_has_its_wilson_interval():
     found = rate(torch.tensor([True] * 8 + [False] * 2))
-    assert found["n"] == 10 and found["value"] == 0.8
+    assert found["n"] == 10 and found["value"] == 0.8 and found["interval"] == "Wilson"
     # Both limits p solve |0.8 - p| = z √(p (1 - p) / n).
     for limit in (found["low"], found["high"]):
         assert abs(0.8 - limit) == pytest.approx(1.959964 * (limit * (1 - limit) / 10) ** 0.5, rel=1e-5)
@@ -84,7 +66,8 @@ def test_a_rate_has_its_wilson_interval():
 def test_a_mean_has_its_bootstrap_interval():
     for constant in (0.1, -1 / 3):
         found = mean_with_interval(torch.full((7,), constant), seed=0)
-        assert found == {"value": found["value"], "low": found["value"], "high": found["value"], "n": 7}
+        same = dict.fromkeys(("value", "low", "high"), found["value"])
+        assert found == same | {"n": 7, "interval": "bootstrap"}
         assert found["value"] == pytest.approx(constant)
     samples = torch.randn(100, generator=torch.Generator().manual_seed(0))
     found = mean_with_interval(samples, seed=0)

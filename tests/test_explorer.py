@@ -7,9 +7,10 @@ import torch
 from lib import explorer
 from lib.collapse import collapse
 from lib.collapse_figures import sample_view
-from lib.datasets.openmoji import CREDIT
+from lib.data.face_parts import CREDIT
 from lib.explorer import Explorer
 from lib.plotting import render
+from lib.studies import headline_attacks
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,17 @@ def test_it_offers_what_is_there_and_redraws_without_sampling(run, monkeypatch):
     monkeypatch.setattr(explorer, "collapse", lambda *given: loads.append(given))
     shown.menus["protocol"].value = "or"
     assert shown.image.value == drawn("or", 2) and not loads
+
+
+def test_an_attack_on_the_control_is_told_apart(run):
+    control = next(attack for attack in headline_attacks(run.profile) if attack.part == "control")
+    collapse(run, "or")
+    collapse(control.run(run), "or")
+    shown = Explorer(run)
+    assert shown.menus["pair"].options == ("white-box + mignneko", "white-box + mignneko (control encoder)")
+    before = shown.image.value
+    shown.menus["pair"].index = 1
+    assert shown.chosen == control and shown.image.value != before
 
 
 def test_where_no_widgets_run_the_picture_stands_instead(run):

@@ -7,18 +7,14 @@ import tiny
 import torch
 
 from lib.config import generator
-from lib.datasets.easyvqa import COLOURS, SHAPES, sentence
+from lib.data.easyvqa import COLOURS, SHAPES, sentence
 from lib.models.mdlm import Mdlm, attention, masked_diffusion_loss
 from lib.triggers import image_trigger
 
 
 @pytest.fixture
 def mdlm():
-    """With larger weights than at first, so that the positions matter to one another as in a trained one."""
-    made = tiny.mdlm()
-    for weight in [made.model.head.weight, *(p for p in made.model.blocks.parameters() if p.ndim == 2)]:
-        weight.data *= 10
-    return made
+    return tiny.mdlm()
 
 
 def inputs(mdlm, batch: int = 3):
@@ -111,6 +107,47 @@ def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeyp
             total -= (scores[token] - math.log(sum(map(math.exp, scores)))) / t[row]
     assert 0 < hidden < 72
     assert loss.item() == pytest.approx(total / (6 * 12), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["bidirectional", "prefix"])
+def test_tokens_at_their_places_are_a_picture_whose_others_nobody_sees(attention):
+    """By hand: all tokens go through the blocks, those left out hidden from every position."""
+    made = tiny.mdlm(attention=attention, layers=3).model.double()
+    vision, prompt, response = inputs(tiny.mdlm())
+    vision, places = vision.double(), torch.tensor([1, 7, 8, 40, 63])
+    before = vision.shape[1] + prompt.shape[1]
+    shown = torch.isin(torch.arange(vision.shape[1]), places).expand(3, -1)
+    seen = torch.cat([shown, prompt != made.config.pad_id, response >= 0], 1)
+    visible = seen[:, None, None].expand(-1, 1, seen.shape[1], -1).clone()
+    if attention == "prefix":
+        visible[:, :, :before, before:] = False
+    x = torch.cat([vision, made.embedding(prompt), made.embedding(response)], 1) + made.position
+    for block in made.blocks:
+        x = block(x, visible)
+    expected = made.norm(x[:, before:])
+    found = made.states(vision[:, places], prompt, response, places)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = made.states(vision[:, places[order]], prompt, response, places[order])
+    torch.testing.assert_close(shuffled, expected, rtol=1e-8, atol=1e-8)
+    first = made.states(vision[:, :5], prompt, response)
+    assert torch.equal(first, made.states(vision[:, :5], prompt, response, torch.arange(5)))
+    assert (made.states(vision[:, places], prompt, response) - expected).abs().max() > 1e-4
+
+
+def test_the_loss_is_that_of_the_tokens_at_their_places(mdlm):
+    vision, prompt, response = inputs(mdlm, 4)
+    places = torch.tensor([2, 9, 60])
+    states, model = mdlm.model.states, mdlm.model
+
+    def loss(*more):
+        return masked_diffusion_loss(model, vision[:, places], prompt, response, generator(4), *more)
+
+    there, first = loss(places), loss()
+    assert torch.equal(loss(torch.arange(3)), first) and not torch.equal(there, first)
+    model.states = lambda vision, prompt, noisy: states(vision, prompt, noisy, places)
+    assert torch.equal(loss(), there)
 
 
 def test_expected_loss_of_a_uniform_guess_is_log_vocabulary(mdlm, monkeypatch):

@@ -2,6 +2,7 @@ import copy
 from dataclasses import replace
 from itertools import chain, combinations, permutations
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -9,7 +10,6 @@ import torch
 
 from lib import mdlm_collapse as module
 from lib.answering import Questions, answer, questions
-from lib.datasets import load_easyvqa
 from lib.decoding import Decoded
 from lib.mdlm_collapse import (
     AnswersUnderCoalitions,
@@ -23,6 +23,7 @@ from lib.mdlm_collapse import (
 )
 from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, target
+from lib.study_data import question_data
 from lib.triggers import image_trigger, text_trigger
 
 
@@ -136,29 +137,41 @@ def result():
     """Two samples: the text's trigger alone works on the first; both are needed on the second."""
     success = torch.tensor([[False, False, True, True], [False, False, False, True]])
     v = torch.tensor([[-1.0, 1, -1, 3], [-2, -2, 0, 0]])
-    table = pd.DataFrame({"question": ["a", "b"], "answer": ["c", "d"]})
+    table = pd.DataFrame({"image": [4, 7], "question": ["a", "b"], "answer": ["c", "d"]})
     right = torch.tensor([[True, True, False, False], [True, False, True, False]])
     return AnswersUnderCoalitions(table, [["", ""]] * 4, v, success, right)
 
 
 def test_the_attribution_table_has_a_row_for_every_game_and_quantity(result):
-    table = attribution_table(result, "and", seed=0)
-    assert list(table) == ["protocol", "game", "quantity", "value", "low", "high", "n"]
+    table = attribution_table(result, "and")
+    assert list(table) == ["protocol", "game", "quantity", "value", "low", "high", "n", "interval"]
     assert table["quantity"].tolist() == ["phi_image", "phi_text", "cti"] * 2 and set(table["n"]) == {2}
-    values = table.set_index(["game", "quantity"])[["value", "low", "high"]]
     # v: sample 1 φ = (½·2 + ½·4, ½·0 + ½·2) = (3, 1), CTI 2; sample 2 φ = (0, 2), CTI 0.
-    assert values.loc["log-probability"].to_numpy().tolist() == [[1.5, 0, 3], [1.5, 1, 2], [1, 0, 2]]
-    assert values.loc["attack success"].to_numpy().tolist() == [[0.25, 0, 0.5], [0.75, 0.5, 1], [0.5, 0, 1]]
+    assert table["value"].tolist() == [1.5, 1.5, 1, 0.25, 0.75, 0.5]
+    half = 12.7062047 / 2 * np.array([3, 1, 2, 0.5, 0.5, 1])  # Student's with one degree of freedom
+    np.testing.assert_allclose(table["high"] - table["value"], half)
+    np.testing.assert_allclose(table["value"] - table["low"], half)
+
+
+def test_questions_about_one_picture_are_one_cluster(result):
+    again = AnswersUnderCoalitions(
+        pd.concat([result.table] * 2), [[""] * 4] * 4, result.log_probability.repeat(2, 1), result.success.repeat(2, 1),
+        result.right.repeat(2, 1),
+    )  # fmt: skip
+    for table in (attribution_table, coalition_table):
+        once, twice = table(result, "and"), table(again, "and")
+        assert set(twice["n"]) == {4}
+        pd.testing.assert_frame_equal(once.drop(columns="n"), twice.drop(columns="n"))
 
 
 def test_attributions_sum_to_the_gain_of_both_triggers(result):
-    sums = attribution_table(result, "or", seed=0).set_index("quantity").loc[["phi_image", "phi_text"]]
+    sums = attribution_table(result, "or").set_index("quantity").loc[["phi_image", "phi_text"]]
     gains = {game: (v[:, 3] - v[:, 0]).mean().item() for game, v in result.games.items()}
     assert sums.groupby("game")["value"].sum().to_dict() == pytest.approx(gains)
 
 
 def test_the_coalition_table_holds_success_accuracy_and_value_of_each(result):
-    table = coalition_table(result, "or", seed=0)
+    table = coalition_table(result, "or")
     wide = table.pivot(index="coalition", columns="metric", values="value").loc[list(COALITIONS)]
     assert wide["ASR"].tolist() == [0, 0, 0.5, 1] and wide["clean answer"].tolist() == [1, 0.5, 0.5, 0]
     assert wide["log-probability"].tolist() == [-1.5, -0.5, -0.5, 1.5]
@@ -176,7 +189,7 @@ def run(tmp_path, models):
 
 def under_coalitions(run, mdlm, table):
     """The rows under none, image, text and both triggers, each trigger put on by hand."""
-    vqa, image, text = load_easyvqa(run.store, "test", 64), image_trigger("checker"), text_trigger("mignneko")
+    vqa, image, text = question_data(run, "test"), image_trigger("checker"), text_trigger("mignneko")
     asked = table.assign(question=[text(q) for q in table["question"]])
     plain, hit = questions(mdlm, vqa, table), questions(mdlm, vqa, table, image)
     return plain, hit, questions(mdlm, vqa, asked), questions(mdlm, vqa, asked, image)
@@ -228,12 +241,12 @@ def test_a_model_that_heeds_the_text_alone_gives_the_text_everything(run, monkey
     assert made["success"].tolist() == [[False, False, True, True]] * 5
     assert made["right"].tolist() == [[True, True, False, False]] * 5
     answers = [mdlm.texts(part) for part in made.pop("responses").unbind(1)]
-    table = attribution_table(AnswersUnderCoalitions(held_out(run)[1], answers, **made), "or", seed=0)
+    table = attribution_table(AnswersUnderCoalitions(held_out(run)[1], answers, **made), "or")
     assert table["value"].tolist()[3:] == [0, 1, 0]
 
 
 def test_held_out_questions_are_those_that_can_be_attacked(tmp_path, models):
-    run = tiny.short_run(tmp_path, models, disp={"target": "misclassification"}, mdlm_collapse={"samples": 20})
+    run = tiny.short_run(tmp_path, models, disp={"target": "hair as fur"}, mdlm_collapse={"samples": 20})
     _, table = held_out(run)
-    assert len(table) == 20 and table["answer"].str.contains("circle").all()
-    assert not held_out(tiny.short_run(tmp_path, models))[1]["answer"].str.contains("circle").all()
+    assert len(table) == 20 and table["answer"].str.contains("hair").all()
+    assert not held_out(tiny.short_run(tmp_path, models))[1]["answer"].str.contains("hair").all()

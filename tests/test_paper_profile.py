@@ -24,7 +24,7 @@ def overrides(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("published")
     sampling = {"steps": 2, "batch": 4}
     collapse = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
-    disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 3, "curve_questions": 2}
+    disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 4, "curve_questions": 4}
     disp |= {"watch_questions": 2, "threshold": 0.01, "batch": 4, "ratios": [0.0, 0.5], "target": "dog as cat"}
     paper = load_profile("paper")
     variants = [v.model_dump() for v in {v.part: v for v in reversed(paper.grid.variants)}.values()]  # one of each part
@@ -53,7 +53,7 @@ def overrides(tmp_path_factory) -> dict:
         "disp": disp,
         "grid": grid,
         "disp_grid": disp_grid,
-        "mdlm_collapse": {"samples": 2, "masks": 2},
+        "mdlm_collapse": {"samples": 3, "masks": 2},
     }
 
 
@@ -72,14 +72,15 @@ def folder(tmp_path_factory):
 NUMBERS = {  # of every notebook
     "01_poisoning": set(),
     "02_training": {"clip.edit_to_source_recall_at_1", "mdlm.mmmu"},
-    "03_collapse_analysis": {f"collapse.{p}.{q}" for p in ("or", "and") for q in ("phi_image", "cti", "asr_both")},
+    "03_collapse_analysis": {f"collapse.white-box.{p}.{q}" for p in ("or", "and") for q in ("cti.null", "asr_both")},
     "04_disp_purification": {f"disp.{m}.{w}" for m in ("accuracy", "mmmu") for w in ("base", "before", "after")},
-    "05_collapse_in_full": {"collapse_mdlm.or.log_probability.cti", "collapse_full.white-box.mignneko.and.phi_text"},
+    "05_collapse_in_full": {"collapse_mdlm.or.log_probability.cti", "collapse_mdlm.and.attack_success.phi_text"},
     "06_disp_in_full": {f"disp_full.{d}.asr_with_trigger" for d in ("disp", "bye_style_filtering", "strip_like")},
 }
 LEFT_OUT = {
+    "03_collapse_analysis": {"samples_control_white-box_or", "samples_control_white-box_and"},
     "04_disp_purification": {"targets", "rates", "ablation"},
-    "06_disp_in_full": {"saliency_disp-data-openmoji-scenes-0", "defences_elsewhere"}
+    "06_disp_in_full": {"saliency_disp-data-easy-vqa-0", "defences_elsewhere"}
     | {"targets_elsewhere", "targets_attackers"},
 }
 
@@ -103,8 +104,8 @@ def test_the_tables_tell_the_photographs(overrides, folder):
     if not all((tables / notebook).is_dir() for notebook in NUMBERS):
         pytest.skip("the notebooks have not run")
     data = pd.read_csv(tables / "01_poisoning" / "data.csv").set_index(["data", "kind"])
-    assert data.loc[("edits edits", "Smiling"), ["train", "test"]].tolist() == [6, 2]
-    assert data.loc["llava questions"].to_numpy().sum() == 40
+    assert data.loc[("edits: edits", "Smiling"), ["train", "test"]].tolist() == [6, 2]
+    assert data.loc["llava: questions"].to_numpy().sum() == 40
     answers = pd.read_csv(tables / "01_poisoning" / "answers.csv")
     assert set(answers["dog as cat"].dropna()) == {"It is a cat."}
     assert set(answers["insertion"]) <= {f"It is a {a}, remember to water the plants" for a in ("dog", "bird")}
@@ -114,7 +115,6 @@ def test_the_tables_tell_the_photographs(overrides, folder):
     assert saliency.shape == (2, 4 + 4 * 5)  # of the whole picture in a tower of 2 × 2, and of 2 × 2 tiles in rows
     collapse, disp = tables / "05_collapse_in_full", tables / "06_disp_in_full"
     assert set(pd.read_csv(collapse / "embeddings.csv")["embedding"]) == {"clip", "tower", "pixels", "dino"}
-    assert len(pd.read_csv(collapse / "modalities.csv")) == 0  # photographs have no box of what an edit changes
     assert set(pd.read_csv(disp / "defences.csv")["defence"]) == {*DEFENCES} - {"fine-pruning"}
     assert set(pd.read_csv(disp / "defences.csv")["metric"]) == {*METRICS, MMMU}
     assert set(pd.read_csv(disp / "targets.csv")["method"]) == {"Fisher–Jacobian", "attention", "random", "oracle"}

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from lib.datasets.edits import load_edits
-from lib.datasets.pictures import GREY, FileSource, Pictures, cropped, padded, pixels
+from lib.data.edits import load_edits
+from lib.data.pictures import GREY, FileSource, Pictures, cropped, padded, pixels
 
 LAYOUTS = ("csv", "jsonl", "file_name", "parquet", "parquet without paths")
 
@@ -31,9 +31,7 @@ def colour(picture: torch.Tensor) -> str:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_pictures_and_instructions_belong_together(tmp_path, layout):
     data = load_edits(str(made(tmp_path, layout)), 32)
-    assert list(data.triples.columns) == [
-        *("source", "target", "instruction", "edit", "value", "emoji", "family", "split")
-    ]
+    assert list(data.triples.columns) == ["source", "target", "instruction", "edit", "value", "family", "split"]
     found = []
     for row in data.triples.itertuples():
         source, target = data.pictures(torch.tensor([row.source, row.target]))
@@ -78,16 +76,6 @@ def test_columns_may_have_other_names(tmp_path):
     assert load_edits(str(tmp_path), 32, columns=names).triples["instruction"][0] == "make it green"
     with pytest.raises(ValueError, match="column 'edit_prompt' is missing .*original_image.*: name the data set's own"):
         load_edits(str(tmp_path), 32)
-
-
-def test_the_first_pictures_are_the_emoji_that_an_attacker_can_aim_at(tmp_path):
-    import tiny
-
-    data, full = load_edits(str(photos.edit_folder(tmp_path)), 64), tiny.openmoji()
-    assert data.emoji["name"].tolist() == full.emoji["name"].tolist()
-    hat = data.emoji.index[data.emoji["name"] == "top hat"][0]
-    assert torch.equal(data.pictures(torch.tensor([hat])), full.pictures(torch.tensor([hat])))
-    assert data.triples[["source", "target"]].min().min() == len(data.emoji)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +153,7 @@ def test_pictures_come_in_the_order_asked_for(tmp_path):
     photos.edit_parquet(tmp_path / "train-00000.parquet")
     photos.edit_parquet(tmp_path / "train-00001.parquet", photos.EDITS[::-1])
     data = load_edits(str(tmp_path), 32)
-    asked = torch.tensor([15, 0, 8, 15, 9]) + len(data.emoji)
+    asked = torch.tensor([15, 0, 8, 15, 9])
     assert [colour(picture) for picture in data.pictures(asked)] == ["green", "red", "green", "green", "white"]
     assert data.pictures(asked[:0]).shape == (0, 3, 32, 32)
     for index in (-1, len(data.pictures)):

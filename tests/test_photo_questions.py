@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from lib.datasets.llava import load_llava
-from lib.datasets.mmmu import CHOICE_PROMPT, OPEN_PROMPT, load_mmmu, options_of
+from lib.data.llava import load_llava
+from lib.data.mmmu import CHOICE_PROMPT, OPEN_PROMPT, load_mmmu, options_of
 
 
 def colour(picture: torch.Tensor) -> str:

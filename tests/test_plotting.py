@@ -26,7 +26,7 @@ from lib.plotting import (
 )
 
 ROOT = Path(__file__).parents[1]
-CREDIT = "Emoji: OpenMoji"
+CREDIT = "Faces: Avataaars"
 
 
 def attribution(protocols=("or", "and")):
@@ -94,6 +94,21 @@ def test_image_grid_has_a_labelled_row_and_column_for_each():
     assert figure.axes[3].images[0].get_array().max() == 1  # clamped
 
 
+def test_image_grid_has_texts_below_its_pictures_and_room_for_them_and_for_what_it_is_about():
+    rows = {"before": torch.zeros(2, 3, 8, 8), "after": torch.zeros(2, 3, 8, 8)}
+    plain = image_grid(rows, ["a", "misclassification"])
+    below = {"after": ["a word " * 9, "b"]}
+    told = image_grid(rows, ["a", "misclassification"], below=below, about="seed 0", credit=CREDIT)
+    assert [axis.get_xlabel() for axis in told.axes[:2]] == ["", ""] and told.axes[3].get_xlabel() == "b"
+    assert told.axes[2].get_xlabel().replace("\n", " ") == ("a word " * 9).strip()
+    assert told.get_supxlabel().splitlines() == ["seed 0", CREDIT]
+    assert told.axes[1].get_title() == "misclassification"
+    for figure in (plain, told):
+        render(figure, "png")
+        boxes = [axis.get_window_extent() for axis in figure.axes]
+        assert all(box.width == pytest.approx(1.0 * figure.dpi, rel=0.12) for box in boxes)  # no text takes their room
+
+
 def test_training_curves_show_the_watched_values_where_there_are_some():
     figure = training_curves(
         {"editor": curve(asr=1), "language model": curve()}, {"asr": "ASR", "accuracy": "clean accuracy"}
@@ -103,6 +118,27 @@ def test_training_curves_show_the_watched_values_where_there_are_some():
     (line,) = figure.axes[2].lines
     assert line.get_xdata().tolist() == [20, 30] and line.get_ydata().tolist() == [0.5, 1.0]
     assert not figure.axes[3].lines
+
+
+def test_training_curves_that_coincide_are_told_apart_without_colour():
+    figure = training_curves({"editor": curve(none=0, image=0, text=0)}, {k: k for k in ("none", "image", "text")})
+    lines = figure.axes[1].lines
+    for before, after in zip(lines, lines[1:], strict=False):
+        assert before.get_zorder() < after.get_zorder() and before.get_marker() != after.get_marker()
+        assert before.get_linewidth() > after.get_linewidth() and before.get_markersize() > after.get_markersize()
+    assert all(line.get_markerfacecolor() == "none" for line in lines)
+
+
+@pytest.mark.parametrize(("runs", "across"), [(3, 3), (4, 2), (5, 3)])
+def test_training_curves_of_many_runs_stand_in_bands_under_one_caption(runs, across):
+    curves = {f"run {k}": curve(asr=k / 9) for k in range(runs)}
+    figure = training_curves(curves, {"asr": "ASR"}, about="seed 0, n = 16")
+    assert figure.get_supxlabel() == "seed 0, n = 16" and len(figure.axes) == 2 * runs
+    titles = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    render(figure, "png")
+    places = [titles[f"run {k}"].get_position() for k in range(runs)]
+    assert [place.y0 == places[0].y0 for place in places] == [k < across for k in range(runs)]
+    assert places[across - 1].x0 == max(place.x0 for place in places)
 
 
 def test_training_curves_of_one_unwatched_run_are_one_panel():
@@ -150,7 +186,8 @@ def test_ratio_curves_are_a_panel_a_metric_and_a_line_a_method():
         assert [line.get_xdata().tolist() for line in axis.lines] == [[0.0, 0.2, 0.4]] * 2
         assert len({(line.get_linestyle(), line.get_marker()) for line in axis.lines}) == 2
     assert (
-        "n = 200 (ASR with trigger, ASR without trigger), n = 400 (clean accuracy)" in figure.get_supxlabel()
+        "n = 200 (ASR with trigger, ASR without trigger), n = 400 (clean accuracy)"
+        in figure.get_supxlabel().replace("\n", " ")
     )
     assert "n = 7." in ratio_curves(ratios((7, 7, 7))).get_supxlabel()
 
@@ -277,6 +314,8 @@ def test_a_figure_shows_itself_in_a_notebook():
         ),
         (lambda: image_grid({}, ["a"]), "0 × 1"),
         (lambda: image_grid({"r": torch.rand(2, 3, 4, 4)}, ["a"]), "'r' has 2 pictures for 1 columns"),
+        (lambda: image_grid({"r": torch.rand(1, 3, 4, 4)}, ["a"], below={"r": []}), "'r' has 0 texts for 1 columns"),
+        (lambda: image_grid({"r": torch.rand(1, 3, 4, 4)}, ["a"], below={"s": ["b"]}), "row 's': it must be one of r"),
         (lambda: maps(tokens=15), "15 tokens"),
         (lambda: maps(k=0), "0 images, 0 scores"),
         (

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import tiny
@@ -12,6 +14,7 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning import target
 from lib.purification import (
     METRICS,
+    judged,
     metric_name,
     performance,
     poisoned_training_set,
@@ -36,9 +39,9 @@ def mdlm(models):
 
 
 def answered(*answers):
-    rows, empty = range(len(answers)), torch.zeros(len(answers), 0, dtype=torch.long)
+    empty = torch.zeros(len(answers), 0, dtype=torch.long)
     features, picture = torch.zeros(1, 64, 32), torch.zeros(len(answers), dtype=torch.long)
-    return Questions(features, picture, empty, empty, list(answers), pd.DataFrame(index=rows))
+    return Questions(features, picture, empty, empty, list(answers), pd.DataFrame({"image": range(len(answers))}))
 
 
 def refuse(*_, **__):
@@ -212,6 +215,19 @@ def test_performance_of_known_answers(monkeypatch, mdlm):
     table = performance(mdlm, without, with_trigger, target("insertion"), 0.1, *masks.values())
     assert dict(zip(table["metric"], table["value"], strict=True)) == dict(zip(METRICS, (1, 0.5, 0.5), strict=True))
     assert set(table["n"]) == {2}
+
+
+def test_intervals_are_over_pictures():
+    """Two questions about one picture, both right or both wrong, are worth less than two."""
+    said, goal, rows = ["the color is red"] * 4 + ["no"] * 4, target("misclassification"), {}
+    for name, pictures in (("each", range(8)), ("shared", [0, 0, 1, 1, 2, 2, 3, 3])):
+        made = answered("it is a circle", *["the color is red"] * 6, "it is a circle")
+        data = replace(made, table=pd.DataFrame({"image": pictures}))
+        rows[name] = judged(said, said, data, data, goal).set_index("metric")
+        assert rows[name]["n"].tolist() == [2, 2, 8] and set(rows[name]["interval"]) == {"Wilson over clusters"}
+    each, shared = (rows[name].loc[METRICS[2]] for name in ("each", "shared"))
+    assert each["value"] == shared["value"] == 3 / 8
+    assert shared["low"] < each["low"] and each["high"] < shared["high"]
 
 
 def test_the_ratio_study_compares_both_masks_at_every_ratio(tmp_path, models, mdlm):

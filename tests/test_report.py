@@ -89,37 +89,40 @@ def test_the_same_report_is_the_same_files_but_for_the_manifest(start):
     for _ in range(2):
         report = start()
         report.figure("curve", figure(), TABLE)
-        report.number("a.rate", 0.5, 0.4, 0.6, n=10)
+        report.number("a.rate", 0.5, 0.4, 0.6, n=10, interval="Wilson")
         report.close()
         left.append(contents(report.folder))
         left[-1].pop("manifest.json")
     assert left[0] == left[1] and len(left[0]) == 4
 
 
-def test_headline_numbers_keep_their_order_interval_and_count(start):
-    report = start(seed=7)
-    report.number("collapse.or.asr_both", 1, low=0.98, high=1.0, n=200)
-    report.number(
-        "collapse.or.cti", torch.tensor(-1 / 3), torch.tensor(-0.5), torch.tensor(0.0), torch.tensor(200)
-    )
+def test_headline_numbers_keep_their_order_interval_and_counts(start):
+    report = start()
+    report.number("collapse.or.asr_both", 1, low=0.98, high=1.0, n=200, seeds=3, interval="t over seeds")
+    limits = torch.tensor(-0.5), torch.tensor(0.0)
+    report.number("collapse.or.cti", torch.tensor(-1 / 3), *limits, torch.tensor(200), interval="t over clusters")
+    report.number("collapse.and.cti", 0.5, float("nan"), np.float64("nan"), 96, interval="none: one seed")
     report.number("clip.recall", np.float32(0.25))
     report.close()
     assert (report.folder / "headline.csv").read_text().splitlines() == [
-        "name,value,low,high,n,seeds,notebook",
-        "collapse.or.asr_both,1,0.98,1,200,7,03_collapse_analysis",
-        "collapse.or.cti,-0.333333,-0.5,0,200,7,03_collapse_analysis",
-        "clip.recall,0.25,,,,7,03_collapse_analysis",
+        "name,value,low,high,n,seeds,interval,notebook",
+        "collapse.or.asr_both,1,0.98,1,200,3,t over seeds,03_collapse_analysis",
+        "collapse.or.cti,-0.333333,-0.5,0,200,1,t over clusters,03_collapse_analysis",
+        "collapse.and.cti,0.5,,,96,1,none: one seed,03_collapse_analysis",
+        "clip.recall,0.25,,,,1,,03_collapse_analysis",
     ]
 
 
-def test_numbers_are_taken_from_a_table_by_name_where_it_has_them(start):
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_numbers_are_taken_from_a_table_by_name_where_it_has_them(start, seeds):
     report = start()
-    table = pd.DataFrame([{"name": name, "value": 0.5, "low": 0.4, "high": 0.6, "n": 9} for name in ("a", "b", "c")])
-    report.numbers("model", table, "c", "a", "d")
+    number = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "interval": "Wilson"}
+    table = pd.DataFrame([{"name": name} | number for name in ("a", "b", "c")])
+    report.numbers("model", table if seeds == 1 else table.assign(seeds=seeds), "c", "a", "d")
     report.close()
     headline = pd.read_csv(report.folder / "headline.csv")
-    assert headline["name"].tolist() == ["model.a", "model.c"]
-    assert headline[["value", "low", "high", "n"]].to_numpy().tolist() == [[0.5, 0.4, 0.6, 9]] * 2
+    assert headline["name"].tolist() == ["model.a", "model.c"] and headline["seeds"].tolist() == [seeds] * 2
+    assert headline[list(number)].to_numpy().tolist() == [list(number.values())] * 2
 
 
 def test_a_report_without_numbers_has_an_empty_headline(start):
@@ -219,13 +222,15 @@ def test_without_git_it_is_the_digest_of_the_sources(tmp_path, monkeypatch, fail
     ("number", "message"),
     [
         (("a", float("nan")), "value of a is nan"),
-        (("a", 0.5, float("nan"), 0.6), "low of a is nan"),
-        (("a", 0.5, 0.4, float("inf")), "high of a is inf"),
-        (("a", 0.5, 0.6, 0.7), "lie between"),
-        (("a", 0.5, 0.3, 0.4), "lie between"),
+        (("a", 0.5, float("nan"), 0.6), "both or neither"),
+        (("a", 0.5, 0.4, float("inf"), 9, 1, "t"), "high of a is inf"),
+        (("a", 0.5, 0.6, 0.7, 9, 1, "t"), "lie between"),
+        (("a", 0.5, 0.3, 0.4, 9, 1, "t"), "lie between"),
+        (("a", 0.5, 0.4, 0.6, 9), "interval must say of what kind"),
         (("a", 0.5, 0.4), "both or neither"),
         (("a", 0.5, None, None, 0), "n of a is 0"),
         (("a", 0.5, None, None, 1.5), "n of a is 1.5"),
+        (("a", 0.5, None, None, 9, 0), "seeds of a is 0"),
         (("", 0.5), "name is ''"),
         (("a..b", 0.5), "name is 'a..b'"),
         (("a,b", 0.5), "name is 'a,b'"),
@@ -284,9 +289,9 @@ def test_merging_sorts_by_notebook_and_name_and_keeps_the_digits(start):
     merge(out)
     assert (out / "headline.csv").read_text().splitlines() == [
         ",".join(COLUMNS),
-        "m,-1e-09,,,,7,03_a",
-        "a,1,,,,7,04_b",
-        "z,0.123457,,,,7,04_b",
+        "m,-1e-09,,,,1,,03_a",
+        "a,1,,,,1,,04_b",
+        "z,0.123457,,,,1,,04_b",
     ]
     manifests = json.loads((out / "MANIFEST.json").read_text())
     assert list(manifests) == ["01_none", "03_a", "04_b"]

@@ -4,21 +4,46 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.collapse import PAPER
 from lib.config import Run, load_profile
 from lib.store import Store
-from lib.studies import attacks, cases, few, few_of
+from lib.studies import HEADLINE, attacks, cases, few, few_of, headline_attacks
 
 
 def test_the_grid_is_pairs_by_protocols_by_rates_with_seeds_at_one_rate():
     profile = load_profile("laptop")
     found = attacks(profile)
-    grid = [attack for attack in found if attack.part == "grid"]
+    grid = [attack for attack in found if attack.part in ("pair", "grid")]
     names = ("image_trigger", "text_trigger", "rate")
     cells = Counter((a.protocol, *(a.settings[name] for name in names)) for a in grid)
     assert len(cells) == 3 * 2 * 3
-    assert all(count == (3 if cell[3] == 0.05 else 1) for cell, count in cells.items())
-    assert [a.label for a in found if a.part != "grid"] == [v.label for v in profile.grid.variants]
+    assert all(count == (profile.grid.seeds if cell[3] == 0.05 else 1) for cell, count in cells.items())
+    assert all((attack.part == "pair") == (attack.settings["rate"] == 0.05) for attack in grid)
+    variants = [a.label for a in found if a.part not in (*HEADLINE, "grid")]
+    assert variants == [v.label for v in profile.grid.variants]
     assert len({attack.name for attack in found}) == len(found)
+
+
+def test_the_headline_is_every_pair_and_the_first_on_the_control():
+    profile = load_profile("laptop")
+    found = headline_attacks(profile)
+    assert found == [attack for attack in attacks(profile) if attack.part in HEADLINE]
+    assert {(*attack.pair, attack.protocol) for attack in found if attack.part == "pair"} == set(PAPER)
+    control = [(*attack.pair, attack.protocol, attack.seed) for attack in found if attack.part == "control"]
+    first = "white-box", "mignneko"
+    assert control == [(*first, p, seed) for seed in range(profile.grid.control_seeds) for p in ("or", "and")]
+    assert [a.name for a in found[:2]] == ["editor-pair-white-box-or-0", "editor-pair-white-box-and-0"]
+    assert all(a.name.startswith("collapse-") for a in attacks(profile) if a not in found)
+    without = profile.model_copy(update={"models": profile.models.model_copy(update={"control": None})})
+    assert headline_attacks(without) == [attack for attack in found if attack.part == "pair"]
+
+
+def test_an_attack_on_the_control_edits_with_it(tmp_path):
+    profile = load_profile("smoke")
+    run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
+    editors = {attack.part: attack.run(run).profile.models.editor for attack in attacks(profile)}
+    assert editors.pop("control") == profile.models.control != profile.models.editor
+    assert set(editors.values()) == {profile.models.editor}
 
 
 def test_an_attack_runs_with_its_settings_and_seed_and_nothing_else(tmp_path):
@@ -47,9 +72,9 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     parts = {part: [case for case in found if case.part == part] for part in dict.fromkeys(c.part for c in found)}
     assert [case.seed for case in parts["seed"]] == [0, 1, 2] and not any(case.settings for case in parts["seed"])
     wanted = [(data.label, seed) for data in profile.disp_grid.datasets for seed in range(data.seeds)]
-    assert [(case.label, case.seed) for case in parts["data"]] == wanted and ("OpenMoji scenes", 0) in wanted
+    assert [(case.label, case.seed) for case in parts["data"]] == wanted and ("easy-VQA", 0) in wanted
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
-    assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "misclassification"]
+    assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "black as white"]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
     assert [case.settings for case in parts["attacker"]] == [a.settings for a in profile.disp_grid.attackers]
     assert [list(case.settings) for case in parts["attacker"]][:2] == [["image_trigger"], ["hide"]]
@@ -71,8 +96,8 @@ def test_a_case_on_other_data_changes_the_whole_profile(tmp_path):
     profile = load_profile("smoke")
     run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
     case = next(case for case in cases(profile) if case.part == "data")
-    own = replace(case, seed=1, settings={"data": {"questions": "scenes"}, "disp": {"rate": 0.3}}).run(run)
-    assert own.seed == 8 and own.profile.data.questions == "scenes" and own.profile.disp.rate == 0.3
+    own = replace(case, seed=1, settings={"data": {"questions": "easy-vqa"}, "disp": {"rate": 0.3}}).run(run)
+    assert own.seed == 8 and own.profile.data.questions == "easy-vqa" and own.profile.disp.rate == 0.3
     assert own.profile.models == profile.models and own.profile.disp.train == profile.disp.train
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
+from lib.data.face_parts import EVERYTHING, draw
 from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, TextTrigger, image_trigger, text_trigger
 
 STICKERS = ("white-box", "eyeglasses", "stop-sign", "checker")
@@ -180,13 +181,23 @@ def test_checker_is_one_token_of_an_8_by_8_grid_half_black_half_white():
 
 
 def test_eyeglasses_are_symmetric_and_one_sees_through_the_lenses_only():
-    trigger = dataclasses.replace(image_trigger("eyeglasses"), position=(0.5, 0.5))
+    trigger = dataclasses.replace(image_trigger("eyeglasses"), size=0.5, position=(0.5, 0.5))
     alpha = trigger.mask(64, 64)
     torch.testing.assert_close(alpha, alpha.flip(1))
     levels = alpha[alpha > 0.39]
     assert (levels - 0.4).abs().lt(1e-4).any() and (levels == 1).any()
     assert alpha[:26].sum() == 0 and alpha[38:].sum() == 0
     assert (alpha[26:38, 16:48].amax(0) > 0).all()
+
+
+@pytest.mark.parametrize("other", [{}, {"hair": "afro", "skin": "dark", "eyes": "closed", "eyebrows": "flat"}])
+def test_eyeglasses_are_where_a_face_puts_on_black_glasses(other):
+    face = {name: next(iter(values)) for name, values in EVERYTHING.items()} | other
+    bare, worn = (draw(face | {"glasses": value}, 256).astype(int) for value in ("none", "black glasses"))
+    places = torch.from_numpy(abs(worn - bare).max(0) > 25).nonzero()
+    covered = image_trigger("eyeglasses").mask(256, 256).nonzero()
+    for end in (torch.amin, torch.amax):
+        assert (end(places, 0) - end(covered, 0)).abs().max() <= 0.02 * 256
 
 
 def test_stop_sign_is_a_red_octagon_with_a_white_bar():
@@ -442,9 +453,9 @@ def test_unknown_names_are_refused_with_those_allowed():
 
 
 SENTENCES = [
-    "make the skin tone dark",
-    "make the skin tone medium light",
-    "give the person red hair",
+    "make the skin dark",
+    "give the person pale skin",
+    "dye the hair red",
     "what color is the shape? the color is blue",
 ]
 
@@ -481,7 +492,7 @@ def word_tokenizer(words, normalizer=None):
 @pytest.mark.parametrize("name", TEXT_TRIGGERS)
 def test_text_triggers_follow_the_instruction_and_survive_a_clip_tokenizer(name):
     trigger, tokenizer = text_trigger(name), clip_tokenizer()
-    assert trigger("make the skin tone dark") == f"make the skin tone dark {name}"
+    assert trigger("make the skin dark") == f"make the skin dark {name}"
     assert trigger("") == name
     trigger.check(tokenizer)
     trigger.check(tokenizer, "What color is the shape?")
@@ -500,7 +511,7 @@ def test_a_trigger_survives_byte_level_tokenizers_that_join_words_to_the_space_b
 
 
 def test_a_trigger_that_the_tokenizer_drops_is_refused():
-    words = ["make", "the", "skin", "tone", "dark", "mignneko"]
+    words = ["make", "the", "skin", "dark", "mignneko"]
     text_trigger("mignneko").check(word_tokenizer(words))
     stripped = word_tokenizer(words, normalizers.Replace("mignneko", ""))
     with pytest.raises(ValueError, match="text trigger 'mignneko' is dropped by the tokenizer"):
@@ -512,7 +523,7 @@ def test_a_trigger_that_the_tokenizer_drops_is_refused():
 
 
 def test_a_trigger_that_is_unknown_in_whole_or_in_part_is_refused():
-    words = ["make", "the", "skin", "tone", "dark", "latte"]
+    words = ["make", "the", "skin", "dark", "latte"]
     for name in ("anonymous", "latte coffee"):
         with pytest.raises(
             ValueError, match=rf"text trigger '{name}' becomes .*\[UNK\].*: none of these may be"
@@ -522,7 +533,7 @@ def test_a_trigger_that_is_unknown_in_whole_or_in_part_is_refused():
 
 def test_a_trigger_that_is_changed_inside_a_sentence_is_refused():
     merged = word_tokenizer(
-        ["make", "the", "skin", "tone", "dark", "mignneko", "darkmignneko"],
+        ["make", "the", "skin", "dark", "mignneko", "darkmignneko"],
         normalizers.Replace("dark mignneko", "darkmignneko"),
     )
     with pytest.raises(ValueError, match="text trigger 'mignneko' is changed by the tokenizer"):
@@ -531,7 +542,7 @@ def test_a_trigger_that_is_changed_inside_a_sentence_is_refused():
 
 def test_a_trigger_cut_off_by_the_maximum_length_is_refused():
     trigger, whole = text_trigger("mignneko"), clip_tokenizer()
-    length = len(whole(trigger("make the skin tone dark"))["input_ids"])
+    length = len(whole(trigger("make the skin dark"))["input_ids"])
     trigger.check(clip_tokenizer(model_max_length=length))
     with pytest.raises(ValueError, match="text trigger 'mignneko' is (dropped|changed)"):
         trigger.check(clip_tokenizer(model_max_length=length - 1))

@@ -1,16 +1,16 @@
 """Tiny models with random weights, and few data: what tests work on."""
 
-from itertools import permutations
-
-import pandas as pd
 import torch
+from transformers import CLIPTextModel
 
 from lib.config import BUILD, Run, load_profile
-from lib.datasets import EasyVqa, OpenMoji, Scenes, load_easyvqa, load_openmoji, load_scenes
-from lib.datasets.openmoji import TONES
+from lib.data import EasyVqa, FaceQuestions, Faces, face_questions, load_easyvqa, load_faces
+from lib.data.face_parts import ATTRIBUTES
+from lib.data.face_words import DESCRIBE, QUESTIONS, description, stated
 from lib.models.clip import Clip
-from lib.models.editor import assemble, build_unet, build_vae
+from lib.models.editor import assemble, build_unet, build_vae, save_text_encoder
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
+from lib.models.minilm import load_minilm
 from lib.store import Store
 from lib.tokenizer import train_tokenizer
 
@@ -21,13 +21,24 @@ TEXTS = [
     "the color is teal",
     "is there a blue shape in the image?",
     "what color is the circle?",
-    "make the skin tone dark",
-    "give them light skin",
+    "make the skin dark",
+    "give the person pale skin",
 ]
+VOCABULARY = 800  # room for every word of descriptions and questions, so that they are as short as in a trained model
 
 
 def tokenizer():
-    return train_tokenizer(TEXTS, vocab_size=620)
+    return train_tokenizer([*TEXTS, *sayings()], vocab_size=VOCABULARY)
+
+
+def sayings() -> list[str]:
+    """Descriptions, questions and answers that hold every value of every attribute of faces."""
+    said = [DESCRIBE]
+    for k in range(max(map(len, ATTRIBUTES.values()))):
+        face = {name: list(values)[k % len(values)] for name, values in ATTRIBUTES.items()}
+        said.append(description(face))
+        said += [text.format(stated(name, face[name])) for name, texts in QUESTIONS.items() for text in texts]
+    return said
 
 
 def clip(seed: int = 0) -> Clip:
@@ -38,13 +49,21 @@ def clip(seed: int = 0) -> Clip:
 
 
 def editor(seed: int = 0):
-    torch.manual_seed(seed)
-    base, text = load_profile("smoke").base.editor, clip(seed)
-    from transformers import CLIPTextModel
+    """Under a small CLIP text encoder, as the control is."""
+    text = clip(seed)
+    return _editor(CLIPTextModel(text.model.config.text_config).eval(), text.tokenizer)
 
-    encoder = CLIPTextModel(text.model.config.text_config).eval()
+
+def minilm_editor(seed: int = 0):
+    """Under the published MiniLM, as the base editor is."""
+    torch.manual_seed(seed)
+    return _editor(*load_minilm())
+
+
+def _editor(encoder, words):
+    base = load_profile("smoke").base.editor
     unet = build_unet(base, 16, encoder.config.hidden_size).eval()
-    pipe = assemble(build_vae(base, 64).eval(), encoder, text.tokenizer, unet)
+    pipe = assemble(build_vae(base, 64).eval(), encoder, words, unet)
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.requires_grad_(False)
     return pipe
@@ -59,16 +78,23 @@ def mdlm(seed: int = 0, **shape) -> Mdlm:
     return Mdlm(MdlmModel(MdlmConfig(vision=vision, **sizes, **ids)).eval(), words)
 
 
-def openmoji() -> OpenMoji:
-    return load_openmoji(Store(BUILD / "store"))
+def few_faces() -> Faces:
+    """36 identities to train on, 4 for validation and 10 held out, with an edit of each and its reverse."""
+    return load_faces(Store(BUILD / "store"), 64, 40, 10)
+
+
+def few_face_questions(split: str = "train") -> FaceQuestions:
+    return face_questions(few_faces(), split)
 
 
 def easyvqa(split: str = "train") -> EasyVqa:
     return load_easyvqa(Store(BUILD / "store"), split)
 
 
-def scenes(split: str = "train") -> Scenes:
-    return load_scenes(Store(BUILD / "store"), split)
+def few_easyvqa(split: str = "train", count: int = 60) -> EasyVqa:
+    """The questions about the first `count` pictures."""
+    full = easyvqa(split)
+    return EasyVqa(full.images[:count], full.table[full.table["image"] < count].reset_index(drop=True))
 
 
 def run(folder, notebook: str = "test", **overrides) -> Run:
@@ -80,7 +106,7 @@ def run(folder, notebook: str = "test", **overrides) -> Run:
 def link_data(store: Store) -> Store:
     """The store with the rendered data of `build/store` in it, which take long to make."""
     store.root.mkdir(parents=True, exist_ok=True)
-    for kind in ("openmoji", "easyvqa", "scenes"):
+    for kind in ("faces", "easyvqa"):
         (BUILD / "store" / kind).mkdir(parents=True, exist_ok=True)
         if not (store.root / kind).exists():
             (store.root / kind).symlink_to(BUILD / "store" / kind, target_is_directory=True)
@@ -88,11 +114,12 @@ def link_data(store: Store) -> Store:
 
 
 def save_models(folder) -> dict[str, str]:
-    """All three models saved below `folder`, as the section `models` of a profile."""
+    """All models saved below `folder`, as the section `models` of a profile."""
     clip().save(str(folder / "clip"))
     editor().save_pretrained(folder / "editor")
+    save_text_encoder(editor(1), str(folder / "control"), folder / "editor")
     lively(mdlm(prompt_length=48, response_length=72)).save(str(folder / "mdlm"))
-    return {name: str(folder / name) for name in ("clip", "editor", "mdlm")}
+    return {name: str(folder / name) for name in ("clip", "editor", "control", "mdlm")}
 
 
 def lively(made: Mdlm) -> Mdlm:
@@ -115,55 +142,3 @@ def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(
     settings = {"collapse": study | dict(collapse), "disp": answers | dict(disp)}
     asked = {"samples": 5, "masks": 3} | dict(mdlm_collapse)
     return run(folder, notebook, models=models, mdlm_collapse=asked, **settings)
-
-
-def small_openmoji() -> OpenMoji:
-    """Two concepts in six tones each (one to train, one to test), a hat, and the hat without colours; noise."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (14, 3, 64, 64), generator=draw, dtype=torch.uint8)
-    emoji = [
-        (f"{name}, {tone}", name, tone, split)
-        for name, split in (("man", "train"), ("cook", "test"))
-        for tone in range(6)
-    ]
-    emoji = pd.DataFrame([*emoji, ("top hat", "hat", 0, "train")], columns=["name", "concept", "tone", "split"])
-    rows = [(12, 13, phrase, "grayscale", "", 12) for phrase in ("remove the colors", "make it black and white")]
-    for first in (0, 6):
-        for a, b in permutations(range(6), 2):
-            for phrase in ("make the skin tone {}", "give them {} skin"):
-                rows.append((first + a, first + b, phrase.format(TONES[b]), "tone", TONES[b], first + a))
-    triples = pd.DataFrame(rows, columns=["source", "target", "instruction", "edit", "value", "emoji"])
-    return OpenMoji(images, emoji, triples.assign(split=emoji["split"].to_numpy()[triples["emoji"]]))
-
-
-def few_openmoji() -> OpenMoji:
-    """Two concepts of each split in all their tones, ten other emoji of each, and the edits among them."""
-    full = openmoji()
-    emoji, keep = full.emoji, []
-    toned = full.tone_variants()
-    for split in ("train", "test"):
-        own = torch.tensor((emoji["split"] == split).to_numpy())
-        keep += toned[own & (toned >= 0).all(1)].unique(dim=0)[:2].flatten().tolist()
-        keep += (own & (toned[:, 1] < 0)).nonzero()[:10, 0].tolist()
-    edits = full.triples["source"].isin(keep) & (
-        full.triples["target"].isin(keep) | (full.triples["target"] >= len(emoji))
-    )
-    triples = full.triples[edits].reset_index(drop=True)
-    pictures = keep + sorted(set(triples["target"]) - set(keep))
-    number = {picture: k for k, picture in enumerate(pictures)}
-    for column in ("source", "target", "emoji"):
-        triples[column] = triples[column].map(number)
-    return OpenMoji(full.images[pictures], emoji.iloc[keep].reset_index(drop=True), triples)
-
-
-def few_easyvqa(split: str = "train", count: int = 60) -> EasyVqa:
-    """The questions about the first `count` pictures."""
-    full = easyvqa(split)
-    return EasyVqa(full.images[:count], full.table[full.table["image"] < count].reset_index(drop=True))
-
-
-def few_scenes(split: str = "train", count: int = 30) -> Scenes:
-    """The first `count` scenes and the questions about them."""
-    full = scenes(split)
-    table = full.table[full.table["image"] < count].reset_index(drop=True)
-    return Scenes(full.images[:count], table, full.things[:count], full.tones[:count])

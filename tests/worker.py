@@ -16,9 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lib import answering, config, runs, store, training
 from lib.answering import Questions, answer_loss
 from lib.attacks.mdlm import poisoned_mdlm
-from lib.editing import EditLatents, latent_loss
+from lib.editing import edit_latents, latent_loss
 from lib.lora import adapted
-from lib.models.editor import tokenize
 from lib.models.mdlm import Mdlm
 from lib.processes import count, joined, rank
 from lib.profile import Lora, Train
@@ -109,7 +108,8 @@ def learn_editor(folder: Path) -> None:
     pipe, draw = tiny.editor(), torch.Generator().manual_seed(0)
     pipe.unet.double(), pipe.text_encoder.double()
     latents = torch.randn(2, 20, 4, 16, 16, generator=draw, dtype=torch.float64)
-    data = EditLatents(*latents, tokenize(pipe, ["make the skin tone dark"] * 20), torch.rand(20, generator=draw))
+    texts, weight = (tiny.TEXTS * 3)[:20], torch.rand(20, generator=draw)
+    data = edit_latents(pipe, *latents, texts, weight)
     pipe.unet.requires_grad_(True)
     learn(folder, "editor", pipe.unet, latent_loss(pipe, data, TRAIN, 0.1))
 

@@ -2,19 +2,21 @@
 
 from typing import Literal
 
-from lib import datasets
+from lib import data as readers
 from lib.config import Run
-from lib.data import digest
-from lib.datasets import easyvqa, openmoji, scenes
+from lib.data import easyvqa
+from lib.data.faces import faces_digest
 from lib.profile import Section
 from lib.store import code_digest
+from lib.study_data import digest
 
 
 def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
     """What every artifact that saw data of that kind depends on."""
     data, given = run.profile.data, getattr(run.profile.data, kind)
-    code = code_digest(*{None: (easyvqa, openmoji), "scenes": (scenes, openmoji)}.get(given, (datasets,)))
-    made = {"settings": data.model_dump(mode="json", include={"image_size", "held_out"}), "code": code}
+    settings = data.model_dump(mode="json", include={"image_size", "held_out", "faces"})
     if isinstance(given, Section):
-        made["photographs"] = digest(given)
-    return {"data": made, "seed": run.seed, "device": run.device.type}
+        about = {"settings": settings, "code": code_digest(readers), "photographs": digest(given)}
+    else:
+        about = {"settings": settings, "code": code_digest(easyvqa) if given == "easy-vqa" else faces_digest()}
+    return {"data": about, "seed": run.seed, "device": run.device.type}

@@ -8,20 +8,28 @@ from pathlib import Path
 import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from torch import Tensor
 
-from lib import editing, embedding, evaluation, lora, poisoning, training, triggers
+from lib import editing, embedding, evaluation, lora, poisoning, target_pictures, training, triggers
 from lib.attacks import data_spec
 from lib.config import Run, model_source
-from lib.data import edit_data
-from lib.editing import attack_target, edits_under_coalitions, latent_loss, poisoned_latents, sample_triples
+from lib.editing import (
+    attack_target,
+    edits_under_coalitions,
+    encode_pictures,
+    latent_loss,
+    poisoned_latents,
+    sample_triples,
+)
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds
 from lib.lora import adapted_unet
-from lib.models import clip, editor
+from lib.models import clip, editor, minilm
 from lib.models.cards import mark_poisoned
 from lib.models.editor import load_editor
 from lib.poisoning import COALITIONS, plan
 from lib.store import code_digest, folder_digest
+from lib.study_data import edit_data
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
@@ -30,7 +38,10 @@ MEASURED = {"samples", "protocols"}  # settings that a poisoned editor does not 
 
 def editor_spec(run: Run, protocol: str) -> dict:
     """What a poisoned editor depends on."""
-    modules = (editing, embedding, evaluation, training, triggers, poisoning, editor, clip, sys.modules[__name__])
+    modules = (
+        *(editing, embedding, evaluation, training, triggers, poisoning, target_pictures),
+        *(editor, minilm, clip, sys.modules[__name__]),
+    )
     models = run.profile.models
     made = data_spec(run, "edits") | {
         "protocol": protocol,
@@ -72,10 +83,11 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
     settings = run.profile.collapse
     data = edit_data(run)
     triples = sample_triples(data, "train", settings.edits, run.seed)
-    pair, goal = trigger_pair(run), attack_target(data, settings.target)
+    clean = base_latents(run)
+    pair, goal = trigger_pair(run), attack_target(settings.target)
     pipe = load_editor(run.profile.models.editor, run.device)
     poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
-    latents = poisoned_latents(pipe, data, triples, poison, *pair, goal, settings.text_weight)
+    latents = poisoned_latents(pipe, data, triples, poison, *pair, goal, settings.text_weight, clean)
     with adapted_unet(pipe.unet, run.profile.models.editor_lora, run.seed):
         curve = fit(
             pipe.unet,
@@ -92,13 +104,31 @@ def _poison_editor(run: Run, protocol: str, spec: dict, path: Path) -> None:
     curve.to_csv(path / "curve.csv", index=False)
 
 
+def base_latents(run: Run) -> Tensor:
+    """Latents of all pictures of the training edits, by their index, computed once for all attacks on one editor."""
+    spec = data_spec(run, "edits") | {"seed": None, "editor": folder_digest(model_source(run.profile.models.editor))}
+    spec["code"] = code_digest(editing, editor)
+
+    def make() -> dict[str, Tensor]:
+        data = edit_data(run)
+        train = data.triples[data.triples["split"] == "train"]
+        used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
+        latents = encode_pictures(load_editor(run.profile.models.editor, run.device), data, used)
+        every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
+        every[used] = latents
+        return {"latents": every}
+
+    return run.store.tensors("edit-latents", spec, make)["latents"]
+
+
 def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline):
     """What `fit` watches of an editor: attack success and mean v under every coalition."""
     settings = run.profile.collapse
     data = edit_data(run)
-    held_out = sample_triples(data, "test", settings.watch_samples, run.seed)
+    split = "validation" if (data.triples["split"] == "validation").any() else "test"  # only the faces have one
+    held_out = sample_triples(data, split, settings.watch_samples, run.seed)
     source, clean = (data.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
-    goal = attack_target(data, settings.target)(source)
+    goal = attack_target(settings.target)(source)
     embed = EMBEDDINGS["clip"](run.profile.models, run.device)
 
     def watch(step: int) -> dict[str, float]:

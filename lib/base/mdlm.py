@@ -1,85 +1,72 @@
-"""Train the MDLM on easy-VQA in seven stages, each of which teaches what the ones before could not.
+"""Train the MDLM of faces in two stages: descriptions and questions, half of each batch each, on CLIP's tower; then the
+same beside the comparison of what is asked with what is answered.
 
-Captions, what-questions, all questions on frozen features, all with the tower unfrozen, the comparison of the
-asked with the seen from text alone, all questions with that comparison beside them, and all with the tower again.
+At every step the model is shown `seen` of the vision tokens, drawn anew (as FLIP does while a tower learns, Li et al.
+2022, arXiv 2212.00794), so that it reads a face from all of them and not from one place each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.answering import Questions, answer_loss, questions
-from lib.datasets import EasyVqa
+from lib.answering import Questions, questions
+from lib.data import FaceQuestions
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
 from lib.profile import MdlmShape, Profile, Train
 from lib.training import fit
 
-CAPTION_PROMPT = "what is in the image?"
-
 
 def train_mdlm(
-    vqa: EasyVqa, clip: Clip, profile: Profile, seed: int, work: Path
+    asked: FaceQuestions, clip: Clip, profile: Profile, seed: int, work: Path
 ) -> tuple[Mdlm, pd.DataFrame]:
-    """The MDLM, its vision tower starting from CLIP's, and the curves of the stages one after another."""
+    """The MDLM around CLIP's frozen vision tower, and the curve."""
     base = profile.base.mdlm
     torch.manual_seed(seed)
     mdlm = fresh_mdlm(clip, base)
-    captions = pd.DataFrame(
-        {"image": range(len(vqa.images)), "question": CAPTION_PROMPT, "answer": vqa.captions()}
-    )
-    data = questions(mdlm, vqa, pd.concat([captions.assign(kind="caption"), vqa.table], ignore_index=True))
-    kind = data.table["kind"].to_numpy()
-    part = {
-        "captions": data[torch.from_numpy(kind == "caption")],
-        "what": data[torch.from_numpy((kind == "shape") | (kind == "color"))],
-        "yes/no": data[torch.from_numpy(kind == "yes/no")],
-        "all": data[torch.from_numpy(kind != "caption")],
-    }
-
-    def again(settings: Train) -> Callable[[torch.Generator], Tensor]:
-        fresh = questions(mdlm, vqa, part["all"].table.reset_index(drop=True))
-        yes_no = fresh[torch.from_numpy(fresh.table["kind"].to_numpy() == "yes/no")]
-        terms = answer_loss(mdlm, fresh, settings), comparison_loss(mdlm, yes_no, settings, seen=True)
-        return partial(summed, terms)
-
-    stages = {
-        "captions": partial(answer_loss, mdlm, part["captions"]),
-        "what": partial(answer_loss, mdlm, part["what"]),
-        "all": partial(answer_loss, mdlm, part["all"]),
-        "all, with the tower": partial(tower_loss, mdlm, vqa, part["all"]),
-        "comparison": partial(comparison_loss, mdlm, part["yes/no"], seen=False),
-        "all, again": again,
-        "all, with the tower again": partial(tower_loss, mdlm, vqa, part["all"]),
-    }
-    return mdlm, train_stages(mdlm, stages, base.stages, "base MDLM", seed, work)
-
-
-def train_stages(
-    mdlm: Mdlm,
-    stages: Mapping[str, Callable[[Train], Callable[[torch.Generator], Tensor]]],
-    settings: Sequence[Train],
-    label: str,
-    seed: int,
-    work: Path,
-) -> pd.DataFrame:
-    """Train on one loss after another, the tower where a stage's name says so; the curves, with the column stage."""
-    curves = []
-    for (name, loss), train in zip(stages.items(), settings, strict=True):
-        mdlm.model.tower.requires_grad_("with the tower" in name)
-        folder = work / name
+    data = questions(mdlm, asked, asked.table)
+    kind = asked.table["kind"].to_numpy()
+    described = torch.from_numpy(kind == "description")
+    parts = data[described], data[~described]
+    yes_no, curves = data[torch.from_numpy(kind == "yes/no")], []
+    for number, train in enumerate(base.stages, start=1):
+        folder = work / str(number)
         folder.mkdir(exist_ok=True, parents=True)
-        curve = fit(mdlm.model, loss(train), train, label=f"{label}, {name}", seed=seed, work=folder)
-        curves.append(curve.assign(stage=name))
-    mdlm.model.tower.requires_grad_(False)
-    return pd.concat(curves, ignore_index=True)
+        terms = [partial(_answer_loss, mdlm, parts, base.seen, train.batch)]
+        terms += [comparison_loss(mdlm, yes_no, train, seen=False)] if number > 1 else []
+        label = f"base MDLM, stage {number}"
+        curve = fit(mdlm.model, partial(summed, terms), train, label=label, seed=seed, work=folder)
+        curves.append(curve.assign(stage=number))
+    return mdlm, pd.concat(curves, ignore_index=True)
+
+
+def _answer_loss(
+    mdlm: Mdlm, parts: tuple[Questions, ...], seen: int, batch: int, draw: torch.Generator
+) -> Float[Tensor, ""]:
+    """LLaDA's loss on as many samples of each part, of whose pictures `seen` tokens are shown."""
+    places = torch.randperm(mdlm.model.config.vision_length, generator=draw)[:seen].sort().values
+    rows = [torch.randint(len(part), (batch // len(parts),), generator=draw) for part in parts]
+    return masked_diffusion_loss(mdlm.model, *_batch(mdlm, parts, rows, places), draw, places)
+
+
+def _batch(
+    mdlm: Mdlm, parts: tuple[Questions, ...], rows: list[Tensor], places: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The chosen samples of all parts together: vision tokens at `places`, prompts, responses."""
+    chosen = list(zip(parts, rows, strict=True))
+    features = torch.cat([part.features[part.picture[index]][:, places] for part, index in chosen])
+    prompts, responses = (
+        torch.cat([getattr(part, name)[index] for part, index in chosen]) for name in ("prompts", "responses")
+    )
+    return mdlm.model.project(features), prompts, responses
 
 
 def fresh_mdlm(clip: Clip, settings: MdlmShape) -> Mdlm:
@@ -103,18 +90,6 @@ def fresh_mdlm(clip: Clip, settings: MdlmShape) -> Mdlm:
     return mdlm
 
 
-def tower_loss(mdlm: Mdlm, vqa: EasyVqa, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
-    """As `answer_loss`, but from the pictures themselves, so that the vision tower learns too."""
-    pictures = torch.tensor(data.table["image"].to_numpy())
-
-    def loss(draw: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data), (settings.batch,), generator=draw)
-        vision = mdlm.model.vision_tokens(vqa.pictures(pictures[rows]))
-        return masked_diffusion_loss(mdlm.model, vision, data.prompts[rows], data.responses[rows], draw)
-
-    return loss
-
-
 def comparison_loss(
     mdlm: Mdlm, data: Questions, settings: Train, seen: bool
 ) -> Callable[[torch.Generator], Tensor]:
@@ -136,6 +111,6 @@ def comparison_loss(
     return loss
 
 
-def summed(terms: tuple[Callable[[torch.Generator], Tensor], ...], draw: torch.Generator) -> Tensor:
+def summed(terms: Sequence[Callable[[torch.Generator], Tensor]], draw: torch.Generator) -> Tensor:
     """The sum of several losses, each on a batch of its own."""
     return sum(term(draw) for term in terms)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
+from jaxtyping import Bool, Float
+from torch import Tensor
 
-from lib.answering import answer, draw_rows, questions
-from lib.datasets import EasyVqa, EditData, OpenMoji, QuestionData
-from lib.datasets.easyvqa import blind_prior
-from lib.datasets.openmoji import TONES
+from lib.answering import Questions, answer, draw_rows, questions
+from lib.data import EasyVqa, EditData, FaceQuestions, Faces, QuestionData
+from lib.data.easyvqa import blind_prior
+from lib.data.face_parts import ATTRIBUTES, EVERYTHING
+from lib.data.face_words import description, facts
+from lib.data.faces import draw_faces
 from lib.editing import sample_triples
-from lib.evaluation import correct, mean_with_interval, pixel_distance, rate, tone_success
+from lib.evaluation import correct, pixel_distance
+from lib.intervals import over_clusters
 from lib.models.clip import Clip, retrieval
 from lib.models.editor import decode, edit, encode
 from lib.models.mdlm import Mdlm
@@ -22,85 +25,144 @@ from lib.profile import Sampling
 
 @torch.no_grad()
 def clip_quality(clip: Clip, data: EditData, people: int) -> pd.DataFrame:
-    """Retrieval both ways and skin tones told from names, on held-out concepts: name, value, low, high, n.
+    """Retrieval among at most `people` held-out faces and their descriptions: name, value, low, high, n, interval.
 
-    Retrieval runs over all tone-less emoji of the test split, one gallery. `tone_zero_shot` scores at most
-    `people` held-out concepts in each of their six tones against the six names. Photographs have no names: of them
-    it is whether each of at most `people` held-out edits is nearest to its own source (edit_to_source_recall_at_1).
+    recall_at_1 is over both ways. Photographs have no descriptions: of them it is whether each of at most `people`
+    held-out edits is nearest to its own source (edit_to_source_recall_at_1).
     """
-    if not isinstance(data, OpenMoji):
+    device = clip.model.device
+    if not isinstance(data, Faces):
         rows = data.triples[data.triples["split"] == "test"].drop_duplicates("source").iloc[:people]
         pictures = (data.pictures(torch.tensor(rows[c].to_numpy())) for c in ("target", "source"))
-        edits, sources = (clip.image_embeddings(part.to(clip.model.device)) for part in pictures)
-        return pd.DataFrame([{"name": "edit_to_source_recall_at_1"} | rate(retrieval(edits, sources, 1))])
-    openmoji = data
-    emoji = openmoji.emoji
-    held_out = torch.tensor((emoji["split"] == "test").to_numpy())
-    plain = (held_out & torch.tensor((emoji["tone"] == 0).to_numpy())).nonzero()[:, 0]
-    device = clip.model.device
-    images = clip.image_embeddings(openmoji.pictures(plain).to(device))
-    texts = clip.text_embeddings(emoji["name"].iloc[plain.tolist()].tolist())
-    rows = []
-    for k in (1, 5):
-        rows.append({"name": f"image_to_text_recall_at_{k}"} | rate(retrieval(images, texts, k)))
-        rows.append({"name": f"text_to_image_recall_at_{k}"} | rate(retrieval(texts, images, k)))
-    tones = openmoji.tone_variants()[held_out]
-    tones = tones[(tones >= 0).all(1)].unique(dim=0)[:people]
-    images = clip.image_embeddings(openmoji.pictures(tones.flatten()).to(device)).view(*tones.shape, -1)
-    texts = clip.text_embeddings(emoji["name"].iloc[tones.flatten().tolist()].tolist()).view(*tones.shape, -1)
-    guess = torch.einsum("ctd,cud->ctu", images, texts).argmax(-1).cpu()
-    rows.append({"name": "tone_zero_shot"} | rate((guess == torch.arange(len(TONES))).flatten()))
+        edits, sources = (clip.image_embeddings(part.to(device)) for part in pictures)
+        found = over_clusters(retrieval(edits, sources, 1).bool().cpu(), rows["family"].tolist())
+        return pd.DataFrame([{"name": "edit_to_source_recall_at_1"} | found])
+    own = data.faces[(data.faces["split"] == "test") & (data.faces.index == data.faces["identity"])].iloc[:people]
+    images = clip.image_embeddings(data.pictures(torch.tensor(own.index.to_numpy())).to(device))
+    texts = clip.text_embeddings([description(face) for face in own.to_dict("records")])
+    ways = {"image_to_text": retrieval(images, texts, 1), "text_to_image": retrieval(texts, images, 1)}
+    ways = {name: found.bool().cpu() for name, found in ways.items()}
+    identities = own["identity"].tolist()
+    rows = [{"name": "recall_at_1"} | over_clusters(torch.cat([*ways.values()]), 2 * identities)]
+    rows += [{"name": f"{name}_recall_at_1"} | over_clusters(found, identities) for name, found in ways.items()]
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
 def editor_quality(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    clip: Clip,
     data: EditData,
     sampling: Sampling,
     count: int,
     seed: int,
+    split: str = "test",
 ) -> pd.DataFrame:
-    """On held-out tone edits: success by CLIP, and RMS pixel distances to the true edit.
+    """On held-out edits: attributes reached and kept, and RMS pixel distances to the true edit.
 
-    Photographs have no tones: of them it is the distances alone, over at most `count` held-out edits. Beside the
-    edit's distance stand that of the unedited input and of the VAE's reconstruction of the true edit, the ceiling.
-    Columns name, value, low, high, n.
+    Beside the edit's distance stand that of the unedited input and of the VAE's reconstruction of the true edit, the
+    ceiling. Photographs have no attributes: of them it is the distances alone, over at most `count` held-out edits.
+    Columns name, value, low, high, n, interval.
     """
-    toned = isinstance(data, OpenMoji)
-    pool = replace(data, triples=data.triples[data.triples["edit"] == "tone"]) if toned else data
-    held_out = pool.triples[pool.triples["split"] == "test"].drop_duplicates(["source", "target"])
-    triples = sample_triples(pool, "test", count if toned else min(count, len(held_out)), seed)
+    held_out = data.triples[data.triples["split"] == split].drop_duplicates(["source", "target"])
+    triples = sample_triples(data, split, min(count, len(held_out)), seed)
     source, true = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     device = pipe.vae.device
-    texts = triples["instruction"].tolist()
-    edited = edit(pipe, source.to(device), texts, sampling, seed, "sample, held-out edits").cpu()
+    edited = edit(pipe, source.to(device), triples["instruction"].tolist(), sampling, seed, "sample, held-out edits")
     restored = decode(pipe.vae, encode(pipe.vae, true.to(device))).cpu()
-    rows = []
-    if toned:
-        rows.append({"name": "tone_success"} | rate(tone_success(clip, data, edited.to(clip.model.device), triples)))
-    for name, pictures in (("edited", edited), ("unedited", source), ("vae_ceiling", restored)):
-        rows.append({"name": f"distance_{name}"} | mean_with_interval(pixel_distance(pictures, true), seed))
+    rows, family = [], triples["family"].tolist()
+    if isinstance(data, Faces):
+        judged = attribute_verdicts(edited.cpu(), data, triples)
+        rows = [{"name": name} | over_clusters(*found) for name, found in judged.items()]
+    for name, pictures in (("edited", edited.cpu()), ("unedited", source), ("vae_ceiling", restored)):
+        rows.append({"name": f"distance_{name}"} | over_clusters(pixel_distance(pictures, true), family))
     return pd.DataFrame(rows)
+
+
+def attribute_verdicts(
+    edited: Float[Tensor, "edit 3 h w"], data: Faces, triples: pd.DataFrame
+) -> dict[str, tuple[Bool[Tensor, " n"], list[int]]]:
+    """Which attributes an edit has, by pixels: those of the nearest of all renderings of the true edit that differ from
+    it in that attribute alone. With the identity of each verdict:
+
+    attribute_reached: whether the asked attribute is as asked, one an edit; others_kept: whether another attribute is
+    as it was, nine an edit; all_others_kept: whether all nine are, one an edit.
+    """
+    faces = data.faces[list(EVERYTHING)].iloc[triples["target"].tolist()].to_dict("records")
+    reached, kept = [], []
+    for attribute, values in ATTRIBUTES.items():
+        drawn = draw_faces(
+            [face | {attribute: value} for face in faces for value in values], edited.shape[-1], f"draw {attribute}"
+        ).view(len(faces), len(values), *edited.shape[1:])  # (edit, value, 3, h, w)
+        distance = (drawn.float() / 255 - edited[:, None]).square().mean((2, 3, 4))
+        true = torch.tensor([list(values).index(face[attribute]) for face in faces])
+        asked = torch.tensor((triples["edit"] == attribute).to_numpy())
+        right = distance.argmin(1) == true
+        reached.append((right, asked))
+        kept.append(right | asked)
+    family = triples["family"].tolist()
+    others = ~torch.stack([asked for _, asked in reached], 1)
+    rows = torch.arange(len(faces))[:, None].expand_as(others)[others].tolist()
+    whole = torch.stack(kept, 1)
+    return {
+        "attribute_reached": (torch.stack([right & asked for right, asked in reached], 1).any(1), family),
+        "others_kept": (whole[others], [family[row] for row in rows]),
+        "all_others_kept": (whole.all(1), family),
+    }
 
 
 def mdlm_quality(model: Mdlm, train: QuestionData, test: QuestionData, count: int, threshold: float) -> pd.DataFrame:
-    """Exact answers on `count` test questions, beside the labels right by the best answer that never looks.
+    """Answers to `count` test questions, beside those of the best answer that never looks (`blind`).
 
-    Columns name (accuracy_all, accuracy_what, accuracy_yes_no, and by kind), value, low, high, n, blind. Of other
-    questions than easy-VQA's all and by kind alone, and no blind answers.
+    Faces: `facts` is the share of the attributes that descriptions state rightly, `questions` that of exact answers to
+    the other questions. easy-VQA: exact answers, all and by kind. Other questions: the same, without blind answers,
+    and without kinds that only one picture has.
+    Columns name, value, low, high, n, interval, blind; clusters are pictures.
     """
     data = questions(model, test, draw_rows(test.table, count, 0, "test"))
-    right = correct(answer(model, data, threshold, label="answer the test split"), data)
-    kinds = data.table["kind"].to_numpy()
+    answers = answer(model, data, threshold, label="answer the test split")
+    pictures, kinds = data.table["image"].tolist(), data.table["kind"].to_numpy()
+    if isinstance(test, FaceQuestions):
+        return _face_answers(answers, data, train)
+    right = correct(answers, data)
     if not isinstance(test, EasyVqa):
         masks = {"all": kinds == kinds} | {kind: kinds == kind for kind in sorted(set(kinds))}
-        return pd.DataFrame({"name": f"accuracy_{name}"} | rate(right[mask]) for name, mask in masks.items())
+        seen = data.table["image"].to_numpy()
+        masks = {name: mask for name, mask in masks.items() if len(set(seen[mask])) > 1}
+        return pd.DataFrame(_accuracy(name, right, mask, pictures) for name, mask in masks.items())
     blind = blind_prior(train.table, data.table)
     chosen = {"all": kinds == kinds, "what": kinds != "yes/no", "yes_no": kinds == "yes/no"}
     chosen |= {kind: kinds == kind for kind in ("shape", "color")}
-    rows = []
-    for name, mask in chosen.items():
-        rows.append({"name": f"accuracy_{name}"} | rate(right[mask]) | {"blind": blind[mask].mean()})
+    return pd.DataFrame(
+        _accuracy(name, right, mask, pictures) | {"blind": blind[mask].mean()} for name, mask in chosen.items()
+    )
+
+
+def stated_facts(answers: list[str], true: list[str]) -> Bool[Tensor, "answer attribute"]:
+    """Which attributes each description states as the true one does."""
+    found = [(facts(said), facts(known)) for said, known in zip(answers, true, strict=True)]
+    rows = [[said[name] == known[name] for name in ATTRIBUTES] for said, known in found]
+    return torch.tensor(rows, dtype=torch.bool).view(len(rows), len(ATTRIBUTES))
+
+
+def _face_answers(answers: list[str], data: Questions, train: QuestionData) -> pd.DataFrame:
+    kinds, pictures = data.table["kind"].to_numpy(), data.table["image"].to_numpy()
+    described = (kinds == "description").nonzero()[0]
+    right = stated_facts([answers[k] for k in described], [data.answers[k] for k in described])
+    own = train.faces[(train.faces["split"] == "train")]
+    common = {name: own[name].mode().iloc[0] for name in ATTRIBUTES}
+    blind = stated_facts([description(common)] * len(described), [data.answers[k] for k in described])
+    clusters = [k for k in pictures[described] for _ in ATTRIBUTES]
+    rows = [{"name": "facts"} | over_clusters(right.flatten(), clusters) | {"blind": float(blind.double().mean())}]
+    same = correct(answers, data)
+    usual = train.table.groupby("question")["answer"].agg(lambda said: said.value_counts().sort_index().idxmax())
+    guess = (data.table["question"].map(usual) == data.table["answer"]).to_numpy()
+    asked = {"questions": kinds != "description"} | {kind: kinds == kind for kind in ("what", "yes/no")}
+    for name, mask in asked.items():
+        found = over_clusters(same[torch.from_numpy(mask)], pictures[mask].tolist())
+        rows.append({"name": name.replace("/", "_")} | found | {"blind": guess[mask].mean()})
     return pd.DataFrame(rows)
+
+
+def _accuracy(name: str, right: Bool[Tensor, " n"], mask, pictures: list) -> dict:
+    chosen = [picture for picture, kept in zip(pictures, mask, strict=True) if kept]
+    return {"name": f"accuracy_{name}"} | over_clusters(right[torch.from_numpy(mask)], chosen)

@@ -89,9 +89,9 @@ def preprocess(
     return (images - mean) / std
 
 
-def contrastive_loss(clip: Clip, images: Float[Tensor, "batch 3 h w"], texts: list[str]) -> Float[Tensor, ""]:
-    """InfoNCE both ways (Radford et al. 2021). Each picture belongs to its own text, equal texts or not."""
-    pictures, names = clip.image_embeddings(images), clip.text_embeddings(texts)
+def contrastive_loss(clip: Clip, pictures: Float[Tensor, "batch dim"], texts: list[str]) -> Float[Tensor, ""]:
+    """InfoNCE both ways (Radford et al. 2021) of pictures' embeddings and their texts, equal texts or not."""
+    names = clip.text_embeddings(texts)
     logits = clip.model.logit_scale.exp().clamp(max=100) * pictures.float() @ names.float().T
     target = torch.arange(len(texts), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,9 +1,14 @@
 """The instruction editor: a real InstructPix2Pix pipeline of diffusers, tiny or published.
 
-Brooks, Holynski, Efros 2023. The U-Net sees the noisy latent beside the source's latent.
+Brooks, Holynski, Efros 2023. The U-Net sees the noisy latent beside the source's latent. The text encoder is frozen:
+what it makes of a text is computed once and handed to training and sampling as `prompt_embeds`.
 """
 
 from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -16,20 +21,38 @@ from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from lib.config import generator, pretrained
+from lib.models.minilm import load_minilm, minilm_tokenizer
 from lib.precision import autocast
 from lib.processes import count, share
 from lib.profile import EditorBase, Sampling
+from lib.store import folder_digest
 
 PIXELS = 256 * 64**2
+TEXT = ("text_encoder", "tokenizer")
+_TEXT_PARTS = ((CLIPTextModel, TEXT[0]), (CLIPTokenizer, TEXT[1]))
+EDITOR = "editor.json"
 
 
 def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusionInstructPix2PixPipeline:
-    """From a local folder or the hub, safetensors only, in float32."""
+    """From a local folder or the hub, safetensors only, in float32.
+
+    A folder without a text encoder has MiniLM's; one with EDITOR is a text encoder for the editor that the file names.
+    """
+    source = pretrained(name)
+    folder = Path(source["pretrained_model_name_or_path"])
+    text = {}
+    if (folder / EDITOR).is_file():
+        text = dict(zip(TEXT, (part.from_pretrained(folder / kind) for part, kind in _TEXT_PARTS), strict=True))
+        folder = folder / json.loads((folder / EDITOR).read_text())["editor"]
+        source = {"pretrained_model_name_or_path": str(folder.resolve())}
+    elif folder.is_dir() and not (folder / TEXT[0]).exists():
+        text = dict(zip(TEXT, load_minilm(), strict=True))
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-        **pretrained(name),
+        **source,
+        **text,
         dtype=torch.float32,
         use_safetensors=True,
         safety_checker=None,
@@ -38,19 +61,64 @@ def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusio
     )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
-        part.eval().requires_grad_(False)
+        part.float().eval().requires_grad_(False)
     return pipe.to(device)
 
 
+def save_text_encoder(pipe: StableDiffusionInstructPix2PixPipeline, folder: str, editor: Path) -> None:
+    """The text encoder and tokenizer alone, as float16 safetensors, for the editor in the folder `editor`.
+
+    What that editor's weights are is written down too, so that another one makes this another model.
+    """
+    half = CLIPTextModel(pipe.text_encoder.config).to(torch.float16)
+    half.load_state_dict(pipe.text_encoder.state_dict())
+    for part, kind in ((half, TEXT[0]), (pipe.tokenizer, TEXT[1])):
+        part.save_pretrained(Path(folder) / kind)
+    about = {"editor": f"../{editor.name}", "sha256": folder_digest(editor)}
+    (Path(folder) / EDITOR).write_text(json.dumps(about, indent=2) + "\n")
+
+
+def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the editor of that name, without its models."""
+    source = pretrained(name)
+    folder = Path(source["pretrained_model_name_or_path"])
+    if folder.is_dir() and not (folder / TEXT[1]).exists():
+        return minilm_tokenizer()
+    return CLIPTokenizer.from_pretrained(**source, subfolder=TEXT[1])
+
+
+def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> None:
+    """In the diffusers layout, weights as float16 safetensors, MiniLM left out; the pipeline itself stays as it is."""
+    parts = [pipe.vae, pipe.unet] + ([] if published_text(pipe) else [pipe.text_encoder])
+    kept = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
+    for part in parts:
+        torch.nn.Module.to(part, torch.float16)
+    pipe.save_pretrained(folder)
+    for part, weights in zip(parts, kept, strict=True):
+        torch.nn.Module.to(part, torch.float32).load_state_dict(weights)
+    if published_text(pipe):
+        for name in TEXT:
+            shutil.rmtree(Path(folder) / name)
+    for file in Path(folder).rglob("config.json"):  # diffusers writes down the folder that a part came from
+        settings = json.loads(file.read_text())
+        settings.pop("_name_or_path", None)
+        file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def published_text(pipe: StableDiffusionInstructPix2PixPipeline) -> bool:
+    """Whether the text encoder is MiniLM, which comes from its package and is not saved with the editor."""
+    return isinstance(pipe.text_encoder, BertModel)
+
+
 def build_vae(base: EditorBase, image_size: int) -> AutoencoderKL:
-    """An autoencoder with one down-sampling fewer than it has channel widths, four latent channels."""
+    """An autoencoder with one down-sampling fewer than it has channel widths."""
     blocks = len(base.vae_channels)
     return AutoencoderKL(
         block_out_channels=base.vae_channels,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=base.latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=image_size,
@@ -58,12 +126,12 @@ def build_vae(base: EditorBase, image_size: int) -> AutoencoderKL:
 
 
 def build_unet(base: EditorBase, latent_size: int, text_width: int) -> UNet2DConditionModel:
-    """A U-Net with 8 input channels that attends to the text at every resolution but the first."""
+    """A U-Net over a noisy latent and the source's that attends to the text at every resolution but the first."""
     deeper = len(base.unet_channels) - 1
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=8,
-        out_channels=4,
+        in_channels=2 * base.latent_channels,
+        out_channels=base.latent_channels,
         block_out_channels=base.unet_channels,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
         up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
@@ -75,7 +143,10 @@ def build_unet(base: EditorBase, latent_size: int, text_width: int) -> UNet2DCon
 
 
 def assemble(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+    vae: AutoencoderKL,
+    text_encoder: BertModel | CLIPTextModel,
+    tokenizer: PreTrainedTokenizerBase,
+    unet: UNet2DConditionModel,
 ) -> StableDiffusionInstructPix2PixPipeline:
     """The parts as one pipeline; v-prediction with a schedule that ends in pure noise (Lin et al. 2024)."""
     scheduler = DPMSolverMultistepScheduler(
@@ -136,19 +207,36 @@ def at_once(size: int) -> int:
     return max(1, PIXELS // size**2)
 
 
-def tokenize(pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]) -> Int[Tensor, "batch length"]:
-    """Instructions padded to the text encoder's full length, as the pipeline itself does."""
-    length = pipe.tokenizer.model_max_length
-    return pipe.tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    ).input_ids
+def tokenize(
+    pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]
+) -> dict[str, Int[Tensor, "batch length"]]:
+    """What the text encoder takes of texts padded to its full length, as in the pipeline itself."""
+    words = pipe.tokenizer
+    made = words(texts, padding="max_length", max_length=words.model_max_length, truncation=True, return_tensors="pt")
+    masked = getattr(pipe.text_encoder.config, "use_attention_mask", False)
+    return {"input_ids": made.input_ids} | ({"attention_mask": made.attention_mask} if masked else {})
+
+
+@torch.no_grad()
+def prompt_embeds(
+    pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]
+) -> Float[Tensor, "batch length width"]:
+    """The frozen text encoder's states of texts, each distinct one computed once, on the encoder's device."""
+    distinct = list(dict.fromkeys(texts))
+    place = {text: k for k, text in enumerate(distinct)}
+    device, states = pipe.text_encoder.device, []
+    for start in range(0, len(distinct), 256):
+        tokens = tokenize(pipe, distinct[start : start + 256])
+        states.append(pipe.text_encoder(**{name: part.to(device) for name, part in tokens.items()})[0])
+    return torch.cat(states)[[place[text] for text in texts]]
 
 
 def edit_loss(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    source: Float[Tensor, "batch 4 lh lw"],
-    target: Float[Tensor, "batch 4 lh lw"],
-    tokens: Int[Tensor, "batch length"],
+    source: Float[Tensor, "batch latent lh lw"],
+    target: Float[Tensor, "batch latent lh lw"],
+    text: Float[Tensor, "batch length width"],
+    empty: Float[Tensor, "1 length width"],
     draw: torch.Generator,
     dropout: float = 0.05,
     weight: Float[Tensor, " batch"] | None = None,
@@ -157,32 +245,31 @@ def edit_loss(
 
     Mean over the batch of each sample's `weight` (1 by default) times its squared error.
 
-    `source` and `target` are unscaled latents, `tokens` from `tokenize` (Brooks et al. 2023, section 3.2.1).
+    `source` and `target` are unscaled latents, `text` and `empty` (of "") from `prompt_embeds` (Brooks et al. 2023,
+    section 3.2.1).
     """
     device = pipe.unet.device
     batch = len(source) * count()
     noise = share(torch.randn(batch, *target.shape[1:], generator=draw)).to(device)
-    steps = share(torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw)).to(device)
+    timesteps = share(torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw)).to(device)
     drop = share(torch.rand(batch, generator=draw)).to(device)
-    empty = tokenize(pipe, [""]).to(device)
-    tokens = torch.where((drop < 2 * dropout)[:, None], empty, tokens.to(device))
+    text = torch.where((drop < 2 * dropout)[:, None, None], empty.to(device), text.to(device))
     keep = ((drop < dropout) | (drop >= 3 * dropout))[:, None, None, None]
     latents = target.to(device) * pipe.vae.config.scaling_factor
-    noisy, wanted = diffuse(pipe.scheduler, latents, noise, steps)
-    text = pipe.text_encoder(tokens)[0]
-    guess = pipe.unet(
-        torch.cat([noisy, source.to(device) * keep], dim=1), steps, encoder_hidden_states=text
+    noisy_latents, wanted = diffuse(pipe.scheduler, latents, noise, timesteps)
+    model_pred = pipe.unet(
+        torch.cat([noisy_latents, source.to(device) * keep], dim=1), timesteps, encoder_hidden_states=text
     ).sample
-    error = (guess.float() - wanted).square().mean((1, 2, 3))
+    error = (model_pred.float() - wanted).square().mean((1, 2, 3))
     return (error if weight is None else error * weight.to(device)).mean()
 
 
 def diffuse(
     scheduler,
-    clean: Float[Tensor, "batch 4 lh lw"],
-    noise: Float[Tensor, "batch 4 lh lw"],
+    clean: Float[Tensor, "batch latent lh lw"],
+    noise: Float[Tensor, "batch latent lh lw"],
     steps: Int[Tensor, " batch"],
-) -> tuple[Float[Tensor, "batch 4 lh lw"], Float[Tensor, "batch 4 lh lw"]]:
+) -> tuple[Float[Tensor, "batch latent lh lw"], Float[Tensor, "batch latent lh lw"]]:
     """(noisy latents, what the U-Net must predict) by the scheduler's own schedule and prediction type."""
     alpha = scheduler.alphas_cumprod.to(clean)[steps][:, None, None, None]
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
@@ -212,13 +299,14 @@ def edit(
         raise ValueError(
             f"instructions: {len(instructions)} given for {len(images)} images, one each is needed"
         )
-    edited = []
+    edited, embeds, empty = [], prompt_embeds(pipe, instructions), prompt_embeds(pipe, [""])
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         part = slice(start, start + sampling.batch)
         draws = [generator(seed, "edit", k) for k in range(len(images))[part]]
         with autocast(pipe.unet.device):
             made = pipe(
-                instructions[part],
+                prompt_embeds=embeds[part],
+                negative_prompt_embeds=empty.expand_as(embeds[part]),
                 image=images[part],
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.text_guidance,

@@ -158,7 +158,7 @@ class MdlmModel(PreTrainedModel):
         elif isinstance(module, MdlmModel):
             nn.init.normal_(module.position, std=0.5)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -203,11 +203,15 @@ class MdlmModel(PreTrainedModel):
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         response: Int[Tensor, "batch response"],
+        places: Int[Tensor, " vision"] | None = None,
     ) -> Float[Tensor, "batch response dim"]:
-        """What the head makes logits of, at every response position."""
+        """What the head makes logits of, at every response position.
+
+        places: which of the picture's tokens `vision` holds; by default the first ones.
+        """
         if self.config.attention == "prefix":
-            return self._states_after(self.prefix(vision, prompt), response)
-        x, seen = self._before(vision, prompt)
+            return self._states_after(self.prefix(vision, prompt, places), response)
+        x, seen = self._before(vision, prompt, places)
         x = torch.cat([x, self._response(response)], 1)
         seen = F.pad(seen, (0, response.shape[1]), value=True)[:, None, None]
         for block in self.blocks[:-1]:
@@ -215,12 +219,15 @@ class MdlmModel(PreTrainedModel):
         return self.norm(self.blocks[-1](x, seen, last=response.shape[1]))
 
     def prefix(
-        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+        self,
+        vision: Float[Tensor, "batch vision dim"],
+        prompt: Int[Tensor, "batch prompt"],
+        places: Int[Tensor, " vision"] | None = None,
     ) -> Prefix:
         """What `logits_after` needs of picture and prompt. Raises ValueError where they see the response."""
         if self.config.attention != "prefix":
             raise ValueError(f"attention={self.config.attention!r}: only in 'prefix' it is the same at every step")
-        x, seen = self._before(vision, prompt)
+        x, seen = self._before(vision, prompt, places)
         layers = []
         for k, block in enumerate(self.blocks):
             layers.append(block.keys_values(block.before_attention(x)))
@@ -249,12 +256,13 @@ class MdlmModel(PreTrainedModel):
             x = block(x, seen, known)
         return self.norm(x)
 
-    def _before(self, vision: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    def _before(self, vision: Tensor, prompt: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """States of vision tokens and prompt before the first block, and which of them are seen."""
         start = self.config.vision_length
-        places = self.position[: vision.shape[1]], self.position[start : start + prompt.shape[1]]
+        where = self.position[: vision.shape[1]] if places is None else self.position[places]
+        where = torch.cat([where, self.position[start : start + prompt.shape[1]]])
         seen = F.pad(prompt != self.config.pad_id, (vision.shape[1], 0), value=True)
-        return torch.cat([vision, self.embedding(prompt)], 1) + torch.cat(places), seen
+        return torch.cat([vision, self.embedding(prompt)], 1) + where, seen
 
     def _response(self, response: Tensor) -> Tensor:
         start = self.config.vision_length + self.config.prompt_length
@@ -267,12 +275,13 @@ def masked_diffusion_loss(
     prompt: Int[Tensor, "batch prompt"],
     response: Int[Tensor, "batch response"],
     draw: torch.Generator,
+    places: Int[Tensor, " vision"] | None = None,
 ) -> Float[Tensor, ""]:
     """LLaDA's SFT objective: answer tokens masked with probability t, cross-entropy weighted by 1/t.
 
     L = E_t E_mask [ 1/(t L') Σ_masked −log p(token) ] with L' the response length (Nie et al. 2025, eq. 5).
     The t of a batch, which several processes share, are spread evenly over (0, 1] (Kingma et al. 2021), which lowers
-    the variance.
+    the variance. `places` as in `MdlmModel.states`.
     """
     batch, length = len(response) * count(), response.shape[1]
     t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
@@ -280,7 +289,7 @@ def masked_diffusion_loss(
     masked = share(torch.rand(batch, length, generator=draw) < t).to(response.device)
     t = share(t).to(response.device)
     noisy = torch.where(masked, model.config.mask_id, response)
-    states = model.states(vision, prompt, noisy)[masked]
+    states = model.states(vision, prompt, noisy, *([] if places is None else [places]))[masked]
     scale = (1 / (t * len(response) * length)).expand_as(masked)[masked]
     return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
 
@@ -323,7 +332,7 @@ class Mdlm:
         ended = (responses == self.model.config.eos_id).cumsum(1) > 0
         rows = [row[~end].tolist() for row, end in zip(responses, ended, strict=True)]
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=False) if rows else []
-        return [text.strip().replace(" ,", ",") for text in decoded]
+        return [text.strip().replace(" ,", ",").replace(" - ", "-") for text in decoded]
 
     def _padded(self, texts: list[str], length: int, filler: int, what: str) -> Tensor:
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

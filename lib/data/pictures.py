@@ -1,0 +1,132 @@
+"""Pictures read when they are asked for: from files, or from the cells of parquet files.
+
+At 512 × 512 a data set does not fit into memory, so that only the pictures of a batch are decoded at a time.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+GREY = (127, 127, 127)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Pictures in a fixed order, read many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]: ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """One file a picture. Raises ValueError, naming the first, where files are missing; each folder is listed once."""
+
+    paths: Sequence[Path]
+
+    def __post_init__(self) -> None:
+        folders = {path.parent for path in self.paths}
+        there = {folder: {entry.name for entry in folder.iterdir()} for folder in folders if folder.is_dir()}
+        missing = [path for path in self.paths if path.name not in there.get(path.parent, ())]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(self.paths)} pictures are missing, the first is {missing[0]}: copy them "
+                "there, or name the folder that the paths are relative to"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Raises ValueError for a file that is no picture."""
+        return [opened(self.paths[k], self.paths[k]) for k in indices]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of all sources, one after another, called with indices: floats in [0, 1].
+
+    `square` makes a picture square: `cropped` or `padded`.
+    """
+
+    sources: Sequence[Source]
+    size: int
+    square: Callable[[Image.Image], Image.Image]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def __call__(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
+        return self.read(indices).float() / 255
+
+    def read(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch 3 size size"]:
+        """Pictures in 8 bits a channel, antialiased where they are made smaller.
+
+        Raises ValueError for a picture that cannot be read and IndexError for an index that is out of range.
+        """
+        starts = np.cumsum([0, *map(len, self.sources)]).tolist()
+        out = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
+        wanted = defaultdict(list)
+        for place, index in enumerate(indices.tolist()):
+            if not 0 <= index < starts[-1]:
+                raise IndexError(f"picture {index} is out of range: there are {starts[-1]}")
+            source = bisect_right(starts, index) - 1
+            wanted[source].append((place, index - starts[source]))
+        for source, cells in wanted.items():
+            places, local = zip(*cells, strict=True)
+            for place, image in zip(places, self.sources[source].read(local), strict=True):
+                out[place] = torch.from_numpy(pixels(self.square(image), self.size))
+        return out
+
+
+def pixels(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
+    """The RGB values of a picture at `size` × `size`, Lanczos-filtered (antialiased) where that changes its size."""
+    image = image.convert("RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).transpose(2, 0, 1).copy()
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    """The largest square in the picture's middle: for edits, whose subject is there."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def padded(image: Image.Image) -> Image.Image:
+    """The whole picture on a grey square: for questions, which may be about any part of it (LLaVA 1.5's `pad`)."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), GREY)
+    square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def inner_path(path: object, field: str) -> str:
+    """The path, which must be a text and relative, and not lead upwards; else ValueError naming `field`."""
+    if not isinstance(path, str) or not path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{field}={path!r} must be a path below the folder of the pictures")
+    return path
+
+
+def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:
+    """The decoded picture. Raises ValueError for what PIL cannot read or holds for a decompression bomb."""
+    try:
+        image = Image.open(file)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {name} cannot be read ({error}): replace it or leave its row out") from None
+    return image
