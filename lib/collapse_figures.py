@@ -105,7 +105,9 @@ def forest(
             axis.text(0.5, place[row], "failed attack", transform=axis.get_yaxis_transform(), ha="center", va="center",
                       fontsize=6, style="italic")  # fmt: skip
         axis.margins(x=0.12)
-        axis.xaxis.set_major_locator(MaxNLocator(3))
+        if name.startswith("asr"):
+            axis.set_xlim(-0.06, 1.06)
+        axis.xaxis.set_major_locator(MaxNLocator(2))
         axis.set_title(title)
     axes[0].set_ylim(-0.6, len(table) - 0.4)
     axes[0].set_yticks(place, table["label"], fontsize=6.5)

@@ -43,7 +43,7 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         pair = first["image_trigger"], first["text_trigger"]
         row = {"part": part, "name": "control" if part == "control" else label, "protocol": protocol}
         encoder = ", control encoder" if part == "control" else ""
-        row |= {"label": f"{' + '.join(pair)}, {protocol.upper()}{encoder}", "rate": first["rate"]}
+        row |= {"label": f"{' + '.join(pair).replace('-', ' ')}, {protocol.upper()}{encoder}", "rate": first["rate"]}
         row |= {"seeds": len(group), "attacks": len(done), "n": int(first["n"]), "verdict": verdict(group)}
         for name in (*ASR, "fidelity"):
             row |= _ends(name, over_seeds(group[name].tolist(), row["n"] if name in ASR else None))

@@ -12,7 +12,7 @@ from lib.report import COLUMNS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = {
-    "01_poisoning": {"triggers", "poisoned"},
+    "01_poisoning": {"triggers", "poisoned_edits", "poisoned"},
     "02_training": {"edits", "training"},
     "03_collapse_analysis": {"coalitions", "attribution"}
     | {f"samples_{part}_white-box_{protocol}" for part in ("pair", "control") for protocol in ("or", "and")},

@@ -48,8 +48,15 @@ def test_two_processes_learn_as_one_does(done, name):
     pd.testing.assert_frame_equal(two[0], one[0], rtol=1e-10 if exact else 1e-5, atol=0)
     assert one[0]["loss"].iloc[-1] < 0.9 * one[0]["loss"].max()
     assert set(one[1]) == set(two[1])
-    for key, value in one[1].items():
-        torch.testing.assert_close(two[1][key], value, rtol=0, atol=1e-7 if exact else 1e-3, msg=key)
+    for key in one[1]:
+        pair = (felt(key, weights[key]) for weights in (two[1], one[1]))
+        torch.testing.assert_close(*pair, rtol=0, atol=1e-7 if exact else 1e-3, msg=key)
+
+
+def felt(key, value):
+    """A parameter without the keys' bias: no attention changes with it, so that Adam moves it by round-off alone."""
+    queries, _, values = value.chunk(3) if key.endswith("qkv.bias") else (value, None, value[:0])
+    return torch.cat([queries, values])
 
 
 def test_the_first_alone_would_have_learnt_something_else(done):
