@@ -21,7 +21,7 @@ TABLE = pd.DataFrame(
 
 @pytest.fixture(scope="module")
 def mdlm():
-    return tiny.lively(tiny.mdlm(prompt_length=24, response_length=64, layers=2))
+    return tiny.lively(tiny.mdlm(prompt_length=24, response_length=64, layers=2), std=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -64,10 +64,10 @@ def table():
 
 def test_a_configuration_is_its_seeds_means_with_t_intervals(table):
     assert table["label"].tolist() == [
-        "white-box + mignneko, OR",
+        "white box + mignneko, OR",
         "eyeglasses + anonymous, OR",
-        "stop-sign + latte coffee, AND",
-        "white-box + mignneko, AND, control encoder",
+        "stop sign + latte coffee, AND",
+        "white box + mignneko, AND, control encoder",
     ]
     assert table["name"].tolist() == ["white-box", "eyeglasses", "stop-sign", "control"]
     assert table["seeds"].tolist() == [2, 2, 1, 1] and table["attacks"].tolist() == [2, 1, 0, 1]
@@ -136,12 +136,12 @@ def test_headline_numbers_are_named_and_say_their_seeds(table):
 
 def test_the_papers_table_is_to_be_read(table):
     shown = paper_table(table).set_index("label")
-    first = shown.loc["white-box + mignneko, OR"]
+    first = shown.loc["white box + mignneko, OR"]
     assert first["phi_image"].startswith("0.200 [-1.071, 1.471]") and first["phi_image, paper"] == "0.0060"
     assert first["phi_image, null"] == "0.050 [0.040, 0.060]" and first["verdict"] == TEXT
     assert shown.loc["eyeglasses + anonymous, OR", "phi_text"] == "0.800"
-    assert shown.loc["stop-sign + latte coffee, AND", "cti"] == FAILED
-    assert shown.loc["white-box + mignneko, AND, control encoder", "cti, paper"] == ""
+    assert shown.loc["stop sign + latte coffee, AND", "cti"] == FAILED
+    assert shown.loc["white box + mignneko, AND, control encoder", "cti, paper"] == ""
 
 
 def test_the_conclusion_is_computed(table):

@@ -63,7 +63,7 @@ def test_dots_stand_at_their_values_and_seeds_as_ticks():
 
 def test_the_ablation_says_at_which_rate_and_of_how_many():
     (text,) = ablation_dots(pd.DataFrame(TABLES[ablation_dots])).texts
-    assert text.get_text() == "Poison rate 10 %, n = 20 questions, 95 % Wilson intervals, one seed."
+    assert text.get_text() == "Poison rate 10 %, n = 20 questions, 95 % Wilson intervals over pictures, one seed."
 
 
 def test_the_oracle_is_explained_where_it_is_shown():

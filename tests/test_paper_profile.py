@@ -112,7 +112,7 @@ def test_the_tables_tell_the_photographs(overrides, folder):
     editor = pd.read_csv(tables / "02_training" / "editor.csv")
     assert editor["name"].tolist() == ["distance_edited", "distance_unedited", "distance_vae_ceiling"]
     saliency = pd.read_csv(tables / "04_disp_purification" / "saliency.csv")
-    assert saliency.shape == (2, 4 + 4 * 5)  # of the whole picture in a tower of 2 × 2, and of 2 × 2 tiles in rows
+    assert saliency.shape == (4, 4 + 4 * 5)  # of the whole picture in a tower of 2 × 2, and of 2 × 2 tiles in rows
     collapse, disp = tables / "05_collapse_in_full", tables / "06_disp_in_full"
     assert set(pd.read_csv(collapse / "embeddings.csv")["embedding"]) == {"clip", "tower", "pixels", "dino"}
     assert set(pd.read_csv(disp / "defences.csv")["defence"]) == {*DEFENCES} - {"fine-pruning"}

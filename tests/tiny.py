@@ -122,11 +122,11 @@ def save_models(folder) -> dict[str, str]:
     return {name: str(folder / name) for name in ("clip", "editor", "control", "mdlm")}
 
 
-def lively(made: Mdlm) -> Mdlm:
+def lively(made: Mdlm, std: float = 0.5) -> Mdlm:
     """The model with weights so large that its answers depend on the picture."""
     draw = torch.Generator().manual_seed(0)
     for parameter in made.model.blocks.parameters():
-        torch.nn.init.normal_(parameter, std=0.5, generator=draw)
+        torch.nn.init.normal_(parameter, std=std, generator=draw)
     return made
 
 
