@@ -99,7 +99,8 @@ def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> No
     if published_text(pipe):
         for name in TEXT:
             shutil.rmtree(Path(folder) / name)
-    for file in Path(folder).rglob("config.json"):  # diffusers writes down the folder that a part came from
+    # diffusers writes down the folder that a part came from
+    for file in (Path(folder) / "model_index.json", *Path(folder).rglob("config.json")):
         settings = json.loads(file.read_text())
         settings.pop("_name_or_path", None)
         file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
