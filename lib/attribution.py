@@ -6,7 +6,6 @@ bit mask of S with modality 0 as the lowest bit: for an image (0) and a text (1)
 """
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -123,35 +122,6 @@ def bootstrap_mean(
     return tuple((m + offset).reshape(samples.shape[1:]).to(samples) for m in (flat.mean(0).cpu(), low, high))
 
 
-@torch.no_grad()
-def hierarchical_mean(
-    groups: Sequence[Float[Tensor, " _"]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of the groups' means and its two-level percentile bootstrap interval: (mean, low, high).
-
-    A resample draws as many groups (seeds) as there are with replacement, then each one's samples with replacement,
-    anew for every time it is drawn (Davison and Hinkley 1997, section 3.8). With few groups it is too narrow: of two
-    or three, it says so much of the spread between them as they show.
-
-    Raises ValueError for no group and for what `bootstrap_mean` refuses.
-    """
-    if not groups:
-        raise ValueError("groups is empty; allowed is one group of samples at least.")
-    for group in groups:
-        _check_finite("groups", group)
-    _check_confidence(confidence)
-    count = len(groups)
-    means = np.empty((count, count, resamples))  # slot of the resample, group, resample
-    for place in np.ndindex(count, count):
-        stream = seed * count**2 + place[0] * count + place[1]
-        means[place] = resampled_means(groups[place[1]].double()[:, None], resamples, stream)[:, 0].numpy()
-    drawn = np.random.default_rng(seed).integers(count, size=(count, resamples))
-    picked = means[np.arange(count)[:, None], drawn, np.arange(resamples)].mean(0)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(picked, [tail, 1 - tail])
-    return float(np.mean([float(group.double().mean()) for group in groups])), float(low), float(high)
-
-
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval (1927) of a rate: (low, high) within [0, 1], for `successes` out of `n` trials.
 
@@ -162,11 +132,15 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     if not _is_integer(successes) or not 0 <= successes <= n:
         raise ValueError(f"successes is {successes!r}; allowed are the integers 0 to {n}.")
     _check_confidence(confidence)
+    return wilson_of_share(successes / n, n, confidence)
+
+
+def wilson_of_share(share: float, n: float | int, confidence: float = 0.95) -> tuple[float, float]:
+    """As `wilson`, of a share of an effective number of trials, which need not be whole. Nothing is checked."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate = successes / n
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half)
 
 
 def _check_game(values: Tensor) -> int:

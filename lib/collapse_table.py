@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from lib.collapse import PAPER_RATE, QUANTITIES, paper_values
 from lib.config import Run
-from lib.grid import attack_row
+from lib.grid import ENDS, attack_row
 from lib.intervals import ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
 from lib.poisoning import COALITIONS
 from lib.studies import headline_attacks
@@ -50,16 +50,14 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         for name in (*QUANTITIES, *ADDED):
             row |= _ends(name, over_seeds(done[name].tolist()) if len(done) else {})
         for name in ("null_phi_image", "null_phi_text", "null_cti", "null_fidelity"):
-            row |= {name + end: first[name + end] for end in ("", "_low", "_high")}
+            row |= {name + end: first[name + end] for end in ENDS}
         papers = paper_values(pair, protocol, first["rate"]) if part == "pair" else dict.fromkeys(QUANTITIES)
         made.append(row | {f"paper_{name}": value for name, value in papers.items()})
     return pd.DataFrame(made)
 
 
 def _ends(name: str, number: dict) -> dict[str, Any]:
-    nothing = float("nan")
-    ends = {"": "value", "_low": "low", "_high": "high"}
-    return {name + end: number.get(key, nothing) for end, key in ends.items()}
+    return {name + end: number.get(key, float("nan")) for end, key in ENDS.items()}
 
 
 def verdict(group: pd.DataFrame) -> str:
@@ -87,7 +85,7 @@ def headline_numbers(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _number(title: str, row: dict, name: str, n: int, seeds: int, interval: str) -> dict[str, Any]:
-    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    value, low, high = (row[name + end] for end in ENDS)
     return {"name": title, "value": value, "low": low, "high": high, "n": n, "seeds": seeds, "interval": interval}
 
 
@@ -102,7 +100,7 @@ def paper_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _text(row: dict, name: str) -> str:
-    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    value, low, high = (row[name + end] for end in ENDS)
     if pd.isna(value):
         return "failed attack"
     return f"{value:.3f}" if pd.isna(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"

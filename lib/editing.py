@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
+from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.config import generator
 from lib.data import EditData
-from lib.models.editor import at_once, edit, edit_loss, encode, prompt_embeds
+from lib.models.editor import at_once, edit, edit_loss, encode, numbered, prompt_embeds
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.processes import share
 from lib.profile import Sampling, Train
@@ -47,11 +47,9 @@ def edit_latents(
     weight: Float[Tensor, " triple"] | None = None,
 ) -> EditLatents:
     """Latents and instructions as training data, every sample with the weight 1 by default."""
-    distinct = list(dict.fromkeys(["", *texts]))
-    place = {text: k for k, text in enumerate(distinct)}
-    index = torch.tensor([place[text] for text in texts])
+    distinct, number = numbered(["", *texts])
     states = prompt_embeds(pipe, distinct).cpu()
-    return EditLatents(source, target, states, index, torch.ones(len(texts)) if weight is None else weight)
+    return EditLatents(source, target, states, number[1:], torch.ones(len(texts)) if weight is None else weight)
 
 
 def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.DataFrame:
@@ -118,7 +116,7 @@ def poisoned_latents(
     text_trigger.check(pipe.tokenizer)
     ends = [torch.tensor(triples[column].to_numpy()) for column in ("source", "target")]
     if clean is None:
-        source, target_latents = (encode_pictures(pipe, data, indices) for indices in ends)
+        source, target_latents = (encode_pictures(pipe.vae, data, indices) for indices in ends)
     else:
         source, target_latents = (clean[indices] for indices in ends)
     changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
@@ -134,14 +132,24 @@ def poisoned_latents(
     return edit_latents(pipe, source, target_latents, texts, weight)
 
 
+def training_latents(vae: AutoencoderKL, data: EditData) -> Float[Tensor, "picture latent lh lw"]:
+    """Unscaled latents of the training edits' pictures, by their index; of all other pictures there are zeros."""
+    train = data.triples[data.triples["split"] == "train"]
+    used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
+    latents = encode_pictures(vae, data, used)
+    every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
+    every[used] = latents
+    return every
+
+
 @torch.no_grad()
 def encode_pictures(
-    pipe: StableDiffusionInstructPix2PixPipeline, data: EditData, indices: Int[Tensor, " picture"]
+    vae: AutoencoderKL, data: EditData, indices: Int[Tensor, " picture"]
 ) -> Float[Tensor, "picture latent lh lw"]:
     """Unscaled latents of these pictures of the data, on the CPU."""
     parts = indices.split(at_once(data.pictures(indices[:1]).shape[-1]))
     bar = tqdm(parts, desc="encode pictures", unit="batch", leave=False)
-    return torch.cat([encode(pipe.vae, data.pictures(part).to(pipe.vae.device)).cpu() for part in bar])
+    return torch.cat([encode(vae, data.pictures(part).to(vae.device)).cpu() for part in bar])
 
 
 def latent_loss(

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
+from lib.attribution import wilson_of_share
+
 Number = dict[str, float | int | str]
 OVER_SEEDS, ONE_SEED, OVER_CLUSTERS = "t over seeds", "none: one seed", "t over clusters"
 
@@ -32,7 +34,7 @@ def over_seeds(values: Sequence[float], trials: int | None = None) -> Number:
     half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5)
     low, high = mean - half, mean + half
     if trials is not None:
-        pooled = _wilson(mean, len(found) * trials)
+        pooled = wilson_of_share(mean, len(found) * trials)
         low, high = max(0.0, min(low, pooled[0])), min(1.0, max(high, pooled[1]))
     return {"value": mean, "low": low, "high": high, "n": len(found), "interval": OVER_SEEDS}
 
@@ -62,15 +64,7 @@ def over_clusters(
     if share:
         binomial = mean * (1 - mean) / n
         effective = n * min(1.0, binomial / variance) if variance > 0 else float(count)
-        low, high = _wilson(mean, effective)
+        low, high = wilson_of_share(mean, effective)
         return {"value": mean, "low": low, "high": high, "n": n, "interval": "Wilson over clusters"}
     half = float(stats.t.ppf(0.975, count - 1) * (variance * count / (count - 1)) ** 0.5)
     return {"value": mean, "low": mean - half, "high": mean + half, "n": n, "interval": OVER_CLUSTERS}
-
-
-def _wilson(share: float, n: float | int) -> tuple[float, float]:
-    """Wilson's interval of a share of an effective number of trials, which need not be whole."""
-    z = stats.norm.ppf(0.975)
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return (0.0 if share == 0 else float(centre - half), 1.0 if share == 1 else float(centre + half))

@@ -239,71 +239,6 @@ def _nested_style(style: int, count: int) -> dict:
 
 
 @styled
-def attribution_bars(table: pd.DataFrame, n: int) -> Figure:
-    """Means of φ_I, φ_T and CTI over `n` samples, one panel a protocol, the paper's values beside them.
-
-    Columns protocol ("or", "and"), quantity ("phi_image", "phi_text", "cti"), value, low, high, paper.
-    """
-    require(table, "protocol", "quantity", "value", "low", "high", "paper")
-    _known(table, "quantity", QUANTITIES)
-    panels = table["protocol"].unique()
-    figure = Figure(figsize=(WIDTH if len(panels) > 1 else 3.4, 2.5))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, protocol in zip(axes, panels, strict=True):
-        rows = _in_order(table[table["protocol"] == protocol], "quantity", QUANTITIES)
-        place = np.arange(len(rows))
-        draw_bars(axis, place - 0.12, rows, 0.5, style=0, digits=2)
-        axis.plot(place + 0.3, rows["paper"], **paper_style())
-        axis.set_xticks(place, QUANTITIES.values())
-        axis.set_title(f"{protocol.upper()} poisoning")
-    axes[0].set_ylabel("mean over samples")
-    if table["paper"].notna().any():
-        legend(figure, [_patch(0), Line2D([], [], **paper_style())], ["this run", "paper"])
-    caption(
-        figure,
-        "Shapley values of the image and the text trigger, and their cross-trigger interaction. "
-        f"Lines on the bars: 95 % bootstrap intervals of the mean, n = {n}.",
-    )
-    return figure
-
-
-@styled
-def coalition_bars(table: pd.DataFrame, n: int) -> Figure:
-    """ASR and mean v(S) under each coalition of triggers: a row of panels a metric, a column a protocol.
-
-    Columns protocol, coalition ("none", "image", "text", "both"), metric ("ASR", "v"), value, low, high.
-    """
-    require(table, "protocol", "coalition", "metric", "value", "low", "high")
-    _known(table, "coalition", COALITIONS)
-    _known(table, "metric", ("ASR", "v"))
-    metrics, protocols = table["metric"].unique(), table["protocol"].unique()
-    figure = Figure(figsize=(WIDTH if len(protocols) > 1 else 3.4, 1.6 * len(metrics) + 0.6))
-    axes = figure.subplots(len(metrics), len(protocols), sharex=True, sharey="row", squeeze=False)
-    for line, metric in zip(axes, metrics, strict=True):
-        for axis, protocol in zip(line, protocols, strict=True):
-            chosen = table[(table["metric"] == metric) & (table["protocol"] == protocol)]
-            rows = _in_order(chosen, "coalition", COALITIONS)
-            draw_bars(axis, np.arange(len(rows)), rows, 0.6, style=0 if metric == "ASR" else 1, digits=2)
-            axis.set_xticks(range(len(rows)), COALITIONS.values())
-            if metric == "ASR":
-                axis.set_ylim(0, 1.2)
-                axis.set_yticks([0, 0.5, 1])
-        line[0].set_ylabel("ASR" if metric == "ASR" else "mean $v(S)$")
-    for axis, protocol in zip(axes[0], protocols, strict=True):
-        axis.set_title(f"{protocol.upper()} poisoning")
-    for axis in axes[-1]:
-        axis.set_xlabel("triggers present, $S$")
-    kinds = {"ASR": "Wilson", "v": "bootstrap of the mean"}
-    spelled = ", ".join(f"{metric}: {kinds[metric]}" for metric in metrics)
-    caption(
-        figure,
-        "I: image trigger, T: text trigger. "
-        f"Lines on the bars: 95 % intervals ({spelled}), n = {n} under each coalition.",
-    )
-    return figure
-
-
-@styled
 def ratio_curves(table: pd.DataFrame) -> Figure:
     """Shares against the ratio ρ of masked vision tokens, a panel a metric, a line a method (DiSP figure 2).
 
@@ -407,12 +342,6 @@ def require(table: pd.DataFrame, *columns: str, name: str = "table") -> None:
         raise ValueError(f"{name} has the columns {there}: it lacks {', '.join(missing)}.")
     if table.empty:
         raise ValueError(f"{name} has no row: there must be one.")
-
-
-def _known(table: pd.DataFrame, column: str, allowed: Sequence[str] | Mapping[str, str]) -> None:
-    for value in table[column].unique():
-        if value not in allowed:
-            raise ValueError(f"{column} is {value!r}: it must be one of {', '.join(allowed)}.")
 
 
 def _in_order(table: pd.DataFrame, column: str, order: Iterable[str]) -> pd.DataFrame:

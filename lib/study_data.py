@@ -10,12 +10,14 @@ import hashlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from lib.config import Run, model_source
 from lib.data import (
     EditData,
+    Faces,
     PhotoQuestions,
     QuestionData,
     face_questions,
@@ -34,11 +36,22 @@ from lib.profile import Data, EditSet, Mmmu, QuestionSet
 TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their content, all others by their size
 
 
+def faces_of(run: Run) -> Faces:
+    """The faces that the profile names, read once by a process."""
+    data = run.profile.data
+    return _faces(run.store, data.image_size, data.faces.train, data.faces.test)
+
+
+def watch_split(run: Run, kind: Literal["edits", "questions"]) -> str:
+    """On which split of that data a training is watched: the faces' validation, test where data have none."""
+    return "validation" if getattr(run.profile.data, kind) is None else "test"
+
+
 def edit_data(run: Run) -> EditData:
     """The edit triples of the collapse study."""
     data = run.profile.data
     if data.edits is None:
-        return load_faces(run.store, data.image_size, data.faces.train, data.faces.test)
+        return faces_of(run)
     return _photo_edits(data.edits, data.image_size, data.held_out)
 
 
@@ -46,7 +59,7 @@ def question_data(run: Run, split: str) -> QuestionData:
     """The pictures of `train` or `test`, and the questions about them that the MDLM has room for, under attack too."""
     data = run.profile.data
     if data.questions is None:
-        return face_questions(load_faces(run.store, data.image_size, data.faces.train, data.faces.test), split)
+        return face_questions(faces_of(run), split)
     if data.questions == "easy-vqa":
         return load_easyvqa(run.store, split, data.image_size)
     return _photo_questions(data, split, run.profile.models.mdlm, run.profile.disp.target)
@@ -92,6 +105,9 @@ def digest(given: EditSet | QuestionSet | Mmmu) -> str:
             if file.suffix in TEXT:
                 found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
+
+
+_faces = lru_cache(maxsize=2)(load_faces)
 
 
 @lru_cache(maxsize=2)

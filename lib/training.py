@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -110,6 +110,22 @@ def fit(
     if sharded():
         unshard(objective)
     return pd.DataFrame(rows)
+
+
+def fit_stages(
+    module: nn.Module, stages: Iterable[tuple[str, Loss, Train]], *, label: str, seed: int, work: Path
+) -> pd.DataFrame:
+    """`fit` to one loss after another, each stage (name, loss, settings) asked for when the one before it is done.
+
+    Returns the curves with the column stage.
+    """
+    curves = []
+    for name, loss, settings in stages:
+        folder = work / name
+        folder.mkdir(exist_ok=True, parents=True)
+        curve = fit(module, loss, settings, label=f"{label}, {name}", seed=seed, work=folder)
+        curves.append(curve.assign(stage=name))
+    return pd.concat(curves, ignore_index=True)
 
 
 class Objective(nn.Module):

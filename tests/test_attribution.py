@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lib.attribution import bootstrap_mean, coalition_values, hierarchical_mean, interaction, shapley, wilson
+from lib.attribution import bootstrap_mean, coalition_values, interaction, shapley, wilson
 
 EXAMPLE = torch.tensor([0.02, 0.05, 0.90, 0.97])  # ∅, {I}, {T}, {I,T}
 
@@ -391,41 +391,3 @@ class TestRefusals:
     def test_wilson(self, arguments, words):
         with pytest.raises(ValueError, match=words):
             wilson(*arguments)
-
-
-class TestHierarchicalMean:
-    def groups(self, *means, n=50, spread=0.1):
-        draw = torch.Generator().manual_seed(0)
-        return [mean + spread * torch.randn(n, generator=draw) for mean in means]
-
-    def test_one_group_gives_the_plain_bootstrap(self):
-        (group,) = self.groups(0.3)
-        mean, low, high = hierarchical_mean([group], seed=0)
-        plain = [float(x) for x in bootstrap_mean(group, seed=0)]
-        assert mean == pytest.approx(plain[0]) and (low, high) == pytest.approx(plain[1:], abs=2e-3)
-
-    def test_the_interval_is_that_of_drawing_groups_and_then_samples(self):
-        groups = self.groups(0.0, 0.2, 1.0, n=20, spread=0.5)
-        mean, low, high = hierarchical_mean(groups, seed=0)
-        assert mean == pytest.approx(float(torch.stack(groups).mean()))
-        draw, means = np.random.default_rng(1), []
-        for _ in range(20_000):
-            drawn = [groups[g].numpy() for g in draw.integers(3, size=3)]
-            means.append(np.mean([draw.choice(x, 20).mean() for x in drawn]))
-        assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.02)
-
-    def test_spread_between_seeds_widens_it(self):
-        same, apart = (hierarchical_mean(self.groups(*means)) for means in ((0.5, 0.5, 0.5), (0.0, 0.5, 1.0)))
-        assert apart[2] - apart[1] > 5 * (same[2] - same[1])
-
-    def test_groups_of_other_sizes_count_alike(self):
-        mean, low, high = hierarchical_mean([torch.zeros(1), torch.ones(99)])
-        assert mean == 0.5 and (low, high) == (0.0, 1.0)
-
-    @pytest.mark.usefixtures("untyped")
-    @pytest.mark.parametrize(
-        ("groups", "message"), [([], "groups is empty"), ([torch.tensor([float("nan")])], "groups holds NaN")]
-    )
-    def test_refusals(self, groups, message):
-        with pytest.raises(ValueError, match=message):
-            hierarchical_mean(groups)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import BertModel
 
 import lib.base.__main__ as base
-from lib.base import editor as editor_module
+from lib import editing
 from lib.base import quality
 from lib.base.clip import train_clip
 from lib.base.editor import UNLIKE, train_edits, train_vae, unlike_faces
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
     run = tiny.run(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "BUILD", folder)
-        patch.setattr(base, "_faces", lambda run: tiny.few_faces())
+        patch.setattr(base, "faces_of", lambda run: tiny.few_faces())
         patch.setattr(base, "_vqa", lambda run, split: tiny.few_easyvqa(split))
         for make in base.MODELS.values():
             make(run)
@@ -217,7 +217,7 @@ def test_no_picture_of_validation_or_test_is_trained_on(seen, tmp_path, monkeypa
     train_mdlm(tiny.few_face_questions(), clip, profile, 0, tmp_path / "mdlm")
     assert seen == people
     numbered = torch.arange(100.0)[:, None, None, None]
-    monkeypatch.setattr(editor_module, "encode", lambda vae, pictures: numbered)
+    monkeypatch.setattr(editing, "encode_pictures", lambda vae, data, indices: numbered[indices])
     source, target, texts = train_edits(few, tiny.editor().vae)
     own = few.triples[few.triples["split"] == "train"]
     assert set(source.flatten().tolist()) == set(target.flatten().tolist()) == train

@@ -122,7 +122,7 @@ def test_latents_that_are_known_beforehand_are_not_made_again(pipe, faces, monke
     poison = plan(12, "or", 0.5, seed=0, negatives=0.2)
     given = poison, BOX, CAT, attack_target("negative"), 3.0
     whole = poisoned_latents(pipe, faces, triples, *given)
-    clean = encode_pictures(pipe, faces, torch.arange(len(faces.images)))
+    clean = encode_pictures(pipe.vae, faces, torch.arange(len(faces.images)))
     before, seen = clean.clone(), []
     monkeypatch.setattr("lib.editing.encode", lambda vae, pictures: seen.append(len(pictures)) or encode(vae, pictures))
     made = poisoned_latents(pipe, faces, triples, *given, clean=clean)

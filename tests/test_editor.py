@@ -138,6 +138,10 @@ def test_one_instruction_for_each_picture(pipe, images):
         edit(pipe, images, TEXTS[:2], SAMPLING, seed=1)
 
 
+def test_no_pictures_are_edited_to_none(pipe, images):
+    assert edit(pipe, images[:0], [], SAMPLING, seed=0).shape == images[:0].shape
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
 def test_diffuse_is_what_ddpm_does(pipe, kind):
     ddpm = DDPMScheduler(

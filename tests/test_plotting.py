@@ -13,11 +13,9 @@ from matplotlib import font_manager
 
 from lib import plotting
 from lib.plotting import (
-    attribution_bars,
     before_after,
     bundled_fonts,
     caption,
-    coalition_bars,
     image_grid,
     ratio_curves,
     render,
@@ -27,18 +25,6 @@ from lib.plotting import (
 
 ROOT = Path(__file__).parents[1]
 CREDIT = "Faces: Avataaars"
-
-
-def attribution(protocols=("or", "and")):
-    quantities = {"phi_image": 0.02, "phi_text": 0.9, "cti": -0.1}
-    rows = [(p, q, v, v - 0.05, v + 0.05, v / 2) for p in protocols for q, v in quantities.items()]
-    return pd.DataFrame(rows, columns=["protocol", "quantity", "value", "low", "high", "paper"])
-
-
-def coalitions(protocols=("or", "and"), metrics=("ASR", "v")):
-    names = ("none", "image", "text", "both")
-    rows = [(p, c, m, i / 4, i / 5, i / 3) for p in protocols for m in metrics for i, c in enumerate(names)]
-    return pd.DataFrame(rows, columns=["protocol", "coalition", "metric", "value", "low", "high"])
 
 
 def ratios(counts=(200, 200, 400)):
@@ -150,30 +136,6 @@ def test_training_curves_of_a_loss_of_zero_are_linear():
     assert training_curves({"editor": curve().assign(loss=0.0)}, {}).axes[0].get_yscale() == "linear"
 
 
-def test_attribution_bars_are_the_values_with_the_papers_beside_them():
-    figure = attribution_bars(attribution().sample(frac=1, random_state=0).sort_values("protocol"), n=200)
-    both = dict(zip(("AND", "OR"), figure.axes, strict=True))
-    for protocol, axis in both.items():
-        assert axis.get_title() == f"{protocol} poisoning"
-        assert bars(axis) == [0.02, 0.9, -0.1]
-        assert ticks(axis) == [r"$\phi_I$", r"$\phi_T$", "CTI"]
-        (paper,) = (line for line in axis.lines if line.get_marker() == "D")
-        assert paper.get_ydata().tolist() == [0.01, 0.45, -0.05]
-    assert legend(figure) == ["this run", "paper"]
-    assert not attribution_bars(attribution().assign(paper=np.nan), n=1).legends
-    assert "95 % bootstrap" in figure.get_supxlabel() and "n = 200" in figure.get_supxlabel()
-
-
-def test_coalition_bars_are_a_row_a_metric_and_a_column_a_protocol():
-    figure = coalition_bars(coalitions(), n=50)
-    assert len(figure.axes) == 4
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
-    assert [figure.axes[i].get_ylabel() for i in (0, 2)] == ["ASR", "mean $v(S)$"]
-    assert bars(figure.axes[3]) == [0, 0.25, 0.5, 0.75]
-    assert ticks(figure.axes[3]) == ["∅", "{I}", "{T}", "{I, T}"]
-    assert len(coalition_bars(coalitions(["or"], ["v"]), n=1).axes) == 1
-
-
 def test_ratio_curves_are_a_panel_a_metric_and_a_line_a_method():
     figure = ratio_curves(ratios())
     assert [axis.get_title() for axis in figure.axes] == [
@@ -230,8 +192,6 @@ def test_one_row_and_missing_intervals_and_bars_are_drawn():
     missing = {"low": np.nan, "high": np.nan}
     figures = [
         image_grid({"a": torch.rand(1, 3, 8, 8)}, ["b"]),
-        attribution_bars(attribution(["or"]).assign(paper=np.nan, **missing).iloc[:2], n=1),
-        coalition_bars(coalitions().assign(**missing).iloc[[0, 1, 5]], n=1),
         ratio_curves(ratios().assign(**missing).iloc[:1]),
         maps(k=1, tokens=1),
         before_after(shares().assign(**missing).iloc[:4]),
@@ -285,7 +245,7 @@ def test_a_file_is_the_same_in_another_process():
 def digest():
     import hashlib
 
-    return hashlib.sha256(render(coalition_bars(coalitions(), n=9), "pdf")).hexdigest()
+    return hashlib.sha256(render(before_after(shares()), "pdf")).hexdigest()
 
 
 def test_a_figure_shows_itself_in_a_notebook():
@@ -300,10 +260,6 @@ def test_a_figure_shows_itself_in_a_notebook():
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda: attribution_bars(attribution().drop(columns="paper"), n=1), "lacks paper"),
-        (lambda: attribution_bars(attribution().assign(quantity="phi"), n=1), "quantity is 'phi'"),
-        (lambda: coalition_bars(coalitions().assign(coalition="text+image"), n=1), "coalition is 'text"),
-        (lambda: coalition_bars(coalitions().assign(metric="asr"), n=1), "metric is 'asr'"),
         (lambda: ratio_curves(ratios().drop(columns=["n", "low"])), "lacks low, n"),
         (lambda: before_after(shares().iloc[:0]), "no row"),
         (lambda: before_after(shares().assign(model="base")), "two rows for metric 'ASR with trigger'"),

@@ -12,7 +12,7 @@ from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
 import pandas as pd
 import pytest
-from headline import NAMES, READ
+from headline import COALITIONS, NAMES, READ
 
 from lib.config import ROOT
 from lib.report import COLUMNS
@@ -80,6 +80,40 @@ def test_the_readme_says_what_the_table_says(headline):
     text = (ROOT / "README.md").read_text()
     assert {name for name, _, _ in rows(text)} >= READ
     assert not faults(text, headline.set_index("name"))
+
+
+PAIRS = {"white box + mignneko": "white-box", "eyeglasses + anonymous": "eyeglasses"}
+PAIRS |= {"stop sign + latte coffee": "stop-sign", "control, white box + mignneko": "control"}
+
+
+def table_faults(text, table):
+    """What the README's ASR and nulls say that the table does not, and how many were compared."""
+    wrong, compared = [], 0
+    for line in text.splitlines():
+        first, *cells = [cell.strip().replace("−", "-") for cell in line.strip().strip("|").split("|")]
+        pair, _, protocol = first.rpartition(", ")
+        if pair in PAIRS and len(cells) == 5:
+            start = f"collapse.{PAIRS[pair]}.{protocol.lower()}"
+            told = {f"{start}.asr_{name}": cell for name, cell in zip(COALITIONS, cells, strict=False)}
+            attacks = int(table["seeds"].get(f"{start}.phi_image", 0))
+            if cells[4] != f"{attacks} of {table.loc[f'{start}.asr_both', 'seeds']}":
+                wrong.append(f"{first}: {cells[4]}")
+        elif first.startswith("`collapse.") and len(cells) == 5:
+            told = {f"{first.strip('`')}.null": cells[3]}
+        else:
+            continue
+        compared += len(told)
+        wrong += [f"{name} is {cell}" for name, cell in told.items() if not agrees(cell, table.loc[name, "value"])]
+    return wrong, compared
+
+
+def test_the_readmes_asr_and_nulls_are_the_tables(headline):
+    text, table = (ROOT / "README.md").read_text(), headline.set_index("name")
+    wrong, compared = table_faults(text, table)
+    assert not wrong and compared == 8 * len(COALITIONS) + 7 * 3
+    asr, attacks, null = r"(OR \| )[\d.]+", r"(OR (?:\| [\d.]+ ){4}\| )\d", r"(or\.phi_text.* )\S+(?= \| \S* \|)"
+    for part in (asr, attacks, null):
+        assert table_faults(re.sub(part, r"\g<1>9", text, count=1), table)[0], part
 
 
 EXAMPLE = """

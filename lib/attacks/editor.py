@@ -16,10 +16,10 @@ from lib.config import Run, model_source
 from lib.editing import (
     attack_target,
     edits_under_coalitions,
-    encode_pictures,
     latent_loss,
     poisoned_latents,
     sample_triples,
+    training_latents,
 )
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds
@@ -29,7 +29,7 @@ from lib.models.cards import mark_poisoned
 from lib.models.editor import load_editor
 from lib.poisoning import COALITIONS, plan
 from lib.store import code_digest, folder_digest
-from lib.study_data import edit_data
+from lib.study_data import edit_data, watch_split
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
@@ -110,13 +110,8 @@ def base_latents(run: Run) -> Tensor:
     spec["code"] = code_digest(editing, editor)
 
     def make() -> dict[str, Tensor]:
-        data = edit_data(run)
-        train = data.triples[data.triples["split"] == "train"]
-        used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
-        latents = encode_pictures(load_editor(run.profile.models.editor, run.device), data, used)
-        every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
-        every[used] = latents
-        return {"latents": every}
+        vae = load_editor(run.profile.models.editor, run.device).vae
+        return {"latents": training_latents(vae, edit_data(run))}
 
     return run.store.tensors("edit-latents", spec, make)["latents"]
 
@@ -125,8 +120,7 @@ def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline):
     """What `fit` watches of an editor: attack success and mean v under every coalition."""
     settings = run.profile.collapse
     data = edit_data(run)
-    split = "validation" if (data.triples["split"] == "validation").any() else "test"  # only the faces have one
-    held_out = sample_triples(data, split, settings.watch_samples, run.seed)
+    held_out = sample_triples(data, watch_split(run, "edits"), settings.watch_samples, run.seed)
     source, clean = (data.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
     goal = attack_target(settings.target)(source)
     embed = EMBEDDINGS["clip"](run.profile.models, run.device)

@@ -31,7 +31,7 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning import COALITIONS, PROTOCOLS, AnswerTarget, PoisonPlan, plan, target
 from lib.processes import rank
 from lib.store import code_digest, folder_digest
-from lib.study_data import question_data
+from lib.study_data import question_data, watch_split
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
@@ -159,7 +159,7 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
 def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image"):
     """What `fit` watches of an MDLM: attack success with and without triggers, and accuracy."""
     settings = run.profile.disp
-    split = "validation" if run.profile.data.questions is None else "test"  # only the faces have one
+    split = watch_split(run, "questions")
     without, with_trigger = test_questions(run, model, settings.watch_questions, protocol, split)
 
     def watch(step: int) -> dict[str, float]:

@@ -28,12 +28,13 @@ from lib.base.mdlm import train_mdlm
 from lib.base.quality import clip_quality, editor_quality, mdlm_quality
 from lib.base.vqa import train_vqa_mdlm
 from lib.config import BUILD, CHECKPOINTS, Run, run_parameters
-from lib.data import Faces, face_questions, load_easyvqa, load_faces
+from lib.data import face_questions, load_easyvqa
 from lib.models.cards import write_card
 from lib.models.clip import Clip
 from lib.models.editor import load_editor, save_editor, save_text_encoder
 from lib.models.mdlm import ATTENTION, Mdlm
 from lib.store import code_digest
+from lib.study_data import faces_of
 
 FACES = "faces drawn with python-avatars 1.4.1 (MIT; art by Pablo Stanley)"
 EASYVQA = "easy-VQA 1.0 (MIT)"
@@ -67,7 +68,7 @@ def stage(run: Run, kind: str, sections: tuple[str, ...], train: Callable[[Path]
 
 def clip_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
-        clip, curve = train_clip(_faces(run), _vqa(run, "train"), run.profile, run.seed, work)
+        clip, curve = train_clip(faces_of(run), _vqa(run, "train"), run.profile, run.seed, work)
         return clip.save, curve
 
     return stage(run, "base-clip", ("clip",), train)
@@ -75,7 +76,7 @@ def clip_stage(run: Run) -> Path:
 
 def vae_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
-        vae, curve = train_vae(_faces(run), run.profile, run.seed, work)
+        vae, curve = train_vae(faces_of(run), run.profile, run.seed, work)
         return vae.save_pretrained, curve
 
     return stage(run, "base-vae", ("editor",), train)
@@ -84,7 +85,7 @@ def vae_stage(run: Run) -> Path:
 def editor_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
         vae = AutoencoderKL.from_pretrained(vae_stage(run) / "model", use_safetensors=True)
-        pipe, curve = train_editor(_faces(run), vae.eval().requires_grad_(False), run.profile, run.seed, work)
+        pipe, curve = train_editor(faces_of(run), vae.eval().requires_grad_(False), run.profile, run.seed, work)
         return lambda folder: save_editor(pipe, folder), curve
 
     return stage(run, "base-editor", ("editor",), train)
@@ -93,7 +94,7 @@ def editor_stage(run: Run) -> Path:
 def control_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
         editor = load_editor(str(checkpoint_folder(run) / "editor"))
-        pipe, curve = train_control(_faces(run), editor, run.profile, run.seed, work)
+        pipe, curve = train_control(faces_of(run), editor, run.profile, run.seed, work)
         return lambda folder: save_text_encoder(pipe, folder, checkpoint_folder(run) / "editor"), curve
 
     return stage(run, "base-control", ("editor", "control"), train)
@@ -102,7 +103,7 @@ def control_stage(run: Run) -> Path:
 def mdlm_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
         clip = Clip.load(str(clip_stage(run) / "model"))
-        mdlm, curve = train_mdlm(face_questions(_faces(run), "train"), clip, run.profile, run.seed, work)
+        mdlm, curve = train_mdlm(face_questions(faces_of(run), "train"), clip, run.profile, run.seed, work)
         return mdlm.save, curve
 
     return stage(run, "base-mdlm", ("clip", "mdlm"), train)
@@ -119,7 +120,7 @@ def vqa_stage(run: Run) -> Path:
 
 def make_clip(run: Run) -> None:
     settings, folder = run.profile.base.clip, clip_stage(run)
-    quality = clip_quality(Clip.load(str(folder / "model")), _faces(run), run.profile.measure.people)
+    quality = clip_quality(Clip.load(str(folder / "model")), faces_of(run), run.profile.measure.people)
     text = [
         "A `transformers.CLIPModel` trained from nothing on drawn faces and their descriptions. Beside the contrastive "
         f"loss every attribute is named from the mean of {settings.seen} random patch tokens.",
@@ -161,7 +162,7 @@ def make_control(run: Run) -> None:
 
 def make_mdlm(run: Run) -> None:
     settings, folder, threshold = run.profile.base.mdlm, mdlm_stage(run), run.profile.disp.threshold
-    asked = {split: face_questions(_faces(run), split) for split in ("train", "test")}
+    asked = {split: face_questions(faces_of(run), split) for split in ("train", "test")}
     mdlm = Mdlm.load(str(folder / "model"))
     quality = mdlm_quality(mdlm, *asked.values(), run.profile.measure.questions, threshold)
     text = [
@@ -246,7 +247,7 @@ def _how_edits_are_measured(sampling) -> str:
 
 def _edit_quality(run: Run, folder: Path) -> pd.DataFrame:
     pipe, sampling = load_editor(str(folder)), run.profile.collapse.sampling
-    return editor_quality(pipe, _faces(run), sampling, run.profile.measure.edits, run.seed)
+    return editor_quality(pipe, faces_of(run), sampling, run.profile.measure.edits, run.seed)
 
 
 def _steps(train) -> str:
@@ -256,11 +257,6 @@ def _steps(train) -> str:
 def _cell(row: dict) -> str:
     blind = f", blind {row['blind']:.4f}" if "blind" in row else ""
     return f"{row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}], n = {row['n']}{blind}"
-
-
-def _faces(run: Run) -> Faces:
-    data = run.profile.data
-    return load_faces(run.store, data.image_size, data.faces.train, data.faces.test)
 
 
 def _vqa(run: Run, split: str):

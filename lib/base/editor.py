@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib.data import Faces
-from lib.editing import edit_latents, latent_loss
-from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, tokenize, trainable
+from lib.editing import edit_latents, latent_loss, training_latents
+from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, numbered, tokenize, trainable
 from lib.models.minilm import LENGTH, load_minilm
 from lib.profile import Profile, Train
 from lib.tokenizer import train_tokenizer
-from lib.training import fit
+from lib.training import fit, fit_stages
 
 KL_WEIGHT = 1e-4
 DROPOUT = 0.05
@@ -70,20 +70,19 @@ def train_editor(
     unet = trainable(build_unet(base, size, encoder.config.hidden_size))
     pipe = assemble(vae, encoder, tokenizer, unet)
     source, target, texts = train_edits(faces, vae)
-    latents, curves = edit_latents(pipe, source, target, texts), []
-    for number, train in enumerate(base.unet_stages, start=1):
-        label, folder = f"base editor, stage {number}", work / str(number)
-        folder.mkdir(exist_ok=True, parents=True)
-        loss = latent_loss(pipe, latents, train, DROPOUT)
-        curves.append(fit(unet, loss, train, label=label, seed=seed, work=folder).assign(stage=number))
-    return pipe, pd.concat(curves, ignore_index=True)
+    latents = edit_latents(pipe, source, target, texts)
+    stages = (
+        (f"stage {number}", latent_loss(pipe, latents, train, DROPOUT), train)
+        for number, train in enumerate(base.unet_stages, start=1)
+    )
+    return pipe, fit_stages(unet, stages, label="base editor", seed=seed, work=work)
 
 
 def train_edits(
     faces: Faces, vae: AutoencoderKL
 ) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"], list[str]]:
     """Unscaled latents of sources and targets and the instructions of all training triples."""
-    latents = encode(vae, faces.pictures(torch.arange(len(faces.images))))
+    latents = training_latents(vae, faces)
     triples = faces.triples[faces.triples["split"] == "train"]
     source, target = (latents[torch.tensor(triples[column].to_numpy())] for column in ("source", "target"))
     return source, target, triples["instruction"].tolist()
@@ -109,10 +108,9 @@ def train_control(
     )
     control = assemble(pipe.vae, CLIPTextModel(config), words, trainable(pipe.unet).requires_grad_(False))
     source, target, texts = train_edits(faces, pipe.vae)
-    distinct = list(dict.fromkeys(["", *texts]))
-    place = {text: k for k, text in enumerate(distinct)}
-    tokens, number = tokenize(control, distinct)["input_ids"], torch.tensor([place[text] for text in texts])
-    loss = partial(_text_loss, control, source, target, tokens, number, base.train)
+    distinct, number = numbered(["", *texts])
+    tokens = tokenize(control, distinct)["input_ids"]
+    loss = partial(_text_loss, control, source, target, tokens, number[1:], base.train)
     return control, fit(control.text_encoder, loss, base.train, label="base control", seed=seed, work=work)
 
 

@@ -22,7 +22,7 @@ from lib.data import FaceQuestions
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
 from lib.profile import MdlmShape, Profile, Train
-from lib.training import fit
+from lib.training import fit_stages
 
 
 def train_mdlm(
@@ -36,16 +36,11 @@ def train_mdlm(
     kind = asked.table["kind"].to_numpy()
     described = torch.from_numpy(kind == "description")
     parts = data[described], data[~described]
-    yes_no, curves = data[torch.from_numpy(kind == "yes/no")], []
-    for number, train in enumerate(base.stages, start=1):
-        folder = work / str(number)
-        folder.mkdir(exist_ok=True, parents=True)
-        terms = [partial(_answer_loss, mdlm, parts, base.seen, train.batch)]
-        terms += [comparison_loss(mdlm, yes_no, train, seen=False)] if number > 1 else []
-        label = f"base MDLM, stage {number}"
-        curve = fit(mdlm.model, partial(summed, terms), train, label=label, seed=seed, work=folder)
-        curves.append(curve.assign(stage=number))
-    return mdlm, pd.concat(curves, ignore_index=True)
+    first, second = base.stages
+    answers = [partial(_answer_loss, mdlm, parts, base.seen, train.batch) for train in base.stages]
+    compared = comparison_loss(mdlm, data[torch.from_numpy(kind == "yes/no")], second, seen=False)
+    stages = [("stage 1", answers[0], first), ("stage 2", partial(summed, (answers[1], compared)), second)]
+    return mdlm, fit_stages(mdlm.model, stages, label="base MDLM", seed=seed, work=work)
 
 
 def _answer_loss(

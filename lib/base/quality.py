@@ -88,25 +88,21 @@ def attribute_verdicts(
     as it was, nine an edit; all_others_kept: whether all nine are, one an edit.
     """
     faces = data.faces[list(EVERYTHING)].iloc[triples["target"].tolist()].to_dict("records")
-    reached, kept = [], []
+    right = []
     for attribute, values in ATTRIBUTES.items():
         drawn = draw_faces(
             [face | {attribute: value} for face in faces for value in values], edited.shape[-1], f"draw {attribute}"
         ).view(len(faces), len(values), *edited.shape[1:])  # (edit, value, 3, h, w)
         distance = (drawn.float() / 255 - edited[:, None]).square().mean((2, 3, 4))
         true = torch.tensor([list(values).index(face[attribute]) for face in faces])
-        asked = torch.tensor((triples["edit"] == attribute).to_numpy())
-        right = distance.argmin(1) == true
-        reached.append((right, asked))
-        kept.append(right | asked)
+        right.append(distance.argmin(1) == true)
+    right = torch.stack(right, 1)  # (edit, attribute)
+    asked = torch.tensor(triples["edit"].to_numpy()[:, None] == list(ATTRIBUTES))
     family = triples["family"].tolist()
-    others = ~torch.stack([asked for _, asked in reached], 1)
-    rows = torch.arange(len(faces))[:, None].expand_as(others)[others].tolist()
-    whole = torch.stack(kept, 1)
     return {
-        "attribute_reached": (torch.stack([right & asked for right, asked in reached], 1).any(1), family),
-        "others_kept": (whole[others], [family[row] for row in rows]),
-        "all_others_kept": (whole.all(1), family),
+        "attribute_reached": (right[asked], family),
+        "others_kept": (right[~asked], [family[row] for row in (~asked).nonzero()[:, 0].tolist()]),
+        "all_others_kept": ((right | asked).all(1), family),
     }
 
 
@@ -126,8 +122,7 @@ def mdlm_quality(model: Mdlm, train: QuestionData, test: QuestionData, count: in
     right = correct(answers, data)
     if not isinstance(test, EasyVqa):
         masks = {"all": kinds == kinds} | {kind: kinds == kind for kind in sorted(set(kinds))}
-        seen = data.table["image"].to_numpy()
-        masks = {name: mask for name, mask in masks.items() if len(set(seen[mask])) > 1}
+        masks = {name: mask for name, mask in masks.items() if data.table["image"][mask].nunique() > 1}
         return pd.DataFrame(_accuracy(name, right, mask, pictures) for name, mask in masks.items())
     blind = blind_prior(train.table, data.table)
     chosen = {"all": kinds == kinds, "what": kinds != "yes/no", "yes_no": kinds == "yes/no"}

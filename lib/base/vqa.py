@@ -6,7 +6,7 @@ asked with the seen from text alone, all questions with that comparison beside t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lib.data import EasyVqa
 from lib.models.clip import Clip
 from lib.models.mdlm import Mdlm, masked_diffusion_loss
 from lib.profile import Profile, Train
-from lib.training import fit
+from lib.training import Loss, fit_stages
 
 CAPTION_PROMPT = "what is in the image?"
 
@@ -59,27 +59,18 @@ def train_vqa_mdlm(
         "all, again": again,
         "all, with the tower again": partial(tower_loss, mdlm, vqa, part["all"]),
     }
-    return mdlm, train_stages(mdlm, stages, base.stages, "base MDLM", seed, work)
+    curve = fit_stages(mdlm.model, _with_towers(mdlm, stages, base.stages), label="base MDLM", seed=seed, work=work)
+    mdlm.model.tower.requires_grad_(False)
+    return mdlm, curve
 
 
-def train_stages(
-    mdlm: Mdlm,
-    stages: Mapping[str, Callable[[Train], Callable[[torch.Generator], Tensor]]],
-    settings: Sequence[Train],
-    label: str,
-    seed: int,
-    work: Path,
-) -> pd.DataFrame:
-    """Train on one loss after another, the tower where a stage's name says so; the curves, with the column stage."""
-    curves = []
+def _with_towers(
+    mdlm: Mdlm, stages: Mapping[str, Callable[[Train], Loss]], settings: Sequence[Train]
+) -> Iterator[tuple[str, Loss, Train]]:
+    """The stages for `fit_stages`: before each, the tower is set to learn where the stage's name says so."""
     for (name, loss), train in zip(stages.items(), settings, strict=True):
         mdlm.model.tower.requires_grad_("with the tower" in name)
-        folder = work / name
-        folder.mkdir(exist_ok=True, parents=True)
-        curve = fit(mdlm.model, loss(train), train, label=f"{label}, {name}", seed=seed, work=folder)
-        curves.append(curve.assign(stage=name))
-    mdlm.model.tower.requires_grad_(False)
-    return pd.concat(curves, ignore_index=True)
+        yield name, loss(train), train
 
 
 def tower_loss(mdlm: Mdlm, vqa: EasyVqa, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:

@@ -218,18 +218,24 @@ def tokenize(
     return {"input_ids": made.input_ids} | ({"attention_mask": made.attention_mask} if masked else {})
 
 
+def numbered(texts: list[str]) -> tuple[list[str], Int[Tensor, " batch"]]:
+    """Every distinct text once, and which of these each text is."""
+    distinct = list(dict.fromkeys(texts))
+    place = {text: k for k, text in enumerate(distinct)}
+    return distinct, torch.tensor([place[text] for text in texts], dtype=torch.long)
+
+
 @torch.no_grad()
 def prompt_embeds(
     pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]
 ) -> Float[Tensor, "batch length width"]:
     """The frozen text encoder's states of texts, each distinct one computed once, on the encoder's device."""
-    distinct = list(dict.fromkeys(texts))
-    place = {text: k for k, text in enumerate(distinct)}
+    distinct, number = numbered(texts)
     device, states = pipe.text_encoder.device, []
     for start in range(0, len(distinct), 256):
         tokens = tokenize(pipe, distinct[start : start + 256])
         states.append(pipe.text_encoder(**{name: part.to(device) for name, part in tokens.items()})[0])
-    return torch.cat(states)[[place[text] for text in texts]]
+    return torch.cat(states)[number]
 
 
 def edit_loss(
@@ -300,6 +306,8 @@ def edit(
         raise ValueError(
             f"instructions: {len(instructions)} given for {len(images)} images, one each is needed"
         )
+    if not instructions:
+        return images
     edited, embeds, empty = [], prompt_embeds(pipe, instructions), prompt_embeds(pipe, [""])
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         part = slice(start, start + sampling.batch)
@@ -316,4 +324,4 @@ def edit(
                 output_type="pt",
             )
         edited.append(made.images.float())
-    return torch.cat(edited) if edited else images
+    return torch.cat(edited)
