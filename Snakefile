@@ -20,6 +20,7 @@ from lib.runs import profile_runs
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
     "editor": ["models", "data", "collapse", "grid"],
+    "further": ["models", "data", "collapse", "grid"],
     "collapse": ["models", "data", "collapse", "grid", "disp", "mdlm_collapse"],
     "mdlm": ["models", "data", "disp", "disp_grid"],
     "few": ["models", "data", "disp", "disp_few", "disp_grid"],
@@ -37,9 +38,10 @@ READS = {
     "02_training": ("editor-", "mdlm-"),
     "03_collapse_analysis": ("editor-",),
     "04_disp_purification": ("mdlm-", "few-"),
-    "05_collapse_in_full": ("editor-", "collapse-"),
+    "05_collapse_in_full": ("editor-", "further-", "collapse-"),
     "06_disp_in_full": ("disp-",),
 }
+READS_IN_FULL = {"03_collapse_analysis": "further-"}  # with FULL=1 beside those
 # The notebooks of each study; those of FULL are added with FULL=1.
 STUDIES = {
     "all": ["01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"],
@@ -82,7 +84,8 @@ try:
     OVERRIDES = mapping(setting("OVERRIDES", "{}"))
     EXECUTOR = choice("EXECUTOR", "local", EXECUTORS)
     STUDY = choice("STUDY", "all", STUDIES)
-    NOTEBOOKS = STUDIES[STUDY] + (FULL[STUDY] if choice("FULL", "0", ("0", "1")) == "1" else [])
+    IN_FULL = choice("FULL", "0", ("0", "1")) == "1"
+    NOTEBOOKS = STUDIES[STUDY] + (FULL[STUDY] if IN_FULL else [])
     profile = runnable_profile(PROFILE, OVERRIDES)
 except ValueError as error:
     sys.exit(f"make figures: {error}")
@@ -120,7 +123,8 @@ def asks(job):
 
 
 def markers(notebook):
-    return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(READS[notebook])]
+    read = READS[notebook] + ((READS_IN_FULL[notebook],) if IN_FULL and notebook in READS_IN_FULL else ())
+    return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(read)]
 
 
 def first(run):

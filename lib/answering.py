@@ -148,7 +148,7 @@ def questions(
         for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
             images = vqa.pictures(part)
             features.append(_features(mdlm, mark(images) if mark else images))
-    width = mdlm.model.tower.config.hidden_size
+    width = mdlm.model.config.vision_features
     stacked = torch.cat(features) if features else torch.empty(0, mdlm.model.config.vision_length, width)
     return Questions(stacked, inverse, *said)
 

@@ -161,12 +161,17 @@ def coalition_values(
         extremes = values(embed, torch.stack([clean, goal], 1), goal, clean)
         return {"v": values(embed, edited, goal, clean), "possible": extremes[:, 1] - extremes[:, 0]}
 
+    return run.store.tensors("coalition-values", values_spec(run, spec, embedding), measure)
+
+
+def values_spec(run: Run, spec: dict, embedding: str = "clip") -> dict:
+    """What v of the edits of that spec depends on."""
     models, target = run.profile.models, run.profile.collapse.target
     about = {"edits": spec, "embedding": embedding, "target": target, "clip": folder_digest(model_source(models.clip))}
     about["code"] = code_digest(attribution_module, embedding_module, clip_module)
     if embedding == "dino":
         about["dino"] = folder_digest(model_source(models.dino))
-    return run.store.tensors("coalition-values", about, measure)
+    return about
 
 
 def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dict:

@@ -12,22 +12,50 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from lib.collapse import PAPER_RATE, QUANTITIES, paper_values
+from lib import decision, evaluation, grid, intervals
+from lib.attacks.editor import editor_spec
+from lib.collapse import PAPER_RATE, QUANTITIES, edits_spec, paper_values, values_spec
 from lib.config import Run
 from lib.grid import ENDS, attack_row
 from lib.intervals import ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
 from lib.poisoning import COALITIONS
-from lib.studies import headline_attacks
+from lib.store import code_digest, write_atomic
+from lib.studies import Attack, headline_attacks
 
 ASR = tuple(f"asr_{name}" for name in COALITIONS)
 ADDED = tuple(f"added_{name}" for name in QUANTITIES)
 KEYS = ["part", "label", "protocol"]
+FURTHER = "further_seeds.csv"  # in the folder of figures
 
 
 def headline_rows(run: Run) -> pd.DataFrame:
-    """`lib.grid.attack_row` of every attack of the headline."""
-    chosen = headline_attacks(run.profile)
-    return pd.DataFrame([attack_row(run, attack) for attack in tqdm(chosen, desc="attacks", leave=False)])
+    """`lib.grid.attack_row` of every attack of the headline, with the column made: "here" or "FULL=1".
+
+    Further attacks are those of the store, or else rows of the committed FURTHER, where those whose model is in the
+    store are written; a row of other code, settings or base models is left out.
+    """
+    committed, rows = run.out / FURTHER, []
+    kept = pd.read_csv(committed).to_dict("records") if committed.exists() else []
+    kept = {row["key"]: row for row in kept}
+    for attack in tqdm(headline_attacks(run.profile), desc="attacks", leave=False):
+        key, trained = row_key(run, attack), ("poisoned-editor", editor_spec(attack.run(run), attack.protocol))
+        if not attack.further or run.store.has(*trained):
+            rows.append({"made": "here", "key": key} | attack_row(run, attack))
+            kept |= {key: rows[-1] | {"made": "FULL=1"}} if attack.further else {}
+        elif key in kept:
+            rows.append(kept[key])
+    known = {row_key(run, attack) for attack in headline_attacks(run.profile) if attack.further}
+    if further := [row for key, row in kept.items() if key in known]:
+        write_atomic(committed, pd.DataFrame(further).to_csv(index=False).encode())
+    return pd.DataFrame(rows)
+
+
+def row_key(run: Run, attack: Attack) -> str:
+    """Of all that `lib.grid.attack_row` of the attack follows from."""
+    own = attack.run(run)
+    spec = values_spec(own, edits_spec(own, attack.protocol))
+    code = code_digest(grid, intervals, decision, evaluation)
+    return run.store.key("headline-row", {"values": spec, "code": code, "label": attack.label, "part": attack.part})
 
 
 def headline_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -222,10 +222,13 @@ class ControlBase(Section):
 
 
 class MdlmShape(Section):
+    """`levels`: of which of the tower's hidden states vision tokens are made."""
+
     decoder: Transformer
     response_length: Positive
     prompt_length: Positive
     attention: Literal["bidirectional", "prefix"]
+    levels: tuple[int, ...] = (-2,)
 
 
 class FacesBase(MdlmShape):
@@ -290,6 +293,8 @@ class Variant(Section):
 class Grid(Section):
     """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
 
+    plain_seeds: how many of these seeds `make figures` computes without FULL=1, of other than the first pair.
+
     control_seeds: seeds of the first pair on `models.control`. guidance: text-guidance scales at which the attacks of
     the part "size" are sampled; detection: how many training samples those of the part "detect" are scored on.
     """
@@ -297,6 +302,7 @@ class Grid(Section):
     pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
     rates: tuple[Fraction, ...]
     seeds: Positive
+    plain_seeds: Positive
     seeded_rate: Fraction
     control_seeds: Annotated[int, Field(ge=0)]
     guidance: tuple[Annotated[float, Field(ge=1.0)], ...]

@@ -20,18 +20,22 @@ HEADLINE = ("pair", "control")  # parts of the study that notebook 03 shows
 
 @dataclass(frozen=True)
 class Attack:
-    """One poisoned editor of the study: `settings` are merged onto the profile's, `seed` added to the run's."""
+    """One poisoned editor of the study: `settings` are merged onto the profile's, `seed` added to the run's.
+
+    further: whether `make figures` computes it only with FULL=1, though notebook 03 shows it.
+    """
 
     part: str
     label: str
     protocol: str
     seed: int
     settings: dict[str, Any]
+    further: bool = False
 
     @property
     def name(self) -> str:
         """A file name of its own: part, label, protocol and seed."""
-        study = "editor" if self.part in HEADLINE else "collapse"
+        study = "further" if self.further else "editor" if self.part in HEADLINE else "collapse"
         return _file_name(study, self.part, self.label, self.protocol, self.seed)
 
     @property
@@ -76,14 +80,16 @@ def _file_name(*words: str | int) -> str:
 
 def headline_attacks(profile: Profile) -> list[Attack]:
     """What notebook 03 shows: every pair under OR and AND at the seeded rate (part "pair"), then the first pair on the
-    control (part "control"), seed after seed."""
+    control (part "control"), seed after seed. Of other than the first pair, seeds from `plain_seeds` on are `further`.
+    """
     grid, made = profile.grid, []
     settings = [{"image_trigger": i, "text_trigger": t, "rate": grid.seeded_rate} for i, t in grid.pairs]
     chosen = [("pair", one, seed) for one in settings for seed in range(grid.seeds)]
     if profile.models.control is not None:
         chosen += [("control", settings[0], seed) for seed in range(grid.control_seeds)]
     for part, one, seed in chosen:
-        made += [Attack(part, one["image_trigger"], protocol, seed, one) for protocol in ("or", "and")]
+        late = one is not settings[0] and seed >= grid.plain_seeds
+        made += [Attack(part, one["image_trigger"], protocol, seed, one, late) for protocol in ("or", "and")]
     return made
 
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,10 +7,12 @@ import pytest
 import tiny
 
 from lib import collapse_table
+from lib.attacks.editor import editor_spec
 from lib.collapse import QUANTITIES
 from lib.collapse_table import (
     ADDED,
     ASR,
+    FURTHER,
     conclusion,
     headline_numbers,
     headline_rows,
@@ -17,6 +20,8 @@ from lib.collapse_table import (
     paper_table,
     verdict,
 )
+from lib.config import with_profile
+from lib.store import Store
 from lib.studies import headline_attacks
 
 TEXT, IMAGE, FAILED = "collapsed onto text", "collapsed onto image", "failed attack"
@@ -159,6 +164,29 @@ def test_the_conclusion_says_what_failed_and_where_the_image_leads():
     assert said.endswith("1 of 1 attacks on that encoder failed.")
     nothing = conclusion(headline_table(rows(attack(decision=FAILED))))
     assert nothing == "Under the pre-trained text encoder 0 of 1 configurations are attacks."
+
+
+def test_further_seeds_are_read_where_they_were_computed_in_full(tmp_path, models, monkeypatch):
+    """Rows of other code or settings are left out, and what this store has trained is computed and written."""
+    run = with_profile(tiny.short_run(tmp_path, models), {"grid": {"plain_seeds": 1, "pairs": list(PAIRS.items())[:2]}})
+    monkeypatch.setattr(
+        collapse_table, "attack_row", lambda run, attack: {"name": attack.name, "cti": 0.1, "decision": TEXT}
+    )
+    plain = headline_rows(run)
+    assert set(plain["made"]) == {"here"} and not plain["name"].str.startswith("further").any()
+    assert not (run.out / FURTHER).exists()
+    late = [attack for attack in headline_attacks(run.profile) if attack.further]
+    assert len(late) == 2  # OR and AND, of the second pair's second seed
+    spec = "poisoned-editor", editor_spec(late[0].run(run), late[0].protocol)
+    run.store.folder(*spec, lambda path: (path / "made").write_text("yes"))
+    full = headline_rows(run)
+    assert set(full["made"]) == {"here"} and full["name"].isin([late[0].name]).sum() == 1
+    elsewhere = replace(run, store=Store(tmp_path / "other"))
+    read = headline_rows(elsewhere)
+    assert read.drop(columns="made").equals(full.drop(columns="made"))
+    assert read.loc[read["name"] == late[0].name, "made"].tolist() == ["FULL=1"]
+    other = with_profile(elsewhere, {"collapse": {"samples": run.profile.collapse.samples + 1}})
+    assert not headline_rows(other)["name"].str.startswith("further").any()
 
 
 def test_the_rows_are_those_of_every_headline_attack(tmp_path, models, monkeypatch):

@@ -76,6 +76,7 @@ def fresh_mdlm(clip: Clip, settings: MdlmShape) -> Mdlm:
         prompt_length=settings.prompt_length,
         response_length=settings.response_length,
         attention=settings.attention,
+        levels=settings.levels,
         mask_id=tokenizer.mask_token_id,
         eos_id=tokenizer.eos_token_id,
         pad_id=tokenizer.pad_token_id,

@@ -8,6 +8,7 @@ can be computed once for all steps of decoding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,11 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class MdlmConfig(PreTrainedConfig):
-    """Shapes, special ids, and which of `ATTENTION`. `vision` is a `CLIPVisionConfig` as a dictionary."""
+    """Shapes, special ids, and which of `ATTENTION`. `vision` is a `CLIPVisionConfig` as a dictionary.
+
+    levels: of which of the tower's hidden states a vision token is made, put side by side. LLaVA takes the last but one
+    alone; an early one beside it keeps what lies at each place (ViP-LLaVA, Cai et al. 2024, arXiv 2312.00784).
+    """
 
     model_type = "mdlm"
 
@@ -43,11 +48,12 @@ class MdlmConfig(PreTrainedConfig):
         eos_id: int = 1,
         pad_id: int = 2,
         attention: str = "bidirectional",
+        levels: Sequence[int] = (-2,),
         **kwargs,
     ):
         if attention not in ATTENTION:
             raise ValueError(f"attention={attention!r} must be one of {', '.join(ATTENTION)}")
-        self.attention = attention
+        self.attention, self.levels = attention, list(levels)
         self.vision = (
             vision
             or CLIPVisionConfig(
@@ -63,6 +69,11 @@ class MdlmConfig(PreTrainedConfig):
         self.prompt_length, self.response_length = prompt_length, response_length
         self.mask_id, self.eos_id, self.pad_id = mask_id, eos_id, pad_id
         super().__init__(**kwargs)
+
+    @property
+    def vision_features(self) -> int:
+        """How many numbers the tower gives of each vision token."""
+        return len(self.levels) * self.vision["hidden_size"]
 
     @property
     def vision_length(self) -> int:
@@ -121,6 +132,18 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return model.blocks
 
 
+class LevelNorm(nn.Module):
+    """LayerNorm without parameters of each of the tower's levels that lie side by side."""
+
+    def __init__(self, levels: int):
+        super().__init__()
+        self.levels = levels
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        parts = x.unflatten(-1, (self.levels, -1))
+        return F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
+
+
 class Prefix(NamedTuple):
     """What picture and prompt give to the response: every layer's keys and values, and which positions are seen."""
 
@@ -138,8 +161,8 @@ class MdlmModel(PreTrainedModel):
         self.tower = CLIPVisionModel(CLIPVisionConfig(**config.vision))
         self.tower.requires_grad_(False)
         self.projector = nn.Sequential(
-            nn.LayerNorm(self.tower.config.hidden_size, elementwise_affine=False),
-            nn.Linear(self.tower.config.hidden_size, config.width),
+            LevelNorm(len(config.levels)),
+            nn.Linear(config.vision_features, config.width),
             nn.GELU(),
             nn.Linear(config.width, config.width),
             nn.LayerNorm(config.width, elementwise_affine=False),
@@ -177,9 +200,9 @@ class MdlmModel(PreTrainedModel):
         return F.max_pool2d(mask[None], self.config.vision["patch_size"]).flatten() > 0
 
     def features(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch vision features"]:
-        """The tower's last but one hidden states (as LLaVA takes them) of pictures in [0, 1], patch by patch."""
+        """The tower's hidden states of the config's levels, side by side, of pictures in [0, 1], patch by patch."""
         states = self.tower(pixel_values=images * 2 - 1, output_hidden_states=True).hidden_states
-        return states[-2][:, 1:]
+        return torch.cat([states[level][:, 1:] for level in self.config.levels], -1)
 
     def project(self, features: Float[Tensor, "batch vision features"]) -> Float[Tensor, "batch vision dim"]:
         """Vision tokens from the tower's features."""
