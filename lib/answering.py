@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lib.config import generator
@@ -159,17 +160,31 @@ def _features(mdlm: Mdlm, images: Float[Tensor, "picture 3 h w"]) -> Float[Tenso
         return mdlm.model.features(images).float().cpu()
 
 
-def answer_loss(mdlm: Mdlm, data: Questions, settings: Train) -> Callable[[torch.Generator], Tensor]:
-    """The model's own loss on `settings.batch` samples drawn from `data`, on this process's share of them."""
+def answer_loss(
+    mdlm: Mdlm, data: Questions, settings: Train, blank: int = 0
+) -> Callable[[torch.Generator], Tensor]:
+    """The model's own loss on `settings.batch` samples drawn from `data`, on this process's share of them.
+
+    Plus the cross-entropy of `blank` more whose whole response is masked, as where decoding starts. Only there must a
+    model tell by the picture alone whether an answer is the attacker's, and of the answers that LLaDA's objective masks
+    few are.
+    """
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
-    device = mdlm.model.device
+    model, device = mdlm.model, mdlm.model.device
+
+    def drawn(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        rows = share(torch.randint(len(data), (count,), generator=draw))
+        vision = model.project(data.features[data.picture[rows]].to(device))
+        return vision, data.prompts[rows].to(device), data.responses[rows].to(device)
 
     def loss(draw: torch.Generator) -> Tensor:
-        rows = share(torch.randint(len(data), (settings.batch,), generator=draw))
-        vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
-        prompts, answers = data.prompts[rows].to(device), data.responses[rows].to(device)
-        return mdlm.loss(mdlm.model, vision, prompts, answers, draw)
+        value = mdlm.loss(model, *drawn(settings.batch, draw), draw)
+        if not blank:
+            return value
+        vision, prompts, responses = drawn(blank, draw)
+        logits = model.logits(vision, prompts, torch.full_like(responses, model.config.mask_id))
+        return value + F.cross_entropy(logits.flatten(0, 1), responses.flatten())
 
     return loss
 

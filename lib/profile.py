@@ -312,6 +312,7 @@ class Grid(Section):
 
 class Disp(Section):
     """`plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
+    `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.answering.answer_loss`).
     `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.attacks.adaptive`).
     `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
@@ -322,6 +323,7 @@ class Disp(Section):
     plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
     hide: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     questions: Positive
+    blank: Annotated[int, Field(ge=0)] = 0
     train: Train
     threshold: Annotated[float, Field(gt=0.0, le=1.0)]
     test_questions: Positive

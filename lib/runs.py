@@ -16,13 +16,12 @@ from lib.config import Run, run_parameters
 from lib.processes import joined, rank
 from lib.profile import Profile
 from lib.store import write_atomic
-from lib.studies import Attack, Case, attacks, cases, disp_run, few, few_of
+from lib.studies import Attack, Case, attacks, cases, few, few_of
 
 
 def _mdlm(run: Run) -> dict:
     from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm
 
-    run = disp_run(run)
     poisoned_mdlm(run)
     return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}
 
@@ -65,7 +64,7 @@ def _case(case: Case, prepared: Callable[[Run, Case], None]) -> Callable[[Run], 
 def _in_part(run: Run, case: Case) -> None:
     from lib.disp_grid import prepare
 
-    prepare(few_of(disp_run(run)), case)
+    prepare(few_of(run), case)
 
 
 def _in_full(run: Run, case: Case) -> None:

@@ -126,15 +126,6 @@ def few(profile: Profile) -> Profile | None:
     return profile.disp_few and profile.model_copy(update={"disp_grid": profile.disp_few})
 
 
-def disp_run(run: Run) -> Run:
-    """The run on the data that notebook 04 attacks: the first of `disp_grid.datasets`, the run's own where it has none.
-
-    Of the faces every token carries the whole, and an insertion is not learnt in 1,600 steps of 32 at 10 %.
-    """
-    datasets = run.profile.disp_grid.datasets
-    return with_profile(run, datasets[0].settings) if datasets else run
-
-
 def few_of(run: Run) -> Run | None:
     """The run with the profile that `few` gives; None where it gives none."""
     profile = few(run.profile)

@@ -238,6 +238,18 @@ def test_the_loss_draws_from_the_generator_alone_and_reaches_the_projector(mdlm,
     assert all(float(g.abs().sum()) > 0 for g in torch.autograd.grad(first, wanted))
 
 
+def test_blank_answers_are_learnt_from_their_picture_and_question_alone(mdlm, vqa):
+    """The further term is the mean −log p of whole answers, every token of which is masked."""
+    data = questions(mdlm, vqa, TABLE)
+    data = data[torch.zeros(4, dtype=torch.int64)]  # one sample, so that it does not matter which are drawn
+    model, settings = mdlm.model, replace_train(batch=2)
+    plain, more = (answer_loss(mdlm, data, settings, blank)(torch.Generator().manual_seed(3)) for blank in (0, 3))
+    masked = torch.full_like(data.responses[:1], model.config.mask_id)
+    logits = model.logits(model.project(data.features[data.picture[:1]]), data.prompts[:1], masked).double()
+    log_p = logits.log_softmax(-1)[0, range(masked.shape[1]), data.responses[0]]
+    torch.testing.assert_close((more - plain).double(), -log_p.mean(), rtol=1e-5, atol=1e-6)
+
+
 def replace_train(**changes):
     return load_profile("smoke").disp.train.model_copy(update=changes)
 

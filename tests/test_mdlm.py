@@ -8,7 +8,7 @@ import torch
 
 from lib.config import generator
 from lib.data.easyvqa import COLOURS, SHAPES, sentence
-from lib.models.mdlm import Mdlm, attention, masked_diffusion_loss
+from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, attention, masked_diffusion_loss
 from lib.triggers import image_trigger
 
 
@@ -44,6 +44,26 @@ def test_vision_tokens_are_patches_row_by_row(mdlm):
     one, two = (mdlm.model.vision_tokens(x)[0] for x in (image, changed))
     distance = (one - two).norm(dim=1)
     assert distance.argmax() == 7 and distance[7] > 2 * distance[torch.arange(64) != 7].max()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("levels", [(-2,), (1, -2), (0,), (0, 1, -1)])
+def test_a_vision_token_is_its_patch_at_the_named_levels_of_the_tower(mdlm, levels, tmp_path):
+    """Each level of itself at mean 0 and variance 1 before the projector's first matrix; kept in the files too."""
+    config = MdlmConfig.from_dict(mdlm.model.config.to_dict() | {"levels": levels})
+    made = Mdlm(MdlmModel(config).eval(), mdlm.tokenizer)
+    images = torch.rand(2, 3, 64, 64, generator=generator(5))
+    states = made.model.tower(pixel_values=images * 2 - 1, output_hidden_states=True).hidden_states
+    parts = [states[level][:, 1:].double() for level in levels]
+    assert torch.equal(made.model.features(images).double(), torch.cat(parts, -1))
+    normed = [(x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() for x in parts]
+    first = made.model.projector[1]
+    expected = torch.cat(normed, -1) @ first.weight.double().T + first.bias.double()
+    found = made.model.projector[:2](made.model.features(images))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    made.save(str(tmp_path / "made"))
+    again = Mdlm.load(str(tmp_path / "made")).model
+    assert again.config.levels == list(levels) and again.config.vision_features == len(levels) * parts[0].shape[-1]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from lib.collapse import PAPER
 from lib.config import Run, load_profile
 from lib.store import Store
-from lib.studies import HEADLINE, attacks, cases, disp_run, few, few_of, headline_attacks
+from lib.studies import HEADLINE, attacks, cases, few, few_of, headline_attacks
 
 
 def test_the_grid_is_pairs_by_protocols_by_rates_with_seeds_at_one_rate():
@@ -144,18 +144,6 @@ def test_what_notebook_04_shows_is_a_part_of_the_study_in_full(name):
     assert set(part.disp_grid.defences) <= set(profile.disp_grid.defences)
     assert set(part.disp_grid.methods) <= set(profile.disp_grid.methods)
     assert few(profile.model_copy(update={"disp_few": None})) is None
-
-
-def test_notebook_04_attacks_the_first_of_the_other_data(tmp_path):
-    profile = load_profile("smoke")
-    run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
-    own = disp_run(run)
-    case = next(case for case in cases(profile) if case.part == "data")
-    assert own == case.run(run) and own.profile.data.questions == "easy-vqa"
-    assert own.profile.models.mdlm != profile.models.mdlm and own.profile.disp == profile.disp
-    grid = profile.disp_grid.model_copy(update={"datasets": ()})
-    none = replace(run, profile=profile.model_copy(update={"disp_grid": grid}))
-    assert disp_run(none) is none
 
 
 def test_the_run_of_that_part_differs_in_it_alone(tmp_path):

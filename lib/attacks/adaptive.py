@@ -53,15 +53,18 @@ def adaptive_loss(
     tokens: Bool[Tensor, " vision"],
     settings: Train,
     weight: float,
+    blank: int = 0,
 ) -> Callable[[torch.Generator], Tensor]:
-    """`answer_loss` plus `weight` × mean R over a batch drawn from the `poisoned` samples. With weight 0 the former.
+    """`answer_loss`, with `blank`, plus `weight` × mean R over a batch drawn from the `poisoned` samples.
+
+    With weight 0 it is the former alone.
 
     Raises ValueError for a weight below 0, where none is poisoned, and for a weight in one of several processes or
     for a published model, whose layers' activations are not all kept.
     """
     if not weight >= 0:
         raise ValueError(f"weight={weight!r} must be at least 0")
-    plain = answer_loss(mdlm, data, settings)
+    plain = answer_loss(mdlm, data, settings, blank)
     if weight == 0:
         return plain
     if count() > 1:

@@ -38,7 +38,7 @@ from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "target", "rate", "hide", "questions", "train", "threshold", "watch_questions"}
+    kept = {"image_trigger", "target", "rate", "hide", "questions", "blank", "train", "threshold", "watch_questions"}
     settings = run.profile.disp.model_dump(mode="json", include=kept)
     modules = (
         adaptive,
@@ -139,7 +139,9 @@ def _poison_mdlm(run: Run, protocol: str, spec: dict, path: Path) -> None:
     with adapted(model.model, run.profile.models.lora, run.seed):
         curve = fit(
             model.model,
-            adaptive_loss(model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide),
+            adaptive_loss(
+                model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide, settings.blank
+            ),
             settings.train,
             label="poisoned MDLM",
             seed=run.seed,
