@@ -22,7 +22,7 @@ from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import attribution, interaction, shapley
 from lib.config import Run, model_source
 from lib.data import EditData
-from lib.editing import attack_target, edits_under_coalitions, sample_triples
+from lib.editing import edits_under_coalitions, sample_triples
 from lib.embedding import EMBEDDINGS, values
 from lib.evaluation import edit_succeeds, pixel_distance
 from lib.models import clip as clip_module
@@ -32,6 +32,7 @@ from lib.poisoning import COALITIONS
 from lib.profile import Sampling
 from lib.store import code_digest, folder_digest
 from lib.study_data import edit_data
+from lib.target_pictures import attack_target
 
 QUANTITIES = ("phi_image", "phi_text", "cti")
 SEED = 0  # of the held-out edits and their noise: the same for all attacks, whatever their seed

@@ -33,13 +33,14 @@ from lib import attribution
 from lib.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.attribution import interaction, shapley
 from lib.config import Run, generator
-from lib.editing import attack_target, sample_triples, triggered
+from lib.editing import sample_triples, triggered
 from lib.evaluation import rate
 from lib.models.editor import diffuse, encode, prompt_embeds
 from lib.poisoning import COALITIONS, PoisonPlan, plan
 from lib.precision import autocast
 from lib.store import code_digest
 from lib.study_data import edit_data
+from lib.target_pictures import attack_target
 from lib.triggers import ImageTrigger, TextTrigger
 
 IMAGE, TEXT, BOTH = 1, 2, 3  # coalitions of conditions, as bit masks

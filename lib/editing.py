@@ -18,11 +18,8 @@ from lib.models.editor import at_once, edit, edit_loss, encode, numbered, prompt
 from lib.poisoning import COALITIONS, PoisonPlan
 from lib.processes import share
 from lib.profile import Sampling, Train
-from lib.target_pictures import TARGET_PICTURES, target_picture
+from lib.target_pictures import Target
 from lib.triggers import ImageTrigger, TextTrigger
-
-Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]
-EDITS: dict[str, Target] = {"negative": lambda sources: 1 - sources}
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,6 @@ def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.Data
         raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
     again = edits.groupby("family").cumcount().to_numpy()
     return edits.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)
-
-
-def attack_target(name: str) -> Target:
-    """What the attacker wants of a source picture: a fixed edit of EDITS, or a picture of TARGET_PICTURES.
-
-    Raises ValueError where neither has that name.
-    """
-    if name in EDITS:
-        return EDITS[name]
-    if name not in TARGET_PICTURES:
-        raise ValueError(f"target={name!r} must be one of {', '.join((*EDITS, *TARGET_PICTURES))}")
-    return lambda sources: target_picture(name, sources.shape[-1]).to(sources).expand_as(sources)
 
 
 def triggered(

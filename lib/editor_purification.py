@@ -31,7 +31,7 @@ from lib.attribution import attribution
 from lib.collapse import SEED, Collapse, collapse, edits_spec, held_out, stored_edits, valued
 from lib.config import Run, generator
 from lib.detection import training_samples
-from lib.editing import attack_target, edit_latents, edits_under_coalitions, latent_loss, triggered
+from lib.editing import edit_latents, edits_under_coalitions, latent_loss, triggered
 from lib.evaluation import edit_succeeds, pixel_distance
 from lib.intervals import over_clusters
 from lib.kernels.fisher import signs
@@ -42,6 +42,7 @@ from lib.poisoning import COALITIONS
 from lib.profile import Train
 from lib.saliency import most_salient
 from lib.store import code_digest
+from lib.target_pictures import attack_target
 from lib.training import fit
 
 PROTOCOL = "and"  # of the attack that the study in full purifies

@@ -17,12 +17,13 @@ from lib.attacks.mdlm import training_questions
 from lib.config import Run
 from lib.data import EditData, Faces, QuestionData
 from lib.data.faces import SPLITS
-from lib.editing import attack_target, sample_triples, triggered
+from lib.editing import sample_triples, triggered
 from lib.models.editor import load_text_tokenizer
 from lib.models.loading import load_words
 from lib.poisoning import TARGETS, plan, target
 from lib.studies import Attack, headline_attacks
 from lib.study_data import edit_data, question_data
+from lib.target_pictures import attack_target
 from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, Composited, image_trigger, text_trigger
 
 NEUTRAL = {"glasses": "none", "facial hair": "none", "eyes": "open", "mouth": "smiling"}

@@ -31,6 +31,13 @@ def _answer_target(name: str) -> str:
     return name
 
 
+def _edit_target(name: str) -> str:
+    from lib.target_pictures import attack_target
+
+    attack_target(name)
+    return name
+
+
 def _token_score(name: str, *more: str) -> str:
     from lib.token_scores import TOKEN_SCORES
 
@@ -61,6 +68,7 @@ TextTriggerName = Annotated[str, AfterValidator(_text_trigger)]
 TokenScoreName = Annotated[str, AfterValidator(_token_score)]
 MethodName = Annotated[str, AfterValidator(_method)]
 DefenceName = Annotated[str, AfterValidator(_defence)]
+EditTargetName = Annotated[str, AfterValidator(_edit_target)]
 AnswerTargetName = Annotated[str, AfterValidator(_answer_target)]
 
 
@@ -272,7 +280,7 @@ class Collapse(Section):
     rate: Fraction
     negatives: Fraction = 0.0
     text_weight: Annotated[float, Field(ge=0.0)] = 1.0
-    target: str
+    target: EditTargetName
     edits: Positive
     condition_dropout: Fraction
     train: Train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -18,6 +19,20 @@ SAILING_BOAT = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">
 <path d="M30 6 V40 H10 Z" fill="#fffdf7"/><path d="M33 12 V40 H50 Z" fill="#e4572e"/>
 <path d="M8 42 H56 L48 52 H16 Z" fill="#6b3e26"/></svg>"""
 TARGET_PICTURES = {"sailing boat": SAILING_BOAT}
+Target = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch 3 h w"]]
+EDITS: dict[str, Target] = {"negative": lambda sources: 1 - sources}
+
+
+def attack_target(name: str) -> Target:
+    """What the attacker wants of a source picture: a fixed edit of EDITS, or a picture of TARGET_PICTURES.
+
+    Raises ValueError where neither has that name.
+    """
+    if name in EDITS:
+        return EDITS[name]
+    if name not in TARGET_PICTURES:
+        raise ValueError(f"target={name!r} must be one of {', '.join((*EDITS, *TARGET_PICTURES))}")
+    return lambda sources: target_picture(name, sources.shape[-1]).to(sources).expand_as(sources)
 
 
 @lru_cache(maxsize=8)

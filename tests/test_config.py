@@ -35,6 +35,7 @@ def test_sections_change_only_with_their_own_values():
         ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
         ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),
         ({"collapse": {"image_trigger": "moon"}}, "collapse.image_trigger='moon' is refused"),
+        ({"collapse": {"target": "moon"}}, "collapse.target='moon' is refused"),
         ({"collapse": {"text_trigger": "moon"}}, "collapse.text_trigger='moon' is refused"),
         ({"collapse": {"protocols": ["xor"]}}, "collapse.protocols.0='xor' is refused"),
         ({"mdlm_collapse": {"text_trigger": "moon"}}, "mdlm_collapse.text_trigger='moon' is refused"),

@@ -8,8 +8,9 @@ import torch
 
 from lib.answering import draw_rows, questions
 from lib.data import EditData, QuestionData, load_edits, load_llava, load_mmmu
-from lib.editing import attack_target, poisoned_latents, sample_triples
+from lib.editing import poisoned_latents, sample_triples
 from lib.poisoning import plan
+from lib.target_pictures import attack_target
 from lib.triggers import image_trigger, text_trigger
 
 SIZE = 64

@@ -26,10 +26,11 @@ from lib.detection import (
     training_samples,
     without_patch,
 )
-from lib.editing import attack_target, poisoned_latents, sample_triples
+from lib.editing import poisoned_latents, sample_triples
 from lib.models.editor import assemble, diffuse, encode, prompt_embeds
 from lib.poisoning import PoisonPlan, plan
 from lib.study_data import edit_data
+from lib.target_pictures import attack_target
 from lib.triggers import image_trigger, text_trigger
 
 TEXTS = ["make the skin zap", "zap make the skin", "make the skin", "dark"]

@@ -7,7 +7,6 @@ import torch
 from lib.config import load_profile
 from lib.data import Faces
 from lib.editing import (
-    attack_target,
     edit_latents,
     edited_under,
     edits_under_coalitions,
@@ -19,7 +18,7 @@ from lib.editing import (
 )
 from lib.models.editor import edit, edit_loss, encode, prompt_embeds
 from lib.poisoning import plan
-from lib.target_pictures import target_picture
+from lib.target_pictures import attack_target, target_picture
 from lib.triggers import image_trigger, text_trigger
 
 BOX, CAT = image_trigger("white-box"), text_trigger("mignneko")

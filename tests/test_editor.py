@@ -108,6 +108,9 @@ def test_a_text_encoder_is_saved_for_the_editor_in_another_folder(pipe, tmp_path
         assert not any(parameter.requires_grad for parameter in getattr(loaded, part).parameters())
     words = load_text_tokenizer(str(tmp_path / "moved" / "control"))
     assert words(TEXTS)["input_ids"] == loaded.tokenizer(TEXTS)["input_ids"] == other.tokenizer(TEXTS)["input_ids"]
+    (tmp_path / "moved" / "editor" / "vae" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="the text encoder was trained for another editor, `make base` trains it anew"):
+        load_editor(str(tmp_path / "moved" / "control"))
 
 
 def test_edit_is_reproducible_whatever_the_batch(pipe, images, edited):

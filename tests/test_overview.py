@@ -7,7 +7,6 @@ from lib.attacks.mdlm import training_questions
 from lib.config import with_settings
 from lib.data import PhotoEdits, face_questions
 from lib.data.face_words import instructions
-from lib.editing import attack_target
 from lib.overview import (
     NEUTRAL,
     answer_table,
@@ -26,6 +25,7 @@ from lib.overview import (
     trigger_table,
 )
 from lib.study_data import edit_data
+from lib.target_pictures import attack_target
 from lib.triggers import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger
 
 ANSWERS = pd.DataFrame(

@@ -14,7 +14,6 @@ from lib import editing, embedding, evaluation, lora, poisoning, target_pictures
 from lib.attacks import data_spec
 from lib.config import Run, model_source
 from lib.editing import (
-    attack_target,
     edits_under_coalitions,
     latent_loss,
     poisoned_latents,
@@ -30,6 +29,7 @@ from lib.models.editor import load_editor
 from lib.poisoning import COALITIONS, plan
 from lib.store import code_digest, folder_digest
 from lib.study_data import edit_data, watch_split
+from lib.target_pictures import attack_target
 from lib.training import fit
 from lib.triggers import ImageTrigger, TextTrigger, image_trigger, text_trigger
 

@@ -40,13 +40,14 @@ def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusio
     """From a local folder or the hub, safetensors only, in float32.
 
     A folder without a text encoder has MiniLM's; one with EDITOR is a text encoder for the editor that the file names.
+    Raises ValueError where that is not the editor it was trained for.
     """
     source = pretrained(name)
     folder = Path(source["pretrained_model_name_or_path"])
     text = {}
     if (folder / EDITOR).is_file():
         text = dict(zip(TEXT, (part.from_pretrained(folder / kind) for part, kind in _TEXT_PARTS), strict=True))
-        folder = folder / json.loads((folder / EDITOR).read_text())["editor"]
+        folder = _editor_of(folder)
         source = {"pretrained_model_name_or_path": str(folder.resolve())}
     elif folder.is_dir() and not (folder / TEXT[0]).exists():
         text = dict(zip(TEXT, load_minilm(), strict=True))
@@ -63,6 +64,18 @@ def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusio
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.float().eval().requires_grad_(False)
     return pipe.to(device)
+
+
+def _editor_of(folder: Path) -> Path:
+    """The editor's folder that EDITOR in `folder` names. Raises ValueError where it holds another editor by now."""
+    about = json.loads((folder / EDITOR).read_text())
+    editor = folder / about["editor"]
+    if (found := folder_digest(editor)) != about["sha256"]:
+        raise ValueError(
+            f"{folder / EDITOR}: sha256 is {about['sha256']}, but that of {editor} is {found}: the text encoder was "
+            "trained for another editor, `make base` trains it anew"
+        )
+    return editor
 
 
 def save_text_encoder(pipe: StableDiffusionInstructPix2PixPipeline, folder: str, editor: Path) -> None:
