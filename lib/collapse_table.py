@@ -63,7 +63,8 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
 
     asr_…: over all seeds. phi_…, cti, added_…: over the seeds whose attack succeeded; none where all failed.
     null_phi_… and null_cti: the base editor's, with intervals over test samples. paper_…: the paper's, at its rate.
-    Columns besides: label, pair, protocol, rate, seeds, attacks (seeds that succeeded), n (samples a seed), verdict.
+    Columns besides: label, pair, protocol, rate, seeds, here (seeds that this run has computed), attacks (seeds that
+    succeeded), n (samples a seed), verdict.
     """
     made = []
     for (part, label, protocol), group in rows.groupby(KEYS, sort=False):
@@ -72,7 +73,8 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"part": part, "name": "control" if part == "control" else label, "protocol": protocol}
         encoder = ", control encoder" if part == "control" else ""
         row |= {"label": f"{' + '.join(pair).replace('-', ' ')}, {protocol.upper()}{encoder}", "rate": first["rate"]}
-        row |= {"seeds": len(group), "attacks": len(done), "n": int(first["n"]), "verdict": verdict(group)}
+        row |= {"seeds": len(group), "here": int((group["made"] == "here").sum()), "attacks": len(done)}
+        row |= {"n": int(first["n"]), "verdict": verdict(group)}
         for name in (*ASR, "fidelity"):
             row |= _ends(name, over_seeds(group[name].tolist(), row["n"] if name in ASR else None))
         for name in (*QUANTITIES, *ADDED):
@@ -119,7 +121,7 @@ def _number(title: str, row: dict, name: str, n: int, seeds: int, interval: str)
 
 def paper_table(table: pd.DataFrame) -> pd.DataFrame:
     """The paper's columns, ours beside theirs, to be read: one row a configuration, numbers as texts with intervals."""
-    shown = table[["label", "seeds", "attacks"]].copy()
+    shown = table[["label", "seeds", "here", "attacks"]].copy()
     for name in QUANTITIES:
         shown[name] = [_text(row, name) for row in table.to_dict("records")]
         shown[f"{name}, paper"] = ["" if pd.isna(x) else f"{x:.4f}" for x in table[f"paper_{name}"].astype(float)]

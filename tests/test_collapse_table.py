@@ -33,6 +33,7 @@ def attack(label="white-box", protocol="or", seed=0, part="pair", rate=0.05, dec
     """One row as `attack_row` gives it: a gain of 2, and a null of 0.05, 0.02 and 0.01."""
     pair = {"image_trigger": label, "text_trigger": PAIRS[label]}
     row = {"part": part, "label": label, "protocol": protocol, "seed": seed, "rate": rate, "n": 96} | pair
+    row |= {"made": "FULL=1" if seed else "here"}
     succeeded = decision != FAILED
     row |= {"decision": decision, "is_attack": succeeded}
     numbers = dict(zip(ASR, (0.0, 0.1, 1.0, 1.0 if succeeded else 0.5), strict=True))
@@ -76,6 +77,7 @@ def test_a_configuration_is_its_seeds_means_with_t_intervals(table):
     ]
     assert table["name"].tolist() == ["white-box", "eyeglasses", "stop-sign", "control"]
     assert table["seeds"].tolist() == [2, 2, 1, 1] and table["attacks"].tolist() == [2, 1, 0, 1]
+    assert table["here"].tolist() == [1, 1, 1, 1]
     first = table.iloc[0]
     half = T * (0.3 - 0.1) / 2**0.5 / 2**0.5
     assert first[ends("phi_image")].tolist() == pytest.approx([0.2, 0.2 - half, 0.2 + half])
