@@ -41,8 +41,11 @@ test-slurm: $(READY)  ## the smoke profile through a Slurm cluster on this machi
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --ServerApp.preferred_dir=notebooks
 
-base: $(READY)  ## train the base models anew into data/checkpoints
-	$(BIN)/python -m lib.base --profile "$$PROFILE"
+base: $(READY)  ## train the base models anew into data/checkpoints, on two cores (the editors: build/base-editors.log)
+	@mkdir -p build
+	@$(BIN)/python -m lib.base editor control --profile "$$PROFILE" >build/base-editors.log 2>&1 & editors=$$!; \
+	$(BIN)/python -m lib.base clip mdlm vqa --profile "$$PROFILE" || { kill $$editors; exit 1; }; \
+	wait $$editors || { tail -n 5 build/base-editors.log; exit 1; }
 
 bench: $(READY)  ## speed, ours beside peers; PEERS='--llada ../LLaDA --fast-dllm ../Fast-dLLM' adds those
 	@$(BIN)/python -m benchmarks --device "$$DEVICE" $(PEERS)
