@@ -171,12 +171,21 @@ rule run:
     resources:
         **asks(profile.jobs.run),
     wildcard_constraints:
-        run="|".join(map(re.escape, known)),
+        run="|".join(map(re.escape, set(known) - {"mdlm-poisoned"})),
     message:
         "training {wildcards.run} (progress: {log})"
     shell:
         '"$PYTHON" -m lib.runs {wildcards.run} --profile "$PROFILE" --seed "$SEED" --device "$DEVICE"'
         ' --overrides "$OVERRIDES" --mark {output:q} >{log:q} 2>&1'
+
+
+# The longest: begun last, it would leave a core idle at the end.
+use rule run as longest_run with:
+    output:
+        f"{BUILD}/runs/{{run}}.json",
+    wildcard_constraints:
+        run="mdlm-poisoned",
+    priority: 1
 
 
 # papermill writes the notebook after every cell, failed or not: it stays with the logs until it is whole.

@@ -301,7 +301,7 @@ class Variant(Section):
 class Grid(Section):
     """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
 
-    plain_seeds: how many of these seeds `make figures` computes without FULL=1, of other than the first pair.
+    plain_seeds: how many of these seeds `make figures` computes without FULL=1 (`lib.studies.headline_attacks`).
 
     control_seeds: seeds of the first pair on `models.control`. guidance: text-guidance scales at which the attacks of
     the part "size" are sampled; detection: how many training samples those of the part "detect" are scored on.
