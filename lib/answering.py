@@ -149,8 +149,9 @@ def questions(
         for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
             images = vqa.pictures(part)
             features.append(_features(mdlm, mark(images) if mark else images))
-    width = mdlm.model.config.vision_features
-    stacked = torch.cat(features) if features else torch.empty(0, mdlm.model.config.vision_length, width)
+    config = mdlm.model.config
+    width = getattr(config, "vision_features", mdlm.model.tower.config.hidden_size)  # a published tower has one level
+    stacked = torch.cat(features) if features else torch.empty(0, config.vision_length, width)
     return Questions(stacked, inverse, *said)
 
 

@@ -73,7 +73,8 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         row = {"part": part, "name": "control" if part == "control" else label, "protocol": protocol}
         encoder = ", control encoder" if part == "control" else ""
         row |= {"label": f"{' + '.join(pair).replace('-', ' ')}, {protocol.upper()}{encoder}", "rate": first["rate"]}
-        row |= {"seeds": len(group), "here": int((group["made"] == "here").sum()), "attacks": len(done)}
+        here = group["made"].eq("here").sum() if "made" in group else len(group)
+        row |= {"seeds": len(group), "here": int(here), "attacks": len(done)}
         row |= {"n": int(first["n"]), "verdict": verdict(group)}
         for name in (*ASR, "fidelity"):
             row |= _ends(name, over_seeds(group[name].tolist(), row["n"] if name in ASR else None))

@@ -204,7 +204,8 @@ def test_a_kubernetes_job_does_its_work_on_the_shared_volume(checkout, kubernete
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), checkout / "notebooks" / "01_poisoning.ipynb")
     target = checkout / "made" / "01_poisoning" / "headline.csv"
     arguments = f"{volume(checkout)} -- {target.relative_to(checkout)}"
-    overrides = {"collapse": {"rate": 1e-05, "target": 'a "sailing" boat'}}
+    quoted = {"label": 'two "short" rounds', "settings": {"rounds": 2}}
+    overrides = {"collapse": {"rate": 1e-05}, "disp_grid": {"ablations": [quoted]}}
     given = {"SEED": "3", "OVERRIDES": json.dumps(overrides)}
     code, said = figures(checkout, environment, EXECUTOR="kubernetes", CLUSTER=arguments, **given)
     assert code == 0, said + "".join(server.said)

@@ -20,7 +20,8 @@ VARIANTS = [
     {"part": "size", "label": "3/8", "protocol": "and", "settings": {"trigger_size": 0.375}},
     {"part": "detect", "label": "sailing boat", "protocol": "and", "settings": {"rate": 0.5}},
 ]
-SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1, 0.2], "seeds": 2, "seeded_rate": 0.1}
+SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1, 0.2], "seeds": 2}
+SETTINGS |= {"plain_seeds": 2, "seeded_rate": 0.1}
 SETTINGS |= {"control_seeds": 1, "guidance": [1.5, 3], "detection": 12}
 
 
