@@ -80,8 +80,8 @@ def _file_name(*words: str | int) -> str:
 
 def headline_attacks(profile: Profile) -> list[Attack]:
     """What notebook 03 shows: every pair under OR and AND at the seeded rate (part "pair"), then the first pair on the
-    control (part "control"), seed after seed. Of other than the first pair, and of OR on the control, where few attacks
-    succeed, seeds from `plain_seeds` on are `further`.
+    control (part "control"), seed after seed. Of the other pairs and the control, seeds from `plain_seeds` on are
+    `further`.
     """
     grid, made = profile.grid, []
     settings = [{"image_trigger": i, "text_trigger": t, "rate": grid.seeded_rate} for i, t in grid.pairs]
@@ -89,9 +89,8 @@ def headline_attacks(profile: Profile) -> list[Attack]:
     if profile.models.control is not None:
         chosen += [("control", settings[0], seed) for seed in range(grid.control_seeds)]
     for part, one, seed in chosen:
-        for protocol in ("or", "and"):
-            late = one is not settings[0] or (part, protocol) == ("control", "or")
-            made.append(Attack(part, one["image_trigger"], protocol, seed, one, late and seed >= grid.plain_seeds))
+        late = seed >= grid.plain_seeds and (part == "control" or one is not settings[0])
+        made += [Attack(part, one["image_trigger"], protocol, seed, one, late) for protocol in ("or", "and")]
     return made
 
 

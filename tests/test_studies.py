@@ -38,11 +38,11 @@ def test_the_headline_is_every_pair_and_the_first_on_the_control():
     assert headline_attacks(without) == [attack for attack in found if attack.part == "pair"]
 
 
-def test_later_seeds_of_other_pairs_and_of_or_on_the_control_come_in_full_alone():
+def test_later_seeds_of_other_pairs_and_of_the_control_come_in_full_alone():
     found = headline_attacks(load_profile("laptop"))
     plain = [attack for attack in found if not attack.further]
     assert Counter((a.part, a.label) for a in plain) == {
-        ("pair", "white-box"): 6, ("pair", "eyeglasses"): 2, ("pair", "stop-sign"): 2, ("control", "white-box"): 4
+        ("pair", "white-box"): 6, ("pair", "eyeglasses"): 2, ("pair", "stop-sign"): 2, ("control", "white-box"): 2
     }  # fmt: skip
     assert all(attack.name.startswith("further-" if attack.further else "editor-") for attack in found)
     assert not any(attack.further for attack in headline_attacks(load_profile("smoke")))
