@@ -41,7 +41,6 @@ READS = {
     "05_collapse_in_full": ("editor-", "further-", "collapse-"),
     "06_disp_in_full": ("disp-",),
 }
-READS_IN_FULL = {"03_collapse_analysis": "further-"}  # with FULL=1 beside those
 # The notebooks of each study; those of FULL are added with FULL=1.
 STUDIES = {
     "all": ["01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"],
@@ -86,6 +85,7 @@ try:
     STUDY = choice("STUDY", "all", STUDIES)
     IN_FULL = choice("FULL", "0", ("0", "1")) == "1"
     NOTEBOOKS = STUDIES[STUDY] + (FULL[STUDY] if IN_FULL else [])
+    READS["03_collapse_analysis"] += ("further-",) * IN_FULL
     profile = runnable_profile(PROFILE, OVERRIDES)
 except ValueError as error:
     sys.exit(f"make figures: {error}")
@@ -123,8 +123,7 @@ def asks(job):
 
 
 def markers(notebook):
-    read = READS[notebook] + ((READS_IN_FULL[notebook],) if IN_FULL and notebook in READS_IN_FULL else ())
-    return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(read)]
+    return [f"{BUILD}/runs/{run}.json" for run in known if run.startswith(READS[notebook])]
 
 
 def first(run):
@@ -171,7 +170,7 @@ rule run:
     resources:
         **asks(profile.jobs.run),
     wildcard_constraints:
-        run="|".join(map(re.escape, set(known) - {"mdlm-poisoned"})),
+        run="|".join(re.escape(run) for run in known if run != "mdlm-poisoned"),
     message:
         "training {wildcards.run} (progress: {log})"
     shell:

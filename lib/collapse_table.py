@@ -20,7 +20,7 @@ from lib.grid import ENDS, attack_row
 from lib.intervals import ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
 from lib.poisoning import COALITIONS
 from lib.store import code_digest, write_atomic
-from lib.studies import Attack, headline_attacks
+from lib.studies import Attack, headline_attacks, pair_text
 
 ASR = tuple(f"asr_{name}" for name in COALITIONS)
 ADDED = tuple(f"added_{name}" for name in QUANTITIES)
@@ -34,18 +34,20 @@ def headline_rows(run: Run) -> pd.DataFrame:
     Further attacks are those of the store, or else rows of the committed FURTHER, where those whose model is in the
     store are written; a row of other code, settings or base models is left out.
     """
-    committed, rows = run.out / FURTHER, []
-    kept = pd.read_csv(committed).to_dict("records") if committed.exists() else []
+    committed, rows, further, computed = run.out / FURTHER, [], [], False
+    kept = pd.read_csv(committed, float_precision="round_trip").to_dict("records") if committed.exists() else []
     kept = {row["key"]: row for row in kept}
     for attack in tqdm(headline_attacks(run.profile), desc="attacks", leave=False):
         key, trained = row_key(run, attack), ("poisoned-editor", editor_spec(attack.run(run), attack.protocol))
-        if not attack.further or run.store.has(*trained):
-            rows.append({"made": "here", "key": key} | attack_row(run, attack))
-            kept |= {key: rows[-1] | {"made": "FULL=1"}} if attack.further else {}
-        elif key in kept:
-            rows.append(kept[key])
-    known = {row_key(run, attack) for attack in headline_attacks(run.profile) if attack.further}
-    if further := [row for key, row in kept.items() if key in known]:
+        here = not attack.further or run.store.has(*trained)
+        if not here and key not in kept:
+            continue
+        row = {"made": "here", "key": key} | attack_row(run, attack) if here else kept[key]
+        rows.append(row)
+        if attack.further:
+            further.append(row | {"made": "FULL=1"})
+            computed |= here
+    if computed:
         write_atomic(committed, pd.DataFrame(further).to_csv(index=False).encode())
     return pd.DataFrame(rows)
 
@@ -72,7 +74,7 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         pair = first["image_trigger"], first["text_trigger"]
         row = {"part": part, "name": "control" if part == "control" else label, "protocol": protocol}
         encoder = ", control encoder" if part == "control" else ""
-        row |= {"label": f"{' + '.join(pair).replace('-', ' ')}, {protocol.upper()}{encoder}", "rate": first["rate"]}
+        row |= {"label": f"{pair_text(pair)}, {protocol.upper()}{encoder}", "rate": first["rate"]}
         here = group["made"].eq("here").sum() if "made" in group else len(group)
         row |= {"seeds": len(group), "here": int(here), "attacks": len(done)}
         row |= {"n": int(first["n"]), "verdict": verdict(group)}

@@ -74,6 +74,11 @@ class Case:
         return with_settings(run, "disp", self.settings, self.seed)
 
 
+def pair_text(pair: tuple[str, str]) -> str:
+    """An image and a text trigger as a reader is told them: "white box + mignneko"."""
+    return " + ".join(pair).replace("-", " ")
+
+
 def _file_name(*words: str | int) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower())
 

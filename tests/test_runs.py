@@ -18,8 +18,7 @@ def command(monkeypatch, *arguments):
 
 def test_a_run_trains_and_its_marker_names_the_artifact(tmp_path, models, monkeypatch):
     profile = tiny.short_run(tmp_path, models).profile
-    overrides = {name: profile.model_dump(mode="json")[name] for name in ("models", "collapse", "disp")}
-    overrides = json.dumps(overrides | {"disp_grid": {"datasets": []}})
+    overrides = json.dumps({name: profile.model_dump(mode="json")[name] for name in ("models", "collapse", "disp")})
     monkeypatch.setattr(config, "BUILD", tmp_path)
     mark = tmp_path / "runs" / "mark.json"
     arguments = ("--profile", "smoke", "--seed", 0, "--overrides", overrides, "--mark", mark)

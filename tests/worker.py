@@ -134,8 +134,8 @@ def shards(folder: Path) -> None:
 def attack_by_command(folder: Path) -> None:
     """The same by `python -m lib.runs`."""
     profile = study(folder).profile.model_dump(mode="json")
-    overrides = {name: profile[name] for name in ("models", "collapse", "disp")} | {"disp_grid": {"datasets": []}}
-    config.BUILD, chosen = folder, ("--profile", "smoke", "--overrides", json.dumps(overrides))
+    overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
+    config.BUILD, chosen = folder, ("--profile", "smoke", "--overrides", overrides)
     sys.argv = ["lib.runs", "mdlm-poisoned", *chosen, "--mark", str(folder / "mark.json")]
     runs.main()
 
