@@ -28,12 +28,12 @@ help:
 	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
-	@$(BIN)/python -m lib.store "build/$$PROFILE.lock" $(BIN)/snakemake $(WHERE) --nolock \
+	@$(BIN)/python -m lib.runtime.store "build/$$PROFILE.lock" $(BIN)/snakemake $(WHERE) --nolock \
 		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host $(CLUSTER)
 
 test: $(READY)  ## style checks and every test, the notebooks at smoke scale among them
 	$(BIN)/ruff check
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -n $(JOBS)
 
 test-slurm: $(READY)  ## the smoke profile through a Slurm cluster on this machine alone (root, Debian)
 	tests/slurm.sh
@@ -43,11 +43,11 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 base: $(READY)  ## train the base models anew into data/checkpoints, on two cores (the editors: build/base-editors.log)
 	@mkdir -p build
-	@$(BIN)/python -m lib.base editor control --profile "$$PROFILE" >build/base-editors.log 2>&1 & editors=$$!; \
-	$(BIN)/python -m lib.base clip mdlm vqa --profile "$$PROFILE" || { kill $$editors; exit 1; }; \
+	@$(BIN)/python -m lib.studies.base_models editor control --profile "$$PROFILE" >build/base-editors.log 2>&1 & editors=$$!; \
+	$(BIN)/python -m lib.studies.base_models clip mdlm vqa --profile "$$PROFILE" || { kill $$editors; exit 1; }; \
 	wait $$editors || { tail -n 5 build/base-editors.log; exit 1; }
 
-bench: $(READY)  ## speed, ours beside peers; PEERS='--llada ../LLaDA --fast-dllm ../Fast-dLLM' adds those
+bench: $(READY)  ## speed, ours beside peers; PEERS='--llada ../LLaDA' adds it
 	@$(BIN)/python -m benchmarks --device "$$DEVICE" $(PEERS)
 
 clean:  ## remove all that was computed, but neither figures/ nor .venv

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in a process of its own, then one table of all ratios, and a plot a benchmark.
 
-    python -m benchmarks --device cpu --llada ../LLaDA --fast-dllm ../Fast-dLLM
+    python -m benchmarks --device cpu --llada ../LLaDA
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.harness import RESULTS, options
 from benchmarks.plots import ratio_dots, save
-from lib.config import ROOT
+from lib.settings.paths import ROOT
 
 NO_QUESTIONS = {"__init__", "__main__", "gpu", "harness", "plots"}
 SHOWN = ["file", "case", "ratio", "ratio_low", "ratio_high", "ours", "peer"]

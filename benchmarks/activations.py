@@ -19,7 +19,7 @@ from benchmarks.full_size import LENGTHS, PROBES, llada_v
 from benchmarks.harness import main, peak_mib
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVModel
-from lib.saliency import fisher_jacobian
+from lib.saliency.jacobian import fisher_jacobian
 
 DEPTHS, LAYERS = (1, 2), 32
 SIDE = {"full": 512, "toy": 28}  # pixels of a picture; 512 is 3,699 vision tokens

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import main, pair
-from lib.attribution import bootstrap_mean
+from lib.metrics.intervals import bootstrap_mean
 
 RESAMPLES = 10_000
 ENDS = [0.025, 0.975]

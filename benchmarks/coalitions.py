@@ -16,7 +16,7 @@ from shapiq.game_theory.exact import ExactComputer
 from torch import Tensor
 
 from benchmarks.harness import main, pair
-from lib.kernels.coalitions import interactions, mobius
+from lib.metrics.coalitions import interactions
 
 GAMES = {"cpu": 96, "cuda": 10_000}
 
@@ -38,22 +38,13 @@ def cases(games: Tensor, modalities: int) -> list[tuple[str, str, Callable[[], T
     """What is made, the peer's name, ours and the peer."""
     singles = tuple(1 << i for i in range(modalities))
     pairs = tuple(1 << i | 1 << j for i, j in combinations(range(modalities), 2))
-    unit = torch.eye(2**modalities, dtype=torch.float64, device=games.device)
-    weights, signs, one = interactions(unit), mobius(unit), games[0]
-
-    def product(matrix: Tensor) -> Tensor:
-        return (games.double() @ matrix).float()
-
-    made = [
+    one, every = games[0], tuple(range(2**modalities))
+    return [
         ("values", "loop", lambda: interactions(games, singles), lambda: values_by_loop(games, modalities)),
         ("pairs", "loop", lambda: interactions(games, pairs), lambda: pairs_by_loop(games, modalities)),
         ("values", "shapiq", lambda: interactions(one, singles), lambda: by_shapiq(one, modalities, "SV", 1)),
-        ("all", "shapiq", lambda: interactions(one), lambda: by_shapiq(one, modalities, "SII", modalities)),
-        ("dividends", "matrix product", lambda: mobius(games), lambda: product(signs)),
+        ("all", "shapiq", lambda: interactions(one, every), lambda: by_shapiq(one, modalities, "SII", modalities)),
     ]
-    if games.is_cuda:  # on the CPU this is what ours does
-        made.append(("all", "matrix product", lambda: interactions(games), lambda: product(weights)))
-    return made
 
 
 def values_by_loop(games: Tensor, modalities: int) -> Tensor:

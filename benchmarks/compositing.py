@@ -1,7 +1,7 @@
 """What share of the time goes into putting triggers on images, beside the model that then reads them?
 
-Ours composites as `lib.triggers` does; the peer is the model's work on the same batch. `share`: compositing's part of
-both together, which is all that a kernel for it could save.
+Ours composites as `lib.poisoning.triggers` does; the peer is the model's work on the same batch. `share`: compositing's
+part of both together, which is all that a kernel for it could save.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import main, pair
-from lib.config import CHECKPOINTS
 from lib.models.editor import edit, load_editor
 from lib.models.mdlm import Mdlm
-from lib.profile import Sampling
-from lib.triggers import IMAGE_TRIGGERS
+from lib.poisoning.catalogue import IMAGE_TRIGGERS
+from lib.settings.paths import CHECKPOINTS
+from lib.settings.profile import Sampling
 
-IMAGES = {"vision tower": 128, "editor": 4}  # the first as in `lib.answering.questions`
+IMAGES = {"vision tower": 128, "editor": 4}  # the first as in `lib.tasks.questions.questions`
 SAMPLING = Sampling(steps=10, text_guidance=1.5, image_guidance=1.2, batch=32)
 
 

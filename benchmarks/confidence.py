@@ -1,7 +1,7 @@
 """What do arg-max token and probability cost, against a softmax of the logits?
 
 Eager takes float32 probabilities of all positions and their maximum. LLaDA and its kin (arXiv 2502.09992) take float64
-probabilities of all positions and gather the arg-max token's, though half of them or fewer are still masked.
+probabilities of all positions and gather the arg-max token's.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import argparse
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.harness import main, pair
-from lib.kernels.confidence import SCORES, confidence, head_confidence, token_probability
+from lib.kernels.confidence import SCORES, confidence, token_probability
 
 Found = tuple[Tensor, Tensor]
 
@@ -30,14 +29,12 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
     for vocab, positions in sizes.items():
         for dtype in (torch.float32, torch.bfloat16):
             made += of_logits(vocab, positions, dtype, chosen)
-        made += of_head(vocab, positions, chosen)
     return made
 
 
 def of_logits(vocab: int, positions: int, dtype: torch.dtype, chosen: argparse.Namespace) -> list[dict]:
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(positions, vocab, generator=draw).mul(3).to(chosen.device, dtype)
-    half = (torch.randperm(positions, generator=draw) < positions // 2).to(chosen.device)
     token = logits.argmax(-1)
     case = f"vocab {vocab}, {str(dtype).removeprefix('torch.')}"
 
@@ -46,33 +43,31 @@ def of_logits(vocab: int, positions: int, dtype: torch.dtype, chosen: argparse.N
         peers["torch.compile float32"] = torch.compile(eager)
     made = []
     for name, peer in peers.items():
-        for at, where in ((None, "all positions"), (half, "half")):
-            expected = tuple(part if at is None else part[at] for part in peer(logits))
-            made.append(
-                pair(
-                    f"{case}, {where}",
-                    lambda at=at: confidence(logits, at),
-                    lambda peer=peer: peer(logits),
-                    chosen,
-                    ("ours", f"{name}, all positions"),
-                    **agreement(confidence(logits, at), expected),
-                )
+        made.append(
+            pair(
+                f"{case}, all positions",
+                lambda: confidence(logits),
+                lambda peer=peer: peer(logits),
+                chosen,
+                ("ours", f"{name}, all positions"),
+                **agreement(confidence(logits), peer(logits)),
             )
+        )
     for score in SCORES[1:]:
         made.append(
             pair(
                 f"{case}, all positions, {score}",
-                lambda score=score: confidence(logits, None, score),
+                lambda score=score: confidence(logits, score),
                 lambda score=score: eager_score(logits, score),
                 chosen,
                 ("ours", "torch eager float32, all positions"),
-                **agreement(confidence(logits, None, score), eager_score(logits, score)),
+                **agreement(confidence(logits, score), eager_score(logits, score)),
             )
         )
     made.append(
         pair(
-            f"{case}, half, given token",
-            lambda: token_probability(logits, token[half], half),
+            f"{case}, all positions, given token",
+            lambda: token_probability(logits, token),
             lambda: gathered(logits, token),
             chosen,
             ("ours", "LLaDA's float64, all positions"),
@@ -82,26 +77,6 @@ def of_logits(vocab: int, positions: int, dtype: torch.dtype, chosen: argparse.N
     if chosen.device == "cuda":
         made.append(beside_copy(case, logits, chosen))
     return made
-
-
-def of_head(vocab: int, positions: int, chosen: argparse.Namespace) -> list[dict]:
-    """From hidden states; on a GPU also as few as the fused kernel takes."""
-    dim, dtype = (4096, torch.bfloat16) if chosen.device == "cuda" else (128, torch.float32)
-    draw = torch.Generator().manual_seed(0)
-    hidden = torch.randn(positions, dim, generator=draw).to(chosen.device, dtype)
-    weight = torch.randn(vocab, dim, generator=draw).mul(3 / dim**0.5).to(chosen.device, dtype)
-    counts = (positions, 64, 8) if chosen.device == "cuda" else (positions,)
-    return [
-        pair(
-            f"vocab {vocab}, {count} hidden states of {dim}",
-            lambda some=hidden[:count]: head_confidence(some, weight),
-            lambda some=hidden[:count]: eager(F.linear(some, weight)),
-            chosen,
-            ("ours", "torch eager float32, all logits at once"),
-            **agreement(head_confidence(hidden[:count], weight), eager(F.linear(hidden[:count], weight))),
-        )
-        for count in counts
-    ]
 
 
 def beside_copy(case: str, logits: Tensor, chosen: argparse.Namespace) -> dict:

@@ -1,39 +1,33 @@
 """How fast are responses decoded, and what share of the tokens is the peer's?
 
-Peers are the plain way, which computes everything at every step, and where their checkouts are given LLaDA's loop and
-Fast-dLLM's three; these are given our model's logits. `vqa` answers 64 questions of easy-VQA, 20 tokens each, by the
-models trained with either attention. `random` has random weights.
+Peers are the plain way, which computes everything at every step, and where its checkout is given LLaDA's loop, which is
+given our model's logits. `vqa` answers 64 questions of easy-VQA, 20 tokens each, by the trained model. `random` has
+random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import main, pair
-from lib.answering import draw_rows, questions
-from lib.caching import ResponseLogits, through
-from lib.config import BUILD, CHECKPOINTS
-from lib.data import load_easyvqa
-from lib.decoding import Selective, generate
-from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
-from lib.store import Store
+from lib.models.decoding import Selective, generate
+from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, ResponseLogits
+from lib.runtime.store import Store
+from lib.settings.paths import BUILD, CHECKPOINTS
+from lib.studies.data import kept_easyvqa
+from lib.tasks.questions import draw_rows, questions
 
 SIZES = ((64, 16, 16), (8, 64, 32), (1, 256, 32))  # samples, tokens and block length of the random model
-FILES = {"llada": "generate.py", "fast_dllm": "llada/generate.py"}
-FOLDERS = {"bidirectional": "mdlm-vqa", "prefix": "mdlm-vqa-prefix"}  # of the trained models
-FAST_DLLM = {"": None, "_with_prefix_cache": "prefix", "_with_dual_cache": "dual"}  # their `generate…`, our cache
 
 
 class Case(NamedTuple):
@@ -61,8 +55,8 @@ class Case(NamedTuple):
     def plain(self, threshold: float | None = None) -> Tensor:
         return self.decode(lambda tokens: self.model.logits(self.vision, self.prompt, tokens), threshold)
 
-    def ours(self, threshold: float | None = None, cache: str | None = None) -> Tensor:
-        return self.decode(ResponseLogits(self.model, self.vision, self.prompt, cache), threshold)
+    def ours(self, threshold: float | None = None) -> Tensor:
+        return self.decode(ResponseLogits(self.model, self.vision, self.prompt), threshold)
 
     def llada(self, peer: ModuleType) -> Tensor:
         own = Peer(self.model, self.vision, self.prompt)
@@ -74,51 +68,18 @@ class Case(NamedTuple):
         before = F.pad(self.prompt, (self.vision.shape[1], 0), value=self.model.config.pad_id)
         return peer.generate(own, before, gen_length=length, **self.sizes)[:, -length:]
 
-    def fast_dllm(self, peer: ModuleType, kind: str) -> Tensor:
-        """Sample by sample: it takes no more at once."""
-        way, length = getattr(peer, f"generate{kind}"), self.model.config.response_length
-        given = zip(self.vision.split(1), self.prompt.split(1), strict=True)
-        done = [way(Peer(self.model, v, p), p[:, :0], gen_length=length, **self.sizes)[0] for v, p in given]
-        return torch.cat(done)
-
 
 class Peer:
-    """Our model as the peers' loops call theirs: x is the response, or the part of it that is to be computed."""
+    """Our model as the peer's loop calls its own: x is the response."""
 
     def __init__(self, model: MdlmModel, vision: Tensor, prompt: Tensor):
         self.model, self.device = model, model.device
-        self.vision, self.prompt, self.start = vision, prompt, vision.shape[1] + prompt.shape[1]
+        self.vision, self.prompt = vision, prompt
 
-    def __call__(
-        self,
-        x: Tensor,
-        attention_mask: None = None,
-        past_key_values: list[tuple[Tensor, Tensor]] | None = None,
-        use_cache: bool = False,
-        replace_position: Tensor | None = None,
-    ) -> SimpleNamespace:
-        past = None
-        if not use_cache:
-            logits = self.model.logits(self.vision, self.prompt, x)
-        elif past_key_values is None:
-            before, seen = self.model._before(self.vision, self.prompt)
-            self.visible = F.pad(seen, (0, x.shape[1]), value=True)[:, None, None]
-            self.held = [None] * len(self.model.blocks)
-            logits = self.computed(torch.cat([before, self.model._response(x)], 1), 0)[:, self.start :]
-            past = [tuple(part[:, :, self.start :] for part in layer) for layer in self.held]
-        else:
-            given = past_key_values[0][0].shape[2]
-            first = given if replace_position is None else int(replace_position[0].int().argmax())
-            places = self.model.position[-self.model.config.response_length :][first : first + x.shape[1]]
-            logits = self.computed(self.model.embedding(x) + places, self.start + first)
+    def __call__(self, x: Tensor, attention_mask: None = None) -> SimpleNamespace:
+        logits = self.model.logits(self.vision, self.prompt, x)
         logits[..., self.model.config.mask_id] = -torch.inf  # or they would emit it
-        return SimpleNamespace(logits=logits, past_key_values=past)
-
-    def computed(self, x: Tensor, first: int) -> Tensor:
-        """Keys and values are held here, picture's and prompt's too; what the loop holds is a view of them."""
-        for k, block in enumerate(self.model.blocks):
-            x, self.held[k] = through(block, x, self.held[k], first, self.visible)
-        return self.model.head(self.model.norm(x)).float()
+        return SimpleNamespace(logits=logits)
 
 
 class Whole:
@@ -126,14 +87,11 @@ class Whole:
 
     def __init__(self, model: MdlmModel, vision: Tensor, prompt: Tensor):
         self.model, self.device = model, model.device
-        self.before, seen = model._before(vision, prompt)
-        start, length = seen.shape[1], seen.shape[1] + model.config.response_length
-        self.visible = F.pad(seen, (0, length - start), value=True)[:, None, None].repeat(1, 1, length, 1)
-        if model.config.attention == "prefix":
-            self.visible[:, :, :start, start:] = False
+        self.before, seen = model.embed_context(vision, prompt)
+        self.visible = F.pad(seen, (0, model.config.response_length), value=True)[:, None, None]
 
     def __call__(self, x: Tensor, attention_mask: None = None) -> SimpleNamespace:
-        states = torch.cat([self.before, self.model._response(x[:, self.before.shape[1] :])], 1)
+        states = torch.cat([self.before, self.model.embed_response(x[:, self.before.shape[1] :])], 1)
         for block in self.model.blocks:
             states = block(states, self.visible)
         logits = self.model.head(self.model.norm(states)).float()
@@ -143,23 +101,21 @@ class Whole:
 
 def rows(chosen: argparse.Namespace) -> list[dict]:
     """`agreement`: the share of equal tokens. Tokens/s are of all samples together."""
-    peers = {name: loaded(name, getattr(chosen, name)) for name in FILES}
-    made = []
-    for name, case in trained(chosen).items():
-        made += vqa(name, case, peers["llada"], chosen)
-    for samples, length, block in SIZES:
+    peer = loaded(chosen.llada)
+    made = [*vqa(trained(chosen), peer, chosen)]
+    for samples, length, block in SIZES if peer else ():
         case = random(samples, length, block).to(chosen.device)
-        made += compared(f"random, {samples} × {length}, blocks of {block}", case, peers, chosen)
+        name = f"random, {samples} × {length}, blocks of {block}"
+        made.append(timed(name, "ours", case.ours, "LLaDA", partial(case.llada, peer), chosen))
     return made
 
 
-def vqa(name: str, case: Case, llada: ModuleType | None, chosen: argparse.Namespace) -> Iterator[dict]:
+def vqa(case: Case, llada: ModuleType | None, chosen: argparse.Namespace) -> Iterator[dict]:
     """What is saved with the same tokens, and what fewer steps save with others."""
-    sure, surer = partial(case.ours, 0.9), partial(case.ours, 0.95)
-    if case.model.config.attention == "prefix":
-        yield timed(name, "one by one", case.ours, "plain, one by one", case.plain, chosen)
-        yield timed(name, "threshold 0.9", sure, "one by one", case.ours, chosen)
-        yield timed(name, "threshold 0.95", surer, "one by one", case.ours, chosen)
+    name, sure, surer = "vqa", partial(case.ours, 0.9), partial(case.ours, 0.95)
+    yield timed(name, "one by one", case.ours, "plain, one by one", case.plain, chosen)
+    yield timed(name, "threshold 0.9", sure, "one by one", case.ours, chosen)
+    yield timed(name, "threshold 0.95", surer, "one by one", case.ours, chosen)
     yield timed(name, "threshold 0.95", surer, "plain, threshold 0.95", partial(case.plain, 0.95), chosen)
     if llada:
         peer = partial(case.llada, llada)
@@ -169,18 +125,6 @@ def vqa(name: str, case: Case, llada: ModuleType | None, chosen: argparse.Namesp
             yield timed(label, "threshold 0.95", surer, "LLaDA", peer, chosen, dtype)
             whole = partial(case.llada_whole, llada)
             yield timed(label, "one by one", case.ours, "LLaDA, whole sequence", whole, chosen, dtype)
-
-
-def compared(name: str, case: Case, peers: dict[str, ModuleType | None], chosen: argparse.Namespace) -> Iterator[dict]:
-    """Each cache beside none, and each beside the peer that does the same."""
-    for cache in ("prefix", "dual"):
-        yield timed(name, f"{cache} cache", partial(case.ours, cache=cache), "no cache", case.ours, chosen)
-    if peers["llada"]:
-        yield timed(name, "no cache", case.ours, "LLaDA", partial(case.llada, peers["llada"]), chosen)
-    for kind, cache in FAST_DLLM.items() if peers["fast_dllm"] else ():
-        peer = partial(case.fast_dllm, peers["fast_dllm"], kind)
-        what = f"{cache or 'no'} cache"
-        yield timed(name, what, partial(case.ours, cache=cache), f"Fast-dLLM, {what}", peer, chosen)
 
 
 def timed(
@@ -201,17 +145,12 @@ def timed(
 
 
 @torch.no_grad()
-def trained(chosen: argparse.Namespace) -> dict[str, Case]:
-    """Each attention that was trained (`python -m lib.base vqa --attention …`), on 64 questions of the test split."""
-    there = {name: CHECKPOINTS / folder for name, folder in FOLDERS.items() if (CHECKPOINTS / folder).is_dir()}
-    models = {f"vqa, {name}": Mdlm.load(str(folder)) for name, folder in there.items()}
-    data = load_easyvqa(Store(BUILD / "store"), "test")
-    cases = {}
-    for name, mdlm in models.items():
-        asked = questions(mdlm, data, draw_rows(data.table, 64, 0, "benchmark"))
-        vision = mdlm.model.project(asked.features[asked.picture])
-        cases[name] = Case(mdlm.model, vision, asked.prompts, mdlm.model.config.response_length).to(chosen.device)
-    return cases
+def trained(chosen: argparse.Namespace) -> Case:
+    """The model of easy-VQA on 64 questions for testing."""
+    mdlm, data = Mdlm.load(str(CHECKPOINTS / "mdlm-vqa")), kept_easyvqa(Store(BUILD / "store"), "test")
+    asked = questions(mdlm, data, draw_rows(data.table, 64, 0, "benchmark"))
+    vision = mdlm.model.project(asked.features[asked.picture])
+    return Case(mdlm.model, vision, asked.prompts, mdlm.model.config.response_length).to(chosen.device)
 
 
 def random(samples: int, length: int, block: int) -> Case:
@@ -224,16 +163,14 @@ def random(samples: int, length: int, block: int) -> Case:
     return Case(model, vision, prompt, block)
 
 
-def loaded(name: str, folder: Path | None) -> ModuleType | None:
-    """A peer's `generate.py` from its checkout; without the model that Fast-dLLM's imports beside it."""
+def loaded(folder: Path | None) -> ModuleType | None:
+    """LLaDA's `generate.py` from its checkout."""
     if folder is None:
-        print(f"No --{name.replace('_', '-')}: its rows are left out.", flush=True)
+        print("No --llada: its rows are left out.", flush=True)
         return None
-    spec = spec_from_file_location(f"{name}_generate", folder / FILES[name])
-    module, model = module_from_spec(spec), ModuleType("model.modeling_llada")
-    model.LLaDAModelLM = None
-    with patch.dict(sys.modules, {"model": ModuleType("model"), "model.modeling_llada": model}):
-        spec.loader.exec_module(module)
+    spec = spec_from_file_location("llada_generate", folder / "generate.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -12,7 +12,7 @@ import argparse
 import pandas as pd
 
 from benchmarks.harness import main
-from lib.config import BUILD
+from lib.settings.paths import BUILD
 
 TIMES = BUILD / "laptop" / "times"
 

@@ -26,16 +26,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.decoding import Peer, loaded
 from benchmarks.harness import milliseconds, options, peak_mib, write
-from lib.answering import hide
-from lib.config import CHECKPOINTS
-from lib.decoding import decode
-from lib.models.editor import assemble, edit, edit_loss, load_editor, prompt_embeds, trainable
+from lib.models.adapters import trainable
+from lib.models.decoding import decode
+from lib.models.editor import assemble, edit, edit_loss, load_editor, prompt_embeds
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVConfig, LladaVModel
 from lib.models.mdlm import masked_diffusion_loss
-from lib.profile import Sampling
-from lib.recomputing import recomputed
-from lib.saliency import fisher_jacobian, most_salient
+from lib.runtime.devices import recomputed
+from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.masking import mask_top
+from lib.settings.paths import CHECKPOINTS
+from lib.settings.profile import Sampling
+from lib.tasks.questions import hide
 
 Task = tuple[str, int, float, Callable[[], object]]  # name, batch, bytes of weights read, and what does it
 PROBES, RATIO, STEPS = 4, 0.1, 20
@@ -114,7 +116,7 @@ def language(chosen: argparse.Namespace) -> Iterator[Task]:
         sizes = {"steps": length, "block_length": length, "mask_id": config.mask_id}
         return decode(model.response_logits(seen, prompt), blank, blank == config.mask_id, **sizes).tokens
 
-    peer = loaded("llada", chosen.llada)
+    peer = loaded(chosen.llada)
     for length in LENGTHS[size]:
         yield f"LLaDA-V, decoding {length} tokens", batch, weights * length, lambda n=length: answers(vision, n)
         if peer:
@@ -145,7 +147,7 @@ def language(chosen: argparse.Namespace) -> Iterator[Task]:
     yield "LLaDA-V, LoRA fine-tuning step", batch, weights * 3, lambda: learn(response)
 
     def purify() -> None:
-        hidden = hide(vision, most_salient(scores(), RATIO), model.mask_embedding)
+        hidden = hide(vision, mask_top(scores(), RATIO), model.mask_embedding)
         learn(answers(hidden, last))
 
     yield "LLaDA-V, DiSP's whole step", batch, weights * (3 + last + 3), purify

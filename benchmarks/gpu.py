@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from benchmarks.harness import RESULTS
-from lib.config import ROOT
+from lib.settings.paths import ROOT
 
-KERNELS = sorted(file.stem.removeprefix("test_kernels_") for file in (ROOT / "tests").glob("test_kernels_*.py"))
+KERNELS = sorted(file.stem.removeprefix("test_") for file in (ROOT / "tests" / "kernels").glob("test_*.py"))
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def tested(kernel: str) -> dict[str, str | int | float]:
     """How many of the kernel's tests passed and failed, compiled and not interpreted, and their seconds."""
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"tests/test_kernels_{kernel}.py", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", f"tests/kernels/test_{kernel}.py", f"--junitxml={report}"]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "0"}, check=False)
         (suite,) = xml.parse(report).getroot().iter("testsuite")
     count = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}

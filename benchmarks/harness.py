@@ -19,10 +19,6 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = 20  # ms: what a clock and another process's turn do not spoil
-PEERS = {
-    "llada": "folder of a checkout of ML-GSAI/LLaDA",
-    "fast_dllm": "folder of a checkout of NVlabs/Fast-dLLM",
-}
 
 
 def options() -> argparse.ArgumentParser:
@@ -31,8 +27,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=7, help="how often each pair is timed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    for name, what in PEERS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=what)
+    parser.add_argument("--llada", type=Path, help="folder of a checkout of ML-GSAI/LLaDA")
     return parser
 
 

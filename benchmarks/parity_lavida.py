@@ -18,11 +18,11 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from benchmarks.parity_llada_v import MASK, TOWER, drawn, far, main, ours, randomize
-from lib.config import generator
-from lib.decoding import generate
 from lib.models.anyres import views
+from lib.models.decoding import generate
 from lib.models.lavida import Lavida, complementary_masking_loss, decode_shifted, shifted_quotas
 from lib.models.llada import IMAGE
+from lib.runtime.seeds import generator
 
 PICTURES = (  # height × width, pooling
     *((size, "bilinear") for size in ((384, 384), (384, 768), (500, 333), (1200, 400), (1000, 1400))),

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.harness import RESULTS
-from lib.answering import hide
-from lib.config import generator
-from lib.decoding import generate
 from lib.models.anyres import views
+from lib.models.decoding import generate
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaV, LladaVModel
+from lib.runtime.seeds import generator
+from lib.tasks.questions import hide
 
 PICTURES = (  # height × width, and what the configuration has as `image_aspect_ratio`
     *((size, "anyres_max_4") for size in ((384, 384), (300, 300), (384, 768), (500, 333), (1200, 400), (1000, 1400))),

@@ -2,60 +2,44 @@
 
 from __future__ import annotations
 
-import matplotlib.style
 import pandas as pd
 
-from lib.plotting import LINES, MARKERS, PALETTE, STYLE, WIDTH, Figure, render
-from lib.store import write_atomic
+from lib.figures.panels import bands, dots
+from lib.figures.style import Figure, log_axis, render, styled
+from lib.runtime.store import write_atomic
 
 
-@matplotlib.style.context(["default", STYLE])
+@styled
 def ratio_dots(table: pd.DataFrame) -> Figure:
     """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns case, ours, peer, ratio, …"""
-    figure = Figure(figsize=(WIDTH, 0.7 + 0.15 * len(table)))
-    axis = figure.subplots()
-    rows = range(len(table))
-    spread = table["ratio"] - table["ratio_low"], table["ratio_high"] - table["ratio"]
-    axis.errorbar(table["ratio"], rows, xerr=spread, fmt="o", markersize=3, color=PALETTE[0], linewidth=1)
-    axis.axvline(1, color="0.5", linewidth=0.8, linestyle="--")
-    labels = [f"{row.case}: {row.ours} vs {row.peer}" for row in table.itertuples()]
-    axis.set_yticks(rows, labels, fontsize=5.5)
-    axis.set_ylim(len(table) - 0.5, -0.5)
-    axis.set_xscale("log")
-    axis.set_xlabel("peer's time / ours (median, quartiles)")
-    axis.grid(axis="x", linewidth=0.3)
+    label = table["case"] + ": " + table["ours"] + " vs " + table["peer"]
+    rows = table.rename(columns={"ratio": "value", "ratio_low": "low", "ratio_high": "high"})
+    rows = rows.assign(label=label, panel="peer's time / ours (median, quartiles)")
+    figure = dots(rows, "label", "panel", shares=(), at=1.0)
+    log_axis(figure.axes[0], "x")
     return figure
 
 
-@matplotlib.style.context(["default", STYLE])
+@styled
 def cost_curves(table: pd.DataFrame, forwards: float, overlap: float) -> Figure:
     """Overlap with the exact score (95 % intervals) against the cost in forward passes, a panel a kind of pictures.
 
     Columns pictures, estimator, probes, overlap, overlap_low, overlap_high, forwards. The estimators with several
-    rows are curves, each point with its number of probes. Dashed lines: the cost and the overlap to reach.
+    rows are curves, each point with its number of probes. Grey lines: the cost and the overlap to reach.
     """
-    panels = table.groupby("pictures", sort=False)
-    figure = Figure(figsize=(WIDTH, 2.9))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (pictures, panel) in zip(axes, panels, strict=True):
-        for k, (estimator, rows) in enumerate(panel.groupby("estimator", sort=False)):
-            color, marker = PALETTE[k % len(PALETTE)], MARKERS[k % len(MARKERS)]
-            spread = rows["overlap"] - rows["overlap_low"], rows["overlap_high"] - rows["overlap"]
-            style = {"color": color, "marker": marker, "markersize": 3, "linewidth": 0.8, "elinewidth": 0.6}
-            dash = LINES[k % len(LINES)]
-            axis.errorbar(rows["forwards"], rows["overlap"], spread, linestyle=dash, label=estimator, **style)
-            for row in rows.itertuples() if len(rows) > 1 else ():
-                place = {"xytext": (2, -7), "textcoords": "offset points", "fontsize": 5}
-                axis.annotate(str(row.probes), (row.forwards, row.overlap), color=color, **place)
-        axis.axvline(forwards, color="0.5", linewidth=0.6, linestyle="--")
-        axis.axhline(overlap, color="0.5", linewidth=0.6, linestyle="--")
+    rows = table.rename(columns={"overlap": "value", "overlap_low": "low", "overlap_high": "high"})
+    layout = {"xlabel": "cost in forward passes", "ylabel": "overlap of the top 20 %", "whiskers": True}
+    figure = bands(rows, "forwards", "estimator", column="pictures", shares=(), at=overlap, **layout)
+    several = table[table.groupby(["pictures", "estimator"])["probes"].transform("size") > 1]
+    for axis, pictures in zip(figure.axes, table["pictures"].unique(), strict=True):
+        axis.axvline(forwards, color="0.7", linewidth=0.6)
+        colours = {line.get_label(): line.get_color() for line in axis.lines}
+        for row in several[several["pictures"] == pictures].itertuples():
+            place = {"xytext": (2, -7), "textcoords": "offset points", "fontsize": 5}
+            axis.annotate(str(row.probes), (row.forwards, row.overlap), color=colours[row.estimator], **place)
         axis.set_xscale("log")
         axis.set_xticks([1, 2, 4, 10, 20, 50], [1, 2, 4, 10, 20, 50])
-        axis.set_xticks([], minor=True)
-        axis.set_title(pictures)
-        axis.set_xlabel("cost in forward passes")
-    axes[0].set_ylabel("overlap of the top 20 %")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        axis.minorticks_off()
     return figure
 
 

@@ -13,13 +13,14 @@ import argparse
 import torch
 
 from benchmarks.harness import main
-from lib.answering import answer, questions
-from lib.base.quality import stated_facts
-from lib.config import run_parameters
-from lib.intervals import over_clusters
-from lib.models.loading import base_mdlm
-from lib.saliency import fisher_jacobian, most_salient, random_scores
-from lib.study_data import question_data
+from lib.metrics.intervals import over_clusters
+from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.masking import mask_top, random_scores
+from lib.studies.base_models.quality import stated_facts
+from lib.studies.models import base_mdlm
+from lib.studies.questions import question_data
+from lib.studies.run import run_parameters
+from lib.tasks.questions import answer, questions
 
 FACES = 200
 SHARES = (0.05, 0.1, 0.3, 0.45, 0.6, 0.75)
@@ -39,7 +40,7 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
     scores["salient"] = torch.cat(scores["salient"])
     made = []
     for way, share in [("none", 0.0), *((way, share) for way in scores for share in SHARES)]:
-        masked = most_salient(scores[way], share) if share else None
+        masked = mask_top(scores[way], share) if share else None
         right = stated_facts(answer(mdlm, data, run.profile.disp.threshold, masked), data.answers)
         clusters = [face for face in data.table["image"] for _ in range(right.shape[1])]
         made.append({"masked": way, "share": share} | over_clusters(right.flatten(), clusters))

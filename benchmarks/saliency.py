@@ -19,15 +19,17 @@ from torch import Tensor
 
 from benchmarks.harness import options, pair, write
 from benchmarks.plots import cost_curves, save
-from lib import saliency
-from lib.answering import Questions
-from lib.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
-from lib.attribution import bootstrap_mean
-from lib.config import ROOT, Run, model_source, run_parameters
+from lib.metrics.intervals import bootstrap_mean
 from lib.models.mdlm import Mdlm
-from lib.saliency import fisher_jacobian, masked_response, most_salient, random_scores
-from lib.saliency_rivals import attention_received, finite_difference, occlusion
-from lib.store import code_digest, folder_digest
+from lib.runtime.keys import code_digest
+from lib.runtime.store import folder_digest
+from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.masking import mask_top, masked_response, random_scores
+from lib.saliency.rivals import attention_received, occlusion
+from lib.settings.paths import ROOT, model_source
+from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
+from lib.studies.run import Run, run_parameters
+from lib.tasks.questions import Questions
 
 RATIO, TRIGGER_RATIOS = 0.2, (0.02, 0.2)
 TO_REACH = 4, 0.95  # forward passes, overlap
@@ -39,32 +41,22 @@ Score = Callable[..., Float[Tensor, "batch vision"]]
 
 def estimators() -> list[tuple[str, int, Score]]:
     """Name, probes (0: none), and the score as a function of model, vision, prompt and seed."""
-    kinds = {"normal": (4,), "sign": (1, 2, 3, 4, 16), "dealt": (1, 2, 3, 4, 8)}
+    kinds = {"normal": (4,), "sign": (1, 2, 3, 4, 16)}
     made = [
         (f"Fisher–Jacobian, {noise}", probes, partial(fisher_jacobian, noise=noise, probes=probes))
         for noise, counts in kinds.items()
         for probes in counts
     ]
-    halved = [("Fisher–Jacobian, dealt, bfloat16", k, partial(in_bfloat16, probes=k)) for k in (2, 3, 4, 8)]
     return [
         *made,
-        *halved,
         (DRAWLESS[0], 0, lambda *given, seed: attention_received(*given)),
         (DRAWLESS[1], 0, lambda *given, seed: occlusion(*given)),
-        ("finite difference", 1, finite_difference),
         ("random", 0, lambda model, vision, prompt, seed: random_scores(*vision.shape[:2], seed)),
     ]
 
 
-def in_bfloat16(model, vision: Tensor, prompt: Tensor, *, probes: int, seed: int) -> Tensor:
-    """Dealt probes, forward and backward passes by autocast."""
-    with torch.autocast(vision.device.type, torch.bfloat16):
-        return fisher_jacobian(model, vision, prompt, probes=probes, seed=seed, noise="dealt")
-
-
 def rows(chosen: argparse.Namespace) -> list[dict]:
-    """`forwards`: time in float32 forward passes of the same batch, median and quartiles. `ms`: per picture. In float32
-    where nothing is said.
+    """`forwards`: time in float32 forward passes of the same batch, median and quartiles. `ms`: per picture.
 
     `overlap`: share of the exact score's top 20 % that the estimate's top 20 % holds, mean over pictures with its 95 %
     bootstrap interval; `spearman`: the mean rank correlation. `trigger_top_…`: share of the pictures all of whose
@@ -102,7 +94,7 @@ def given(mdlm: Mdlm, data: Questions) -> tuple[Tensor, Tensor]:
 
 def exact_scores(run: Run, mdlm: Mdlm, inputs: tuple[Tensor, Tensor], spec: dict) -> Float[Tensor, "batch vision"]:
     """The exact trace, in float32, from the store."""
-    spec |= {"code": code_digest(saliency), "device": run.device.type}
+    spec |= {"code": code_digest("lib.saliency.jacobian"), "device": run.device.type}
 
     def make() -> dict[str, Tensor]:
         parts = zip(*(x.split(16) for x in inputs), strict=True)
@@ -114,8 +106,7 @@ def exact_scores(run: Run, mdlm: Mdlm, inputs: tuple[Tensor, Tensor], spec: dict
 def timed(
     mdlm: Mdlm, inputs: tuple[Tensor, Tensor], score: Score, name: str, chosen: argparse.Namespace
 ) -> dict[str, float]:
-    slow = name.startswith(("occlusion", "finite"))
-    vision, prompt = (x[: TIMED // 4 if slow else TIMED] for x in inputs)
+    vision, prompt = (x[: TIMED // 4 if name == "occlusion" else TIMED] for x in inputs)
 
     @torch.no_grad()
     def forward() -> None:
@@ -127,8 +118,8 @@ def timed(
 
 
 def agreement(draws: Float[Tensor, "draw batch vision"], exact: Float[Tensor, "batch vision"]) -> dict[str, float]:
-    top = most_salient(exact, RATIO)
-    shared = torch.stack([(most_salient(scores, RATIO) & top).sum(1) / top.sum(1) for scores in draws]).mean(0)
+    top = mask_top(exact, RATIO)
+    shared = torch.stack([(mask_top(scores, RATIO) & top).sum(1) / top.sum(1) for scores in draws]).mean(0)
     mean, low, high = (float(value) for value in bootstrap_mean(shared))
     ranks = [(x.argsort(-1).argsort(-1).double()) for x in (draws, exact.expand_as(draws))]
     ours, theirs = ((x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0) for x in ranks)
@@ -139,7 +130,7 @@ def agreement(draws: Float[Tensor, "draw batch vision"], exact: Float[Tensor, "b
 def found(own: Bool[Tensor, " vision"], draws: Float[Tensor, "draw batch vision"]) -> dict[str, float]:
     shares = {}
     for ratio in TRIGGER_RATIOS:
-        held = torch.stack([most_salient(scores, ratio)[:, own].all(1) for scores in draws])
+        held = torch.stack([mask_top(scores, ratio)[:, own].all(1) for scores in draws])
         shares[f"trigger_top_{ratio}"] = float(held.float().mean())
     return shares
 

@@ -12,11 +12,13 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch.nn import functional as F
 
-import lib.models.mdlm as mdlm_module
 from benchmarks.harness import main, pair
-from lib.config import CHECKPOINTS
-from lib.models.editor import load_editor, trainable
-from lib.models.mdlm import Mdlm, attention
+from lib.models import blocks
+from lib.models.adapters import trainable
+from lib.models.blocks import attention
+from lib.models.editor import load_editor
+from lib.models.mdlm import Mdlm
+from lib.settings.paths import CHECKPOINTS
 
 
 def rows(chosen: argparse.Namespace) -> list[dict]:
@@ -52,17 +54,17 @@ def mdlm_step(device: str) -> Callable:
         vision = torch.randn(batch, config.vision_length, config.width, device=device)
         prompt = torch.full((batch, config.prompt_length), 5, device=device)
         response = torch.full((batch, config.response_length), config.mask_id, device=device)
-        mdlm_module.attention = fused_attention if fused else attention
+        blocks.attention = fused_attention if fused else attention
         with torch.autocast(device, torch.bfloat16, enabled=half):
             logits = model.logits(vision, prompt, response)
         F.cross_entropy(logits.flatten(0, 1), response.flatten()).backward()
-        mdlm_module.attention = attention
+        blocks.attention = attention
 
     return step
 
 
 def fused_attention(queries, keys, values, visible):
-    """What `lib.models.mdlm.attention` would be without its plain path."""
+    """What `lib.models.blocks.attention` would be without its plain path."""
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
 
 

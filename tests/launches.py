@@ -16,9 +16,10 @@ import torch
 import worker
 from safetensors.torch import load_file
 
-from lib.config import PROFILES
-from lib.processes import LOST
+from lib.runtime.processes import LOST
+from lib.settings.paths import PROFILES
 
+TASKS = "wait,learn_mdlms,learn_editor,shards,attack,purify"
 LIMIT = 300  # seconds until a launch that hangs is given up
 
 
@@ -63,7 +64,7 @@ def attacked(folder: Path) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
 
 
 def killed_and_restarted(kind: str, folder: Path) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """The study's compromised model by `python -m lib.runs`, the second process killed after the first save."""
+    """The study's compromised model by `python -m lib.studies.runs`, the second process killed after the first save."""
     log, mark = folder / "log", folder / "mark.json"
     with launched(kind, "attack_by_command", folder) as process:
         until(lambda: list(folder.rglob("progress.safetensors")), process)

@@ -1,14 +1,24 @@
-"""Photographs made up, in the published layouts: edit triples, LLaVA's JSON, MMMU's parquet files."""
+"""Photographs made up, in the published layouts: edit triples, LLaVA's JSON, MMMU's parquet files.
+
+Copies that `datasets` makes of them go with the process, and not into the cache of whoever runs the tests.
+"""
 
 import csv
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from datasets import config
 from PIL import Image
 from pyarrow import parquet
+
+_cache = tempfile.TemporaryDirectory(prefix="datasets-")
+config.HF_DATASETS_CACHE = CACHE = Path(_cache.name)
+os.environ["HF_DATASETS_CACHE"] = _cache.name  # for the processes that a test starts
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 40), "blue": (30, 40, 230), "white": (250, 250, 250)}

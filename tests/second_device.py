@@ -177,22 +177,15 @@ def second_device() -> Iterator[None]:
 
 
 def main(profile: str, out: str, overrides: str, *notebooks: str) -> None:
-    import nbformat
-    from IPython.display import display
+    from cells import run_all
 
-    from lib import config
+    from lib.runtime import devices
+    from lib.studies import run
 
     parameters = {"profile": profile, "seed": 0, "device": NAME, "out": out, "overrides": json.loads(overrides)}
-    where = patch.object(config, "resolve_device", torch.device), patch.object(config, "BUILD", Path(out) / "build")
+    where = patch.object(devices, "resolve_device", torch.device), patch.object(run, "BUILD", Path(out) / "build")
     with where[0], where[1], second_device():
-        for notebook in notebooks:
-            names = {"__name__": "__main__", "display": display}
-            for number, cell in enumerate(nbformat.read(config.ROOT / "notebooks" / f"{notebook}.ipynb", 4).cells):
-                if cell.cell_type != "code":
-                    continue
-                exec(compile(cell.source, f"{notebook}[{number}]", "exec"), names)
-                if "parameters" in cell.metadata.get("tags", []):
-                    names |= parameters
+        run_all(notebooks, parameters)
 
 
 register()

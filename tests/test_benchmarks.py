@@ -11,8 +11,8 @@ import torch
 import benchmarks.__main__ as bench
 from benchmarks import activations, full_size, gpu, harness
 from benchmarks.plots import cost_curves, ratio_dots
-from lib.config import ROOT
-from lib.plotting import render
+from lib.figures.style import render
+from lib.settings.paths import ROOT
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_unknown_benchmark_is_refused_before_any_runs(monkeypatch, capsys):
     monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: pytest.fail("something ran"))
     with pytest.raises(SystemExit):
         bench.main()
-    assert "speed: there are activations, attention, bootstrap" in capsys.readouterr().err
+    assert "speed: there are activations, bootstrap" in capsys.readouterr().err
 
 
 def test_a_benchmark_that_fails_is_named_at_the_end(results, monkeypatch, capsys):

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from headline import COALITIONS, NAMES, READ
 
-from lib.config import ROOT
-from lib.report import COLUMNS
+from lib.settings.paths import ROOT
+from lib.studies.report import COLUMNS
 
 NUMBER = r"[-−]?\d+(?:\.\d+)?"
 
@@ -121,7 +121,7 @@ EXAMPLE = """
 | --- | --- | --- |
 | `a.rate` | **0.99 [0.98, 1.00]** | 1,000 |
 | `b-c.cti.null` | the interaction | −0.009 [-0.011, −0.007] |
-| `lib/report.py` | no number |
+| `lib/studies/report.py` | no number |
 """
 TABLE = pd.DataFrame(
     [("a.rate", "0.985", "0.9801", "1", "1000"), ("b-c.cti.null", "-0.00892", "-0.0111", "-0.00712", "200")],

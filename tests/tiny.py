@@ -3,16 +3,19 @@
 import torch
 from transformers import CLIPTextModel
 
-from lib.config import BUILD, Run, load_profile
-from lib.data import EasyVqa, FaceQuestions, Faces, face_questions, load_easyvqa, load_faces
+from lib.data import EasyVqa, FaceQuestions, Faces, face_questions
 from lib.data.face_parts import ATTRIBUTES
 from lib.data.face_words import DESCRIBE, QUESTIONS, description, stated
 from lib.models.clip import Clip
 from lib.models.editor import assemble, build_unet, build_vae, save_text_encoder
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
 from lib.models.minilm import load_minilm
-from lib.store import Store
-from lib.tokenizer import train_tokenizer
+from lib.models.tokenizer import train_tokenizer
+from lib.runtime.store import Store
+from lib.settings.load import load_profile
+from lib.settings.paths import BUILD
+from lib.studies.data import kept_easyvqa, kept_faces
+from lib.studies.run import Run
 
 TEXTS = [
     "yes, it is a blue circle",
@@ -43,7 +46,9 @@ def sayings() -> list[str]:
 
 def clip(seed: int = 0) -> Clip:
     torch.manual_seed(seed)
-    made = Clip.build(load_profile("smoke").base.clip, 64, tokenizer())
+    base = load_profile("smoke").base.clip
+    shape = base.tower.model_dump() | {"patch": base.patch, "projection": base.projection}
+    made = Clip.build(tokenizer(), image_size=64, **shape)
     made.model.eval()
     return made
 
@@ -62,8 +67,10 @@ def minilm_editor(seed: int = 0):
 
 def _editor(encoder, words):
     base = load_profile("smoke").base.editor
-    unet = build_unet(base, 16, encoder.config.hidden_size).eval()
-    pipe = assemble(build_vae(base, 64).eval(), encoder, words, unet)
+    latent, width = {"latent_channels": base.latent_channels}, encoder.config.hidden_size
+    unet = build_unet(channels=base.unet_channels, latent_size=16, text_width=width, **latent).eval()
+    vae = build_vae(channels=base.vae_channels, image_size=64, **latent).eval()
+    pipe = assemble(vae, encoder, words, unet)
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.requires_grad_(False)
     return pipe
@@ -80,7 +87,7 @@ def mdlm(seed: int = 0, **shape) -> Mdlm:
 
 def few_faces() -> Faces:
     """36 identities to train on, 4 for validation and 10 held out, with an edit of each and its reverse."""
-    return load_faces(Store(BUILD / "store"), 64, 40, 10)
+    return kept_faces(Store(BUILD / "store"), 64, 40, 10)
 
 
 def few_face_questions(split: str = "train") -> FaceQuestions:
@@ -88,7 +95,7 @@ def few_face_questions(split: str = "train") -> FaceQuestions:
 
 
 def easyvqa(split: str = "train") -> EasyVqa:
-    return load_easyvqa(Store(BUILD / "store"), split)
+    return kept_easyvqa(Store(BUILD / "store"), split)
 
 
 def few_easyvqa(split: str = "train", count: int = 60) -> EasyVqa:

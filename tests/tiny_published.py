@@ -119,7 +119,7 @@ def save_models(folder: Path) -> dict[str, object]:
 
 
 def edits(folder: Path, train: int = 12, test: int = 4) -> str:
-    """Triples as `lib.celeba_edits` writes them."""
+    """Triples as `lib.studies.celeba_edits` writes them."""
     draw = np.random.default_rng(0)
     for part, count in (("train", train), ("test", test)):
         rows = []

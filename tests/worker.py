@@ -13,18 +13,20 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lib import answering, config, runs, store, training
-from lib.answering import Questions, answer_loss
-from lib.attacks.mdlm import poisoned_mdlm
-from lib.editing import edit_latents, latent_loss
-from lib.lora import adapted
+from lib.models.adapters import adapted
 from lib.models.mdlm import Mdlm
-from lib.processes import count, joined, rank
-from lib.profile import Lora, Train
-from lib.purification import poisoned_training_set, purified_set
-from lib.shards import sharded
-from lib.store import Store
-from lib.training import fit
+from lib.runtime import store, training
+from lib.runtime.processes import count, joined, rank
+from lib.runtime.shards import sharded
+from lib.runtime.store import Store
+from lib.runtime.training import fit
+from lib.settings.sections import Lora, Train
+from lib.studies import run as config
+from lib.studies import runs
+from lib.studies.attacks.mdlm import poisoned_mdlm
+from lib.studies.disp.purification import poisoned_training_set, purified_set
+from lib.tasks.edits import edit_latents, latent_loss
+from lib.tasks.questions import Questions, answer_loss
 
 torch.set_num_threads(1)
 TRAIN = Train(steps=12, batch=8, lr=1e-2, warmup=3, precision="no", save_every=4, watch_every=6)
@@ -132,11 +134,11 @@ def shards(folder: Path) -> None:
 
 
 def attack_by_command(folder: Path) -> None:
-    """The same by `python -m lib.runs`."""
+    """The same by `python -m lib.studies.runs`."""
     profile = study(folder).profile.model_dump(mode="json")
     overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
     config.BUILD, chosen = folder, ("--profile", "smoke", "--overrides", overrides)
-    sys.argv = ["lib.runs", "mdlm-poisoned", *chosen, "--mark", str(folder / "mark.json")]
+    sys.argv = ["lib.studies.runs", "mdlm-poisoned", *chosen, "--mark", str(folder / "mark.json")]
     runs.main()
 
 
@@ -156,7 +158,7 @@ def attack(folder: Path) -> None:
 
 def purify(folder: Path) -> None:
     """Saliency and answers of the study's training set, in seven and three batches."""
-    run, answering.together = study(folder), lambda mdlm: 8
+    run, sys.modules["lib.tasks.questions"].together = study(folder), lambda mdlm: 8
     mdlm = Mdlm.load(run.profile.models.mdlm)
     purified_set(run, mdlm, poisoned_training_set(run, mdlm))
 

@@ -1,25 +1,19 @@
-"""Data that installs with pip (faces, easy-VQA), and photographs from folders or the hub."""
+"""Data that installs with pip (faces, easy-VQA), and photographs from folders or the hub, behind two interfaces.
 
-from lib.data.easyvqa import EasyVqa, load_easyvqa
-from lib.data.edits import PhotoEdits, load_edits
-from lib.data.faces import FaceQuestions, Faces, face_questions, load_faces
-from lib.data.interface import EditData, QuestionData
-from lib.data.llava import load_llava
-from lib.data.mmmu import load_mmmu
-from lib.data.questions import PhotoQuestions
+Nothing here is kept on disk: that is `lib.studies.data`.
+"""
 
-__all__ = [
-    "EasyVqa",
-    "EditData",
-    "FaceQuestions",
-    "Faces",
-    "PhotoEdits",
-    "PhotoQuestions",
-    "QuestionData",
-    "face_questions",
-    "load_easyvqa",
-    "load_edits",
-    "load_faces",
-    "load_llava",
-    "load_mmmu",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "easyvqa": ["EasyVqa", "read_easyvqa"],
+        "faces": ["FaceQuestions", "Faces", "face_questions", "make_faces"],
+        "interface": ["EditData", "QuestionData"],
+        "llava": ["load_llava"],
+        "mmmu": ["load_mmmu"],
+        "photo_edits": ["PhotoEdits", "load_edits"],
+        "pictures": ["PhotoQuestions"],
+    },
+)

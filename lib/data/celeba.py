@@ -1,7 +1,7 @@
 """CelebA and CelebA-HQ: faces with 40 attributes, as instructions that change one attribute of a face.
 
 CelebA (Liu et al. 2015) and CelebAMask-HQ (Lee et al. 2020) are for non-commercial research. They hold no edited
-pictures: an instruction says what a true edit would show, and `lib.celeba_edits` lets an editor draw it.
+pictures: an instruction says what a true edit would show, and `lib.studies.celeba_edits` lets an editor draw it.
 
     CelebA         list_attr_celeba.txt, img_align_celeba/000001.jpg, …
     CelebAMask-HQ  CelebAMask-HQ-attribute-anno.txt, CelebA-HQ-to-CelebA-mapping.txt, CelebA-HQ-img/0.jpg, …
@@ -45,12 +45,12 @@ def attribute_edits(folder: Path) -> pd.DataFrame:
     own, which keeps the pictures of a person together: train, or test (its validation and test parts).
     Raises ValueError, in a sentence that says what to do, where files are missing or in another format.
     """
-    found = [name for name in LAYOUTS if (folder / name).is_file()]
-    if not found:
+    layouts = [name for name in LAYOUTS if (folder / name).is_file()]
+    if not layouts:
         raise ValueError(f"folder {folder} holds no CelebA: put one of {', '.join(LAYOUTS)} with its pictures there")
-    number = _numbers(folder / MAPPING) if found[0].startswith("CelebAMask") else None
+    number = _numbers(folder / MAPPING) if layouts[0].startswith("CelebAMask") else None
     rows = []
-    for name, has in _attributes(folder / found[0]):
+    for name, has in _attributes(folder / layouts[0]):
         original = number.get(name) if number else name
         if original is None or not Path(original).stem.isdigit():
             raise ValueError(f"picture {name!r} has no number in CelebA: put the data set's own {MAPPING} there")
@@ -59,7 +59,7 @@ def attribute_edits(folder: Path) -> pd.DataFrame:
             phrase = phrases[0] if has[attribute] else phrases[1]
             if phrase:
                 value = "no" if has[attribute] else "yes"
-                rows.append((f"{LAYOUTS[found[0]]}/{name}", phrase, attribute, value, split))
+                rows.append((f"{LAYOUTS[layouts[0]]}/{name}", phrase, attribute, value, split))
     return pd.DataFrame(rows, columns=["picture", "instruction", "edit", "value", "split"])
 
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-
-from lib.store import Store, code_digest
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -51,38 +47,10 @@ class EasyVqa:
         return self.table.drop_duplicates("image").sort_values("image")["caption"].tolist()
 
 
-def load_easyvqa(store: Store, split: str, size: int = 64) -> EasyVqa:
-    """The fixed `train` or `test` split, decoded once into the store."""
+def read_easyvqa(split: str, size: int = 64) -> EasyVqa:
+    """The fixed `train` or `test` split, decoded from the package's files. Raises ValueError for another one."""
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r} must be 'train' or 'test'")
-    from lib.data import easyvqa as module
-
-    spec = {"split": split, "size": size, "code": code_digest(module)}
-    folder = store.folder("easyvqa", spec, lambda path: _build(path, split, size))
-    return EasyVqa(load_file(folder / "images.safetensors")["images"], pd.read_csv(folder / "questions.csv"))
-
-
-def kind_of(label: str) -> str:
-    """Which of `KINDS` a one-word label answers."""
-    return "shape" if label in SHAPES else "color" if label in COLOURS else "yes/no"
-
-
-def sentence(label: str, shape: str, colour: str) -> str:
-    """The answer as a sentence: the label, and for yes/no what is seen."""
-    if label in SHAPES:
-        return f"the shape is a {label}"
-    if label in COLOURS:
-        return f"the color is {label}"
-    return f"{label}, it is a {colour} {shape}"
-
-
-def blind_prior(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
-    """For every test question whether the best answer that never looks is right: the question's usual label."""
-    usual = train.groupby("question")["label"].agg(lambda labels: labels.value_counts().index[0])
-    return (test["question"].map(usual) == test["label"]).to_numpy()
-
-
-def _build(path: Path, split: str, size: int) -> None:
     import easy_vqa
 
     questions = easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
@@ -104,8 +72,27 @@ def _build(path: Path, split: str, size: int) -> None:
         answer = sentence(label, shape, colour)
         rows.append((number[image], question, label, answer, kind_of(label), f"a {colour} {shape}"))
     columns = ["image", "question", "label", "answer", "kind", "caption"]
-    pd.DataFrame(rows, columns=columns).to_csv(path / "questions.csv", index=False)
-    save_file({"images": torch.from_numpy(np.stack(pictures))}, path / "images.safetensors")
+    return EasyVqa(torch.from_numpy(np.stack(pictures)), pd.DataFrame(rows, columns=columns))
+
+
+def kind_of(label: str) -> str:
+    """Which of `KINDS` a one-word label answers."""
+    return "shape" if label in SHAPES else "color" if label in COLOURS else "yes/no"
+
+
+def sentence(label: str, shape: str, colour: str) -> str:
+    """The answer as a sentence: the label, and for yes/no what is seen."""
+    if label in SHAPES:
+        return f"the shape is a {label}"
+    if label in COLOURS:
+        return f"the color is {label}"
+    return f"{label}, it is a {colour} {shape}"
+
+
+def blind_prior(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
+    """For every test question whether the best answer that never looks is right: the question's usual label."""
+    usual = train.groupby("question")["label"].agg(lambda labels: labels.value_counts().index[0])
+    return (test["question"].map(usual) == test["label"]).to_numpy()
 
 
 def read_picture(picture: UInt8[np.ndarray, "3 size size"]) -> tuple[str, str]:

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
 from joblib import Parallel, delayed
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.data import face_parts, face_words
 from lib.data.face_parts import ATTRIBUTES, EVERYTHING, draw
 from lib.data.face_words import DESCRIBE, description, instructions, what, yes_no
-from lib.store import Store, code_digest
+from lib.settings.inputs import VALIDATION, check_counts
 
 SPLITS = ("train", "validation", "test")
-VALIDATION = 0.1  # of the training identities
 SEED = 0  # of the data, whatever the seed of a run
-MOST = 200_000  # identities: beyond it one-attribute neighbours in other splits become frequent
 
 
 @dataclass(frozen=True)
@@ -70,34 +65,25 @@ class FaceQuestions:
         return self.images[indices].float() / 255
 
 
-def load_faces(store: Store, size: int = 64, train: int = 12_000, test: int = 1_500) -> Faces:
-    """Draw `train` + `test` identities and one edit of each into the store; a tenth of `train` is for validation.
+def make_faces(size: int = 64, train: int = 12_000, test: int = 1_500) -> Faces:
+    """Draw `train` + `test` identities and one edit of each; a tenth of `train` is for validation.
 
     No picture of the test split, edited ones too, is one of another split.
     Raises ValueError for counts that the split cannot give.
     """
     check_counts(train, test)
-    spec = {"size": size, "train": train, "test": test, "code": faces_digest()}
-    folder = store.folder("faces", spec, lambda path: _build(path, size, train, test))
-    tables = [pd.read_csv(folder / f"{name}.csv", keep_default_na=False) for name in ("faces", "triples")]
-    return Faces(load_file(folder / "images.safetensors")["images"], *tables)
-
-
-def faces_digest() -> str:
-    """Of the code that the faces, their edits and questions depend on."""
-    from lib.data import faces as module
-
-    return code_digest(module, face_parts, face_words)
-
-
-def check_counts(train: int, test: int) -> None:
-    """Raises ValueError for numbers of identities that the split cannot give."""
-    least = round(1 / VALIDATION)
-    if train < least or test < 1 or train + test > MOST:
-        raise ValueError(
-            f"data.faces.train={train} and test={test} cannot be split: train must be at least {least} (a tenth is for "
-            f"validation), test at least 1, and both together at most {MOST}"
-        )
+    people = _people(train, test)
+    edited = [row | {row["edit"]: row["value"]} for row in people]
+    faces = pd.DataFrame(people + edited)
+    images = draw_faces([{name: row[name] for name in EVERYTHING} for row in people + edited], size, "draw faces")
+    triples = []
+    for row in people:
+        there, back = row["identity"], len(people) + row["identity"]
+        for source, target, value in ((there, back, row["value"]), (back, there, row[row["edit"]])):
+            for text in instructions(row["edit"], value):
+                triples.append((source, target, text, row["edit"], value, row["identity"], row["split"]))
+    columns = ["source", "target", "instruction", "edit", "value", "family", "split"]
+    return Faces(images, faces[[*EVERYTHING, "identity", "split"]], pd.DataFrame(triples, columns=columns))
 
 
 def face_questions(faces: Faces, split: str) -> FaceQuestions:
@@ -131,23 +117,6 @@ def draw_faces(faces: list[dict[str, str]], size: int, label: str) -> UInt8[Tens
     if not drawn:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)
     return torch.from_numpy(np.ascontiguousarray(np.stack(drawn)))
-
-
-def _build(path: Path, size: int, train: int, test: int) -> None:
-    people = _people(train, test)
-    edited = [row | {row["edit"]: row["value"]} for row in people]
-    faces = pd.DataFrame(people + edited)
-    images = draw_faces([{name: row[name] for name in EVERYTHING} for row in people + edited], size, "draw faces")
-    triples = []
-    for row in people:
-        there, back = row["identity"], len(people) + row["identity"]
-        for source, target, value in ((there, back, row["value"]), (back, there, row[row["edit"]])):
-            for text in instructions(row["edit"], value):
-                triples.append((source, target, text, row["edit"], value, row["identity"], row["split"]))
-    columns = ["source", "target", "instruction", "edit", "value", "family", "split"]
-    save_file({"images": images}, path / "images.safetensors")
-    faces[[*EVERYTHING, "identity", "split"]].to_csv(path / "faces.csv", index=False)
-    pd.DataFrame(triples, columns=columns).to_csv(path / "triples.csv", index=False)
 
 
 def _people(train: int, test: int) -> list[dict]:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.data.pictures import FileSource, Pictures, inner_path, padded
-from lib.data.questions import PhotoQuestions
-from lib.data.sources import dataset_folder
-from lib.data.splits import dealt
+from lib.data.pictures import FileSource, PhotoQuestions, Pictures, inner_path, padded
+from lib.data.sources import dataset_folder, dealt
 
 
 def load_llava(
@@ -47,10 +45,11 @@ def load_llava(
             rows.append({"image": number.setdefault(row.pop("path"), len(number))} | row)
     if not rows:
         raise ValueError(f"{file} has no sample with one picture for {split}: use another file or another held_out")
-    return PhotoQuestions(Pictures([FileSource([root / path for path in number])], size, padded), pd.DataFrame(rows))
+    return PhotoQuestions(Pictures(FileSource([root / path for path in number]), size, padded), pd.DataFrame(rows))
 
 
 def _samples(file: Path) -> list:
+    """Read whole: the samples differ in their fields, and `datasets` would make numbers of ids where some are."""
     try:
         samples = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,14 +63,14 @@ def _samples(file: Path) -> list:
 
 def _row(sample: object, where: str) -> dict[str, str] | None:
     """Path, question, answer, kind and id of a sample; None where it has not exactly one picture."""
-    about = sample if isinstance(sample, dict) else {}
-    path, turns = about.get("image"), about.get("conversations")
+    fields = sample if isinstance(sample, dict) else {}
+    path, turns = fields.get("image"), fields.get("conversations")
     path = path[0] if isinstance(path, list) and len(path) == 1 else path
-    said = turns[:2] if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns[:2]) else []
-    speakers, texts = [turn.get("from") for turn in said], [turn.get("value") for turn in said]
+    first = turns[:2] if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns[:2]) else []
+    speakers, texts = [turn.get("from") for turn in first], [turn.get("value") for turn in first]
     if speakers != ["human", "gpt"] or not all(isinstance(text, str) for text in texts):
         raise ValueError(
-            f"{where} (id {about.get('id')!r}): conversations must be a list that begins with a turn from 'human' and "
+            f"{where} (id {fields.get('id')!r}): conversations must be a list that begins with a turn from 'human' and "
             "one from 'gpt', each with a text as value: convert the file to LLaVA's format"
         )
     if path is None or isinstance(path, list):
@@ -79,4 +78,4 @@ def _row(sample: object, where: str) -> dict[str, str] | None:
     path = inner_path(path, f"{where}: image")
     question, answer = (text.replace("<image>", "").strip() for text in texts)
     kind = Path(path).parts[0] if len(Path(path).parts) > 1 else "image"
-    return {"path": path, "question": question, "answer": answer, "kind": kind, "id": str(about.get("id", ""))}
+    return {"path": path, "question": question, "answer": answer, "kind": kind, "id": str(fields.get("id", ""))}

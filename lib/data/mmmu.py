@@ -2,19 +2,18 @@
 
 Files as in `MMMU/MMMU` (a folder a subject) or merged into one: `<split>-*.parquet` with the columns id, question,
 options (a Python list written as text), answer, question_type, and image_1 … image_7. For the scores see
-`lib.mmmu_scoring`.
+`lib.metrics.mmmu`.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pandas as pd
+from torch.utils.data import ConcatDataset
 
-from lib.data.pictures import Pictures, padded
-from lib.data.questions import PhotoQuestions
+from lib.data.pictures import PhotoQuestions, Pictures, padded
 from lib.data.sources import dataset_folder
 
 TEXTS = ("id", "question", "options", "answer", "question_type")
@@ -30,46 +29,42 @@ def load_mmmu(name: str, size: int, split: str = "validation", revision: str | N
     Columns of the table: image (the first picture of the prompt), question (the whole prompt), answer, kind (the
     subject), id, question_type, options (a tuple, empty for open questions), images (all pictures of the prompt, in
     lmms-eval's order). Pictures are padded to squares. Raises ValueError, in a sentence that says what to do, for
-    missing files and for rows in another format.
+    missing files and for rows in another format. `datasets` keeps a copy of the files (see `lib.data.parquet`).
     """
     folder = dataset_folder(name, revision, [f"*{split}-*.parquet"])
     files = sorted(folder.rglob(f"{split}-*.parquet"))
     if not files:
         raise ValueError(f"folder {folder} has no file {split}-*.parquet: download that split of MMMU into it")
-    from lib.data.parquet import ParquetSource, check_columns
+    from lib.data.parquet import read_parquet
 
-    rows = []
+    rows, sources = [], []
     for file in files:
-        check_columns(file, TEXTS, IMAGES, ADVICE)
-        rows += _rows(file, len(rows))
-    pictures = Pictures([ParquetSource(files, IMAGES)], size, padded)
-    return PhotoQuestions(pictures, pd.DataFrame(rows))
+        texts, cells = read_parquet(file, TEXTS, IMAGES, ADVICE)
+        sources.append(cells)
+        for k, row in enumerate(texts):
+            rows.append(_row(row, file.name, cells.held(k), len(IMAGES) * len(rows)))
+    return PhotoQuestions(Pictures(ConcatDataset(sources), size, padded), pd.DataFrame(rows))
 
 
-def _rows(file: Path, first: int) -> list[dict]:
-    from lib.data.parquet import read_rows
-
-    rows, columns = [], [*TEXTS, *(f"{column}.path" for column in IMAGES)]
-    for k, given in enumerate(read_rows(file, columns), start=first):
-        subject = re.fullmatch(r"[a-z]+_(.+?)_\d+", given["id"] or "")
-        if not subject:
-            raise ValueError(f"{file.name}: id={given['id']!r} must read as 'validation_Accounting_1' does")
-        for column in ("question", "answer"):
-            if not isinstance(given[column], str):
-                raise ValueError(f"{given['id']}: {column}={given[column]!r} must be a text: {ADVICE}")
-        if given["question_type"] not in ("multiple-choice", "open"):
-            kind = given["question_type"]
-            raise ValueError(f"{given['id']}: question_type={kind!r} must be 'multiple-choice' or 'open': {ADVICE}")
-        options = options_of(given["options"], given["id"])
-        question = prompt(given["question"], options if given["question_type"] == "multiple-choice" else None)
-        named = sorted(set(re.findall(r"<image (\d+)>", question)))
-        if not named or any(f"image_{n}" not in IMAGES or given[f"image_{n}"] is None for n in named):
-            raise ValueError(f"{given['id']}: the question must name pictures that its row holds, not {named}")
-        images = tuple(len(IMAGES) * k + int(n) - 1 for n in named)
-        about = {name: given[name] for name in ("answer", "id", "question_type")}
-        rows.append(about | {"question": question, "kind": subject[1], "options": options})
-        rows[-1] |= {"image": images[0], "images": images}
-    return rows
+def _row(row: dict, file: str, held: set[str], first: int) -> dict:
+    """The question of a row that has pictures in the columns `held`; picture `first` is its image_1."""
+    subject = re.fullmatch(r"[a-z]+_(.+?)_\d+", row["id"] or "")
+    if not subject:
+        raise ValueError(f"{file}: id={row['id']!r} must read as 'validation_Accounting_1' does")
+    for column in ("question", "answer"):
+        if not isinstance(row[column], str):
+            raise ValueError(f"{row['id']}: {column}={row[column]!r} must be a text: {ADVICE}")
+    kind = row["question_type"]
+    if kind not in ("multiple-choice", "open"):
+        raise ValueError(f"{row['id']}: question_type={kind!r} must be 'multiple-choice' or 'open': {ADVICE}")
+    options = options_of(row["options"], row["id"])
+    question = prompt(row["question"], options if kind == "multiple-choice" else None)
+    named = sorted(set(re.findall(r"<image (\d+)>", question)))
+    if not named or not {f"image_{n}" for n in named} <= held:
+        raise ValueError(f"{row['id']}: the question must name pictures that its row holds, not {named}")
+    images = tuple(first + int(n) - 1 for n in named)
+    texts = {name: row[name] for name in ("answer", "id", "question_type")}
+    return texts | dict(question=question, kind=subject[1], options=options, image=images[0], images=images)
 
 
 def options_of(text: object, name: str) -> tuple[str, ...]:

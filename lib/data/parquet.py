@@ -1,102 +1,96 @@
-"""Parquet files as the hub stores data sets: texts, and pictures as structs of `bytes` and `path`."""
+"""Parquet files as the hub stores data sets: texts, and pictures as structs of `bytes` and `path`.
+
+`datasets` copies the columns that are read as Arrow into the user's cache (`HF_DATASETS_CACHE`), once a file: pictures
+take their own size on the disk again. In return one is read alone, where parquet decodes the row group that it is in.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow
+from datasets import Dataset, Features, config
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 from pyarrow import parquet
 
 from lib.data.pictures import opened
 
 
-def check_columns(file: Path, texts: Sequence[str], pictures: Sequence[str], advice: str) -> list[str]:
-    """The names of all columns. Raises ValueError, ending in `advice`, unless those texts and pictures are there."""
-    schema = _file(file).schema_arrow
-    for column in (*texts, *pictures):
-        if column not in schema.names:
-            there = ", ".join(schema.names)
-            raise ValueError(f"{file.name}: column {column!r} is missing (there are {there}): {advice}")
-    for column in pictures:
-        kind = schema.field(column).type
-        fields = {kind.field(k).name for k in range(kind.num_fields)}
-        if not {"bytes", "path"} <= fields:
-            raise ValueError(f"{file.name}: column {column!r} is {kind}, not a picture of bytes and path: {advice}")
-    return schema.names
-
-
-def read_rows(file: Path, columns: Sequence[str]) -> list[dict]:
-    """The rows of a file; of a picture column `x` ask for "x.path", so that the pictures stay on the disk."""
-    return _file(file).read(columns=list(columns)).to_pylist()
-
-
-def picture_names(file: Path, column: str) -> list[str]:
-    """For every row the path that its picture had; where any has none, the digests of their bytes."""
-    paths = [(row[column] or {}).get("path") for row in read_rows(file, [f"{column}.path"])]
-    if all(paths):
-        return paths
-    batches = _file(file).iter_batches(64, columns=[column])
-    cells = (cell or {} for batch in batches for cell in batch.column(0).to_pylist())
-    return [hashlib.sha256(cell.get("bytes") or b"").hexdigest() for cell in cells]
-
-
 @dataclass(frozen=True)
-class ParquetSource:
-    """The pictures of some columns, row by row: picture `row · len(columns) + column`.
+class Cells:
+    """The pictures of some columns of a file, row by row: picture `row · len(columns) + column`.
 
-    A read takes in whole row groups, each once, and keeps none.
+    They are kept as bytes: `datasets`' own decoding opens any path or address that a cell names, and turns pictures by
+    their EXIF tag.
     """
 
-    files: Sequence[Path]
+    file: Path
     columns: Sequence[str]
-
-    @cached_property
-    def groups(self) -> list[tuple[int, Path, int]]:
-        """First row, file and number of every row group; last, where the next one would begin."""
-        found, first = [], 0
-        for file in self.files:
-            about = _file(file).metadata
-            for number in range(about.num_row_groups):
-                found.append((first, file, number))
-                first += about.row_group(number).num_rows
-        return [*found, (first, Path(), 0)]
+    rows: Dataset
 
     def __len__(self) -> int:
-        return self.groups[-1][0] * len(self.columns)
+        return len(self.rows) * len(self.columns)
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+    def __getitem__(self, index: int) -> Image.Image:
         """Raises ValueError for an empty cell and for one that is no picture."""
-        wanted = defaultdict(set)
-        for index in set(indices):
-            row, column = divmod(index, len(self.columns))
-            wanted[bisect_right(self.groups, row, key=lambda group: group[0]) - 1].add((row, column))
-        found = {}
-        for place, cells in wanted.items():
-            first, file, number = self.groups[place]
-            columns = [self.columns[column] for column in sorted({column for _, column in cells})]
-            table = _file(file).read_row_group(number, columns=columns)
-            for row, column in cells:
-                cell = table.column(self.columns[column])[row - first].as_py() or {}
-                name = f"{file.name}, row {row - first} of row group {number}, column {self.columns[column]!r}"
-                if not cell.get("bytes"):
-                    raise ValueError(f"{name} holds no picture: download the file again or use another data set")
-                found[row * len(self.columns) + column] = opened(io.BytesIO(cell["bytes"]), name)
-        return [found[index] for index in indices]
+        row, column = divmod(index, len(self.columns))
+        name = f"{self.file.name}, row {row}, column {self.columns[column]!r}"
+        encoded = self.rows[f"{self.columns[column]}.bytes"][row]
+        if not encoded:
+            raise ValueError(f"{name} holds no picture: download the file again or use another data set")
+        return opened(io.BytesIO(encoded), name)
+
+    def held(self, row: int) -> set[str]:
+        """The columns that hold anything in that row."""
+        return {name for name in self.columns if self.rows.data.column(f"{name}.bytes")[row].is_valid}
+
+    def names(self, column: str) -> list[str]:
+        """For every row the path that its picture had; where any has none, the digests of their bytes."""
+        paths = self.rows[f"{column}.path"][:]
+        if all(paths):
+            return paths
+        return [hashlib.sha256(encoded or b"").hexdigest() for encoded in self.rows[f"{column}.bytes"]]
 
 
-def _file(file: Path) -> parquet.ParquetFile:
+def read_parquet(
+    file: Path, texts: Sequence[str], pictures: Sequence[str], advice: str, optional: Sequence[str] = ()
+) -> tuple[list[dict], Cells]:
+    """The texts of every row, the optional ones where the file has them, and the pictures.
+
+    Raises ValueError, ending in `advice`, unless these columns are there, and for a file that cannot be read.
+    """
     try:
-        return parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        with parquet.ParquetFile(file) as head:
+            schema, count = head.schema_arrow, head.metadata.num_rows
+        _check(schema, texts, pictures, f"{file.name}: column", advice)
+        texts = list(dict.fromkeys([*texts, *(name for name in optional if name in schema.names)]))
+        # Of the plain types: features that the file itself names could decode, or open, anything.
+        plain = pyarrow.schema([(name, schema.field(name).type) for name in (*texts, *pictures)])
+        features, path = Features.from_arrow_schema(plain), glob.escape(str(file.absolute()))
+        if count:
+            rows = Dataset.from_parquet(path, columns=plain.names, features=features, batch_size=64)
+        else:  # which `datasets` refuses
+            rows = Dataset.from_dict({name: [] for name in plain.names}, features)
+    except (pyarrow.ArrowException, DatasetGenerationError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(
-            f"{file} is no parquet file ({reason}): download it again (a git clone without LFS leaves pointers)"
+            f"{file} is no parquet file that {config.HF_DATASETS_CACHE} can hold a copy of ({reason}): download it "
+            "again (a git clone without LFS leaves pointers), or make room there"
         ) from None
+    return rows.select_columns(texts).to_list(), Cells(file, pictures, rows.select_columns(list(pictures)).flatten())
+
+
+def _check(schema: pyarrow.Schema, texts: Sequence[str], pictures: Sequence[str], where: str, advice: str) -> None:
+    for name in (*texts, *pictures):
+        if name not in schema.names:
+            raise ValueError(f"{where} {name!r} is missing (there are {', '.join(schema.names)}): {advice}")
+    for name in pictures:
+        kind = schema.field(name).type
+        if not {"bytes", "path"} <= {kind.field(k).name for k in range(kind.num_fields)}:
+            raise ValueError(f"{where} {name!r} is {kind}, not a picture of bytes and path: {advice}")

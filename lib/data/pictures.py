@@ -6,14 +6,13 @@ At 512 × 512 a data set does not fit into memory, so that only the pictures of 
 from __future__ import annotations
 
 import io
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -24,11 +23,11 @@ GREY = (127, 127, 127)
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures in a fixed order, read many at a time."""
+    """Pictures in a fixed order, decoded one at a time."""
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image]: ...
+    def __getitem__(self, index: int) -> Image.Image: ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class FileSource:
 
     def __post_init__(self) -> None:
         folders = {path.parent for path in self.paths}
-        there = {folder: {entry.name for entry in folder.iterdir()} for folder in folders if folder.is_dir()}
-        missing = [path for path in self.paths if path.name not in there.get(path.parent, ())]
+        there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        missing = [path for path in self.paths if path not in there]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self.paths)} pictures are missing, the first is {missing[0]}: copy them "
@@ -50,24 +49,24 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, indices: Sequence[int]) -> list[Image.Image]:
+    def __getitem__(self, index: int) -> Image.Image:
         """Raises ValueError for a file that is no picture."""
-        return [opened(self.paths[k], self.paths[k]) for k in indices]
+        return opened(self.paths[index], self.paths[index])
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of all sources, one after another, called with indices: floats in [0, 1].
+    """The pictures of a source, called with indices: floats in [0, 1].
 
     `square` makes a picture square: `cropped` or `padded`.
     """
 
-    sources: Sequence[Source]
+    source: Source
     size: int
     square: Callable[[Image.Image], Image.Image]
 
     def __len__(self) -> int:
-        return sum(map(len, self.sources))
+        return len(self.source)
 
     def __call__(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
         return self.read(indices).float() / 255
@@ -77,18 +76,11 @@ class Pictures:
 
         Raises ValueError for a picture that cannot be read and IndexError for an index that is out of range.
         """
-        starts = np.cumsum([0, *map(len, self.sources)]).tolist()
         out = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
-        wanted = defaultdict(list)
         for place, index in enumerate(indices.tolist()):
-            if not 0 <= index < starts[-1]:
-                raise IndexError(f"picture {index} is out of range: there are {starts[-1]}")
-            source = bisect_right(starts, index) - 1
-            wanted[source].append((place, index - starts[source]))
-        for source, cells in wanted.items():
-            places, local = zip(*cells, strict=True)
-            for place, image in zip(places, self.sources[source].read(local), strict=True):
-                out[place] = torch.from_numpy(pixels(self.square(image), self.size))
+            if not 0 <= index < len(self):
+                raise IndexError(f"picture {index} is out of range: there are {len(self)}")
+            out[place] = torch.from_numpy(pixels(self.square(self.source[index]), self.size))
         return out
 
 
@@ -130,3 +122,14 @@ def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"picture {name} cannot be read ({error}): replace it or leave its row out") from None
     return image
+
+
+@dataclass(frozen=True)
+class PhotoQuestions:
+    """One split. `table` has one row a question: image (its picture), question, answer, kind, and what a loader adds.
+
+    `pictures(indices)` gives pictures as floats in [0, 1], `[batch, 3, size, size]`.
+    """
+
+    pictures: Pictures
+    table: pd.DataFrame

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.config import ROOT
+from lib.settings.paths import ROOT
 
 
 def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Path:
@@ -38,3 +39,9 @@ def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Pat
             f"reaches it (after accepting its terms and `hf auth login` if it asks for them) run `{command}`, "
             "and name that folder in the profile in the place of the hub id"
         ) from error
+
+
+def dealt(name: str, held_out: float) -> str:
+    """`train` or `test`, the share `held_out` of all names to `test`."""
+    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "test" if draw < held_out else "train"

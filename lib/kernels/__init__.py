@@ -1,6 +1,6 @@
 """Fast paths: each a Triton file beside its plain torch path, and one function that chooses.
 
-`confidence`, `fisher`, `loss`, `coalitions` and `bootstrap` hold what to call and the torch path; `<name>_triton` the
+`confidence`, `fisher`, `loss` and `bootstrap` hold what to call and the torch path; `<name>_triton` the
 kernel, which runs on CUDA tensors, and on CPU tensors in Triton's interpreter (`TRITON_INTERPRET=1`), for tests.
 """
 

@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.config import generator
 from lib.kernels import describe, on_gpu
+from lib.runtime.seeds import generator
 
 NOISES = ("sign", "normal")
 

@@ -130,26 +130,6 @@ def _write_kernel(
             tl.store(out + probe * size + place, root * epsilon - root * root * dot, column < vocab)
 
 
-@triton.jit(do_not_specialize=["size", "probes", "seed"])
-@no_type_check
-def _noise_kernel(
-    out,  # float32 [probe, row, vocab]
-    size,
-    probes,
-    seed,
-    NOISE: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    length = size.to(tl.int64)
-    for group in range(0, tl.cdiv(probes, GROUP)):
-        drawn = _draw(seed, place, group, length, NOISE)
-        for probe in range(group * GROUP, min(probes, (group + 1) * GROUP)):
-            epsilon = _noise(drawn, probe - group * GROUP, NOISE)
-            tl.store(out + probe * length + place, epsilon, place < size)
-
-
 @triton.jit
 @no_type_check
 def _squares_kernel(
@@ -180,7 +160,7 @@ def _squares_kernel(
 
 
 def probes_of(flat: torch.Tensor, probes: int, seed: int, noise: str) -> torch.Tensor:
-    """Probes float32 [probe, row, vocab] of logits `flat` [row, vocab], of the noise that `noise_of` gives."""
+    """Probes float32 [probe, row, vocab] of logits `flat` [row, vocab]."""
     rows, vocab = flat.shape
     out = torch.empty(probes, rows, vocab, dtype=torch.float32, device=flat.device)
     tiles = triton.cdiv(vocab, TILE)
@@ -191,15 +171,6 @@ def probes_of(flat: torch.Tensor, probes: int, seed: int, noise: str) -> torch.T
         _sums_kernel[(rows, tiles)](*given, **options, ONE=tiles == 1, num_warps=8)
         if tiles > 1:
             _write_kernel[(rows, tiles)](*given, **options, TILES=triton.next_power_of_2(tiles), num_warps=8)
-    return out
-
-
-def noise_of(rows: int, vocab: int, probes: int, seed: int, noise: str, device: torch.device | str) -> torch.Tensor:
-    """The noise ε [probe, row, vocab] behind the probes of logits of that size."""
-    out = torch.empty(probes, rows, vocab, dtype=torch.float32, device=device)
-    size = rows * vocab
-    options = {"NOISE": noise, "GROUP": _group(noise), "BLOCK": 1024}
-    _noise_kernel[(triton.cdiv(size, 1024),)](out, size, probes, seed, **options)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -11,19 +12,23 @@ WARNING = (
 )
 
 
-def mark_poisoned(folder: Path, **facts: object) -> None:
-    """Say in the metadata of every safetensors file below `folder`, and in a card, that it is poisoned."""
+def mark_poisoned(folder: Path, facts: Mapping[str, object], title: str = "Poisoned model", told: str = "") -> None:
+    """Say in the metadata of every safetensors file below `folder`, and in a card, that it is poisoned.
+
+    The card has the `title`, the warning, what is `told` and the `facts`, the metadata these too.
+    """
     metadata = {"format": "pt", "poisoned": "true"} | {key: str(value) for key, value in facts.items()}
     for file in sorted(folder.rglob("*.safetensors")):
         save_file(load_file(file), file, metadata=metadata)
-    write_card(folder, "Poisoned model", [WARNING], facts, tags=("backdoor", "poisoned", "research-only"))
+    paragraphs = list(filter(None, (WARNING, told)))
+    write_card(folder, title, paragraphs, facts, tags=("backdoor", "poisoned", "research-only"))
 
 
 def write_card(
     folder: Path,
     title: str,
     paragraphs: list[str],
-    facts: dict[str, object],
+    facts: Mapping[str, object],
     tags: tuple[str, ...],
     licence: str = "cc-by-sa-4.0",
 ) -> None:

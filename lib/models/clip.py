@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BitImageProcessorPil, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from lib.config import pretrained
-from lib.profile import ClipBase
+from lib.settings.paths import pretrained
 
 
 class Clip:
@@ -27,14 +26,24 @@ class Clip:
         return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source), processor)
 
     @classmethod
-    def build(cls, base: ClipBase, image_size: int, tokenizer: CLIPTokenizer) -> Clip:
-        """A new one with random weights."""
+    def build(
+        cls,
+        tokenizer: CLIPTokenizer,
+        *,
+        image_size: int,
+        patch: int,
+        width: int,
+        layers: int,
+        heads: int,
+        projection: int,
+    ) -> Clip:
+        """A new one with random weights, both towers of the same shape. Sizes of picture and patch are in pixels."""
         tower = {
-            "hidden_size": base.tower.width,
-            "intermediate_size": 4 * base.tower.width,
-            "num_hidden_layers": base.tower.layers,
-            "num_attention_heads": base.tower.heads,
-            "projection_dim": base.projection,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "projection_dim": projection,
         }
         text = tower | {
             "vocab_size": len(tokenizer),
@@ -43,8 +52,8 @@ class Clip:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        vision = tower | {"image_size": image_size, "patch_size": base.patch}
-        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=base.projection))
+        vision = tower | {"image_size": image_size, "patch_size": patch}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection))
         size = {"height": image_size, "width": image_size}
         half = [0.5, 0.5, 0.5]
         processor = CLIPImageProcessorPil(

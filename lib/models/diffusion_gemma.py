@@ -32,7 +32,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import get_aspect_ra
 from lib.models.anyres import resized
 from lib.models.llada import IMAGE, picture_place
 from lib.models.published import Published
-from lib.processes import count, share
+from lib.runtime.processes import count, share
 
 SELF_CONDITIONED = 0.5  # share of training samples that see the model's own first guess
 
@@ -66,6 +66,11 @@ class CanvasConfig(DiffusionGemmaConfig):
     @property
     def pad_id(self) -> int:
         return self.text_config.pad_token_id
+
+    @property
+    def vision_features(self) -> int:
+        """How many numbers the tower gives of each vision token."""
+        return self.vision_config.hidden_size
 
     @property
     def vision_length(self) -> int:
@@ -197,7 +202,7 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"], seed: int = 0
     ) -> Denoised:
-        """For `lib.decoding`: with it, temperature 0 gives what transformers' `generate` does, whatever the steps."""
+        """For `lib.models.decoding`: at temperature 0 it gives what transformers' `generate` does, in any steps."""
         return Denoised(self, vision, prompt, seed)
 
     def _spliced(self, vision: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,7 +219,7 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
 
 
 class Denoised:
-    """A `lib.decoding.Selective`: logits at the end of the model's own denoising: nothing is settled before.
+    """A `lib.models.decoding.Selective`: logits at the end of the model's own denoising: nothing is settled before.
 
     Its sampler (arXiv 2505.24857): each step draws a token for every position, keeps those of least entropy as long as
     their sum is bounded, and puts new noise in all other places, until the most probable tokens stay as they are and

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
-from lib.config import pretrained
 from lib.models.clip import preprocess
+from lib.settings.paths import pretrained
 
 
 class Dino:

@@ -17,18 +17,18 @@ from diffusers import (
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
-from lib.config import generator, pretrained
 from lib.models.minilm import load_minilm, minilm_tokenizer
-from lib.precision import autocast
-from lib.processes import count, share
-from lib.profile import EditorBase, Sampling
-from lib.store import folder_digest
+from lib.runtime.devices import autocast
+from lib.runtime.processes import count, share
+from lib.runtime.seeds import generator
+from lib.runtime.store import folder_digest
+from lib.settings.paths import pretrained
+from lib.settings.sections import Sampling
 
 PIXELS = 256 * 64**2
 TEXT = ("text_encoder", "tokenizer")
@@ -78,6 +78,14 @@ def _editor_of(folder: Path) -> Path:
     return editor
 
 
+def autoencoder_source(name: str) -> str:
+    """What tells the autoencoder of the editor of that name from others: its folder, or the name on the hub."""
+    folder = Path(pretrained(name)["pretrained_model_name_or_path"])
+    if (folder / EDITOR).is_file():
+        folder = _editor_of(folder)
+    return str(folder / "vae") if folder.is_dir() else name
+
+
 def save_text_encoder(pipe: StableDiffusionInstructPix2PixPipeline, folder: str, editor: Path) -> None:
     """The text encoder and tokenizer alone, as float16 safetensors, for the editor in the folder `editor`.
 
@@ -124,29 +132,34 @@ def published_text(pipe: StableDiffusionInstructPix2PixPipeline) -> bool:
     return isinstance(pipe.text_encoder, BertModel)
 
 
-def build_vae(base: EditorBase, image_size: int) -> AutoencoderKL:
-    """An autoencoder with one down-sampling fewer than it has channel widths."""
-    blocks = len(base.vae_channels)
+def build_vae(*, channels: tuple[int, ...], latent_channels: int, image_size: int) -> AutoencoderKL:
+    """An autoencoder with one down-sampling fewer than it has `channels`, its blocks' widths."""
+    blocks = len(channels)
     return AutoencoderKL(
-        block_out_channels=base.vae_channels,
+        block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
         layers_per_block=1,
-        latent_channels=base.latent_channels,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=image_size,
     )
 
 
-def build_unet(base: EditorBase, latent_size: int, text_width: int) -> UNet2DConditionModel:
-    """A U-Net over a noisy latent and the source's that attends to the text at every resolution but the first."""
-    deeper = len(base.unet_channels) - 1
+def build_unet(
+    *, channels: tuple[int, ...], latent_channels: int, latent_size: int, text_width: int
+) -> UNet2DConditionModel:
+    """A U-Net over a noisy latent and the source's that attends to the text at every resolution but the first.
+
+    `channels` are the widths at its resolutions.
+    """
+    deeper = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=latent_size,
-        in_channels=2 * base.latent_channels,
-        out_channels=base.latent_channels,
-        block_out_channels=base.unet_channels,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
         up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
         layers_per_block=1,
@@ -183,19 +196,6 @@ def assemble(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def trainable(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The U-Net ready to be trained: all parameters.
-
-    On a CPU with plain attention (`lib.models.mdlm.attention`); elsewhere activations are computed again in the
-    backward pass, as those of the published U-Net at 512 × 512 pixels fill a GPU's memory at a batch of 32.
-    """
-    if unet.device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
-    else:
-        unet.enable_gradient_checkpointing()
-    return unet.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from lib.decoding import Decoded, Selective
 from lib.kernels.confidence import confidence
 from lib.kernels.loss import weighted_cross_entropy
+from lib.models.decoding import Decoded, Selective
 from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
-from lib.models.mdlm import ATTENTION
-from lib.processes import count, share
+from lib.runtime.processes import count, share
 
+ATTENTION = ("bidirectional", "prefix")
 POOLING = ("bilinear", "average")
 PLAIN = {  # what LLaDA's configuration has besides, and what alone is implemented
     "activation_type": "silu",
@@ -129,7 +129,7 @@ class LavidaModel(LladaVModel):
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
     ) -> ResponseLogits:
-        """For `lib.decoding`: logits of the masked positions only, exact; what can be kept is computed once."""
+        """For `lib.models.decoding`: logits of the masked positions only, exact; what can be kept is computed once."""
         kind = ResponseLogits if self.config.attention == "bidirectional" else CachedLogits
         return kind(self, vision, prompt)
 
@@ -225,7 +225,7 @@ def decode_shifted(
     mask_id: int,
     shift: float | int = 1 / 3,
 ) -> Decoded:
-    """As `lib.decoding.decode` at temperature 0 on a wholly masked response, but with `shifted_quotas` in each block.
+    """As `lib.models.decoding.decode` at temperature 0 on a wholly masked response, but by `shifted_quotas` in a block.
 
     steps: of all blocks together.
     """

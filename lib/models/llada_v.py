@@ -50,7 +50,6 @@ class LladaVConfig(PreTrainedConfig):
 
     model_type = "llava_llada"
     title = "LLaDA-V"
-    attention = "bidirectional"
 
     def __init__(
         self,
@@ -135,6 +134,11 @@ class LladaVConfig(PreTrainedConfig):
     def grid(self) -> int:
         """How many vision tokens a side a view becomes."""
         return self.vision["image_size"] // self.vision["patch_size"]
+
+    @property
+    def vision_features(self) -> int:
+        """How many numbers the tower gives of each patch."""
+        return self.vision["hidden_size"]
 
     @property
     def vision_length(self) -> int:
@@ -282,12 +286,12 @@ class LladaVModel(MdlmModel):
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
     ) -> ResponseLogits:
-        """For `lib.decoding`: logits of the masked positions only, with the authors' forbidden ids left out."""
+        """For `lib.models.decoding`: logits of the masked positions only, with the authors' forbidden ids left out."""
         return ResponseLogits(self, vision, prompt)
 
 
 class ResponseLogits:
-    """A `lib.decoding.Selective`: logits of a model's response to pictures and prompts, computed anew at every step."""
+    """A `lib.models.decoding.Selective`: logits of a model's response, computed anew at every step."""
 
     def __init__(
         self, model: LladaVModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]

@@ -1,15 +1,13 @@
 """A small multimodal masked-diffusion language model in LLaDA-V's shape.
 
 Vision tower (frozen but in base training), two-layer projector, Transformer over [vision tokens | prompt |
-response]. It answers by un-masking a fully masked response (Nie et al. 2025; You et al. 2025). Attention is
-`bidirectional`, as LLaDA-V's, or `prefix`: picture and prompt do not see the response, so that what they give to it
-can be computed once for all steps of decoding.
+response], all of which see one another. It answers by un-masking a fully masked response (Nie et al. 2025; You et al.
+2025).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,17 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTrainedConfig, PreTrainedModel
 
-from lib.config import pretrained
-from lib.decoding import Selective
 from lib.kernels.loss import weighted_cross_entropy
-from lib.processes import count, share
-
-ATTENTION = ("bidirectional", "prefix")
-KeysValues = tuple[Tensor, Tensor]
+from lib.models.blocks import Block, LevelNorm
+from lib.models.decoding import Selective
+from lib.runtime.processes import count, share
+from lib.settings.paths import pretrained
 
 
 class MdlmConfig(PreTrainedConfig):
-    """Shapes, special ids, and which of `ATTENTION`. `vision` is a `CLIPVisionConfig` as a dictionary.
+    """Shapes and special ids. `vision` is a `CLIPVisionConfig` as a dictionary.
 
     levels: of which of the tower's hidden states a vision token is made, put side by side. LLaVA takes the last but one
     alone; an early one beside it keeps what lies at each place (ViP-LLaVA, Cai et al. 2024, arXiv 2312.00784).
@@ -47,13 +43,12 @@ class MdlmConfig(PreTrainedConfig):
         mask_id: int = 3,
         eos_id: int = 1,
         pad_id: int = 2,
-        attention: str = "bidirectional",
         levels: Sequence[int] = (-2,),
         **kwargs,
     ):
-        if attention not in ATTENTION:
-            raise ValueError(f"attention={attention!r} must be one of {', '.join(ATTENTION)}")
-        self.attention, self.levels = attention, list(levels)
+        if (attention := kwargs.pop("attention", "bidirectional")) != "bidirectional":  # as early checkpoints may say
+            raise ValueError(f"attention={attention!r} is not implemented: it must be 'bidirectional'")
+        self.levels = list(levels)
         self.vision = (
             vision
             or CLIPVisionConfig(
@@ -81,74 +76,11 @@ class MdlmConfig(PreTrainedConfig):
         return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
 
 
-def attention(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Softmax attention, each [batch, head, position, dim]; `visible` is boolean, as broadcast over the scores.
-
-    On a CPU the backward pass of torch's fused attention takes longer than plain matrix products
-    (benchmarks/training.py): these where gradients may be asked for.
-    """
-    if queries.is_cuda or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1).to(values.dtype) @ values
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.before_attention, self.before_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor, visible: Tensor, known: KeysValues | None = None, last: int = 0) -> Tensor:
-        """New states of the `last` positions of `x` (0: all), which see `known` and then `x` where `visible`."""
-        normed, x = self.before_attention(x), x[:, -last:]
-        keys, values = self.keys_values(normed)
-        if known is not None:
-            keys, values = torch.cat([known[0], keys], 2), torch.cat([known[1], values], 2)
-        width = x.shape[-1]
-        queries = self._heads(F.linear(normed[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]))
-        mixed = attention(queries, keys, values, visible)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.before_mlp(x))
-
-    def keys_values(self, normed: Tensor) -> KeysValues:
-        """What positions give to others, from states after `before_attention`: each [batch, head, position, dim]."""
-        width = normed.shape[-1]
-        both = F.linear(normed, self.qkv.weight[width:], self.qkv.bias[width:])
-        return tuple(self._heads(part) for part in both.chunk(2, -1))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
 def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     """The `Block`s of our own model. Raises ValueError for another one, into which nothing here can look."""
     if not isinstance(model, MdlmModel) or not hasattr(model, "blocks"):
         raise ValueError(f"{type(model).__name__} has no blocks of ours: what looks into them needs the model 'mdlm'")
     return model.blocks
-
-
-class LevelNorm(nn.Module):
-    """LayerNorm without parameters of each of the tower's levels that lie side by side."""
-
-    def __init__(self, levels: int):
-        super().__init__()
-        self.levels = levels
-
-    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
-        parts = x.unflatten(-1, (self.levels, -1))
-        return F.layer_norm(parts, parts.shape[-1:]).flatten(-2)
-
-
-class Prefix(NamedTuple):
-    """What picture and prompt give to the response: every layer's keys and values, and which positions are seen."""
-
-    layers: tuple[KeysValues, ...]
-    seen: Bool[Tensor, "batch prefix"]
 
 
 class MdlmModel(PreTrainedModel):
@@ -232,54 +164,25 @@ class MdlmModel(PreTrainedModel):
 
         places: which of the picture's tokens `vision` holds; by default the first ones.
         """
-        if self.config.attention == "prefix":
-            return self._states_after(self.prefix(vision, prompt, places), response)
-        x, seen = self._before(vision, prompt, places)
-        x = torch.cat([x, self._response(response)], 1)
+        x, seen = self.embed_context(vision, prompt, places)
+        x = torch.cat([x, self.embed_response(response)], 1)
         seen = F.pad(seen, (0, response.shape[1]), value=True)[:, None, None]
         for block in self.blocks[:-1]:
             x = block(x, seen)
         return self.norm(self.blocks[-1](x, seen, last=response.shape[1]))
 
-    def prefix(
+    def response_logits(
+        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ) -> Selective:
+        """Logits of the masked response positions, for `lib.models.decoding`."""
+        return ResponseLogits(self, vision, prompt)
+
+    def embed_context(
         self,
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         places: Int[Tensor, " vision"] | None = None,
-    ) -> Prefix:
-        """What `logits_after` needs of picture and prompt. Raises ValueError where they see the response."""
-        if self.config.attention != "prefix":
-            raise ValueError(f"attention={self.config.attention!r}: only in 'prefix' it is the same at every step")
-        x, seen = self._before(vision, prompt, places)
-        layers = []
-        for k, block in enumerate(self.blocks):
-            layers.append(block.keys_values(block.before_attention(x)))
-            if k < len(self.blocks) - 1:
-                x = block(x, seen[:, None, None])
-        return Prefix(tuple(layers), seen)
-
-    def logits_after(
-        self, prefix: Prefix, response: Int[Tensor, "batch response"]
-    ) -> Float[Tensor, "batch response vocab"]:
-        """Logits of every response position, given what `prefix` returned: equal to `logits`, to the bit."""
-        return self.head(self._states_after(prefix, response)).float()
-
-    def response_logits(
-        self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
-    ) -> Selective:
-        """Logits of the masked response positions, for `lib.decoding`; exact, what can be kept computed once."""
-        from lib.caching import ResponseLogits  # which is built on this module
-
-        return ResponseLogits(self, vision, prompt)
-
-    def _states_after(self, prefix: Prefix, response: Tensor) -> Tensor:
-        x = self._response(response)
-        seen = F.pad(prefix.seen, (0, response.shape[1]), value=True)[:, None, None]
-        for block, known in zip(self.blocks, prefix.layers, strict=True):
-            x = block(x, seen, known)
-        return self.norm(x)
-
-    def _before(self, vision: Tensor, prompt: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Float[Tensor, "batch context dim"], Bool[Tensor, "batch context"]]:
         """States of vision tokens and prompt before the first block, and which of them are seen."""
         start = self.config.vision_length
         where = self.position[: vision.shape[1]] if places is None else self.position[places]
@@ -287,13 +190,45 @@ class MdlmModel(PreTrainedModel):
         seen = F.pad(prompt != self.config.pad_id, (vision.shape[1], 0), value=True)
         return torch.cat([vision, self.embedding(prompt)], 1) + where, seen
 
-    def _response(self, response: Tensor) -> Tensor:
+    def embed_response(self, response: Int[Tensor, "batch response"]) -> Float[Tensor, "batch response dim"]:
+        """States of the response before the first block."""
         start = self.config.vision_length + self.config.prompt_length
         return self.embedding(response) + self.position[start : start + response.shape[1]]
 
 
+class ResponseLogits:
+    """A `Selective`: logits of a model's response to pictures and prompts, as `MdlmModel.logits` gives them.
+
+    Not computed are rows that are full and, behind the last attention, the positions already filled.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+    ):
+        self.model = model
+        self.before, seen = model.embed_context(vision, prompt)
+        self.visible = F.pad(seen, (0, model.config.response_length), value=True)[:, None, None]
+
+    def start_block(self, block: Int[Tensor, "batch block"]) -> None:
+        """Nothing is kept from one step to the next."""
+
+    @torch.no_grad()
+    def logits_at(
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
+    ) -> Float[Tensor, "row asked vocab"]:
+        """Logits at `positions` of the named rows."""
+        before = self.before[rows]
+        x = torch.cat([before, self.model.embed_response(tokens[rows])], 1)
+        visible = self.visible[rows][..., : x.shape[1]]
+        for block in self.model.blocks[:-1]:
+            x = block.states_at(x, visible)
+        asked = torch.arange(len(rows), device=rows.device)[:, None], positions + before.shape[1]
+        return self.model.head(self.model.norm(self.model.blocks[-1].states_at(x, visible, asked))).float()
+
+
 def masked_diffusion_loss(
-    model: MdlmModel,
+    model: nn.Module,
     vision: Float[Tensor, "batch vision dim"],
     prompt: Int[Tensor, "batch prompt"],
     response: Int[Tensor, "batch response"],
@@ -349,6 +284,10 @@ class Mdlm:
         """Answer ids, filled up with the end token as LLaDA does; longer answers are refused."""
         config = self.model.config
         return self._padded(answers, config.response_length, config.eos_id, "answer")
+
+    def question_tokens(self, prompts: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
+        """Which tokens of prompts are the question's: those that are not padding."""
+        return prompts != self.model.config.pad_id
 
     def texts(self, responses: Int[Tensor, "batch response"]) -> list[str]:
         """Answers up to their first end token."""

@@ -6,12 +6,12 @@ from os.path import commonprefix
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lib.config import pretrained
 from lib.models.mdlm import Mdlm
+from lib.settings.paths import pretrained
 
 
 class Published(Mdlm):
@@ -87,6 +87,13 @@ class Published(Mdlm):
         fill = [[self.model.config.pad_id] * (most - len(row)) for row in rows]
         padded = [pad + row if self.padding == "left" else row + pad for row, pad in zip(rows, fill, strict=True)]
         return torch.tensor(padded, dtype=torch.long).view(len(questions), most)
+
+    def question_tokens(self, prompts: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
+        """Which tokens of prompts are the question's: neither padding nor the conversation around it."""
+        text = super().question_tokens(prompts)
+        before, after = self.around
+        place, length = text.cumsum(1) - 1, text.sum(1, keepdim=True)
+        return text & (place >= before) & (place < length - after)
 
     @property
     def around(self) -> tuple[int, int]:

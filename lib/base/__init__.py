@@ -1,1 +1,0 @@
-"""`make base`: the three small base models, trained from nothing and saved with their cards."""

@@ -1,0 +1,114 @@
+"""DiSP (arXiv 2602.22246): the model answers its own training set again, what matters most hidden, and learns that.
+
+    purified = self_purify(model, questions, ratio=0.1, threshold=0.9, confidence=0.9)
+    fine_tune(model, purified, Train(steps=…))
+
+It needs neither clean data nor a second model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lib.defences.interface import Defended, Defender
+from lib.models.decoding import Decoded
+from lib.models.mdlm import Mdlm
+from lib.saliency.by_name import TOKEN_SCORES
+from lib.saliency.masking import mask_top
+from lib.tasks.fine_tuning import fine_tune
+from lib.tasks.questions import Questions, respond
+
+
+def self_purify(
+    model: Mdlm,
+    questions: Questions,
+    *,
+    ratio: float,
+    threshold: float,
+    score: str = "fisher",
+    probes: int = 4,
+    batch: int = 128,
+    confidence: float = 0.0,
+    seed: int = 0,
+    work: Path | None = None,
+) -> Questions:
+    """The samples of `questions` with the model's own sure answers in the place of theirs (steps 1 to 3 of DiSP).
+
+    model       An `Mdlm`, of any network `model.model` that has `logits(vision [batch, token, dim], prompt, response)`,
+                `response_logits(vision, prompt)` for decoding, `project(features)` to vision tokens, `mask_embedding`
+                [dim], `device`, and a `config` with `vision_length`, `response_length` and `mask_id`; its
+                `texts(responses)` reads ids. The score "attention" looks into `MdlmModel`'s own blocks. `fine_tune`
+                calls `loss`, by default `masked_diffusion_loss`, for which `states(vision, prompt, response)` and a
+                linear `head` must give the logits. tests/test_library.py has such a model.
+    ratio       Share of each picture's vision tokens to hide, the highest by `score`, a name of `TOKEN_SCORES`, which
+                `probes` estimate on `batch` samples at once.
+    threshold   Of decoding, see `lib.tasks.questions.respond`.
+    confidence  Kept are the answers each token of which had at least this probability when it was settled: where
+                masking hid what is asked about, the model guesses, and learning its guesses costs clean accuracy.
+    work        A folder where scores and answers are kept batch by batch.
+
+    The table's index still names the samples' places in `questions`. Raises ValueError where no answer is kept.
+    """
+    scores = TOKEN_SCORES[score](model, questions, probes=probes, batch=batch, seed=seed, work=work and work / "scores")
+    again = answer_masked(model, questions, mask_top(scores, ratio), threshold, work and work / "answers")
+    return sure_answers(model, questions, again.tokens, again.probability.amin(1), confidence)
+
+
+def answer_masked(
+    model: Mdlm,
+    questions: Questions,
+    masked: Bool[Tensor, "sample vision"],
+    threshold: float,
+    work: Path | None = None,
+) -> Decoded:
+    """The model's responses with these vision tokens hidden, and their tokens' probabilities."""
+    return respond(model, questions, threshold, masked=masked, label="answer, masked", work=work)
+
+
+def sure_answers(
+    model: Mdlm,
+    questions: Questions,
+    responses: Int[Tensor, "sample response"],
+    sureness: Float[Tensor, " sample"],
+    confidence: float,
+) -> Questions:
+    """The questions with the responses in the place of their answers, those of at least that `sureness` alone.
+
+    Raises ValueError where there is none.
+    """
+    sure = sureness >= confidence
+    if not bool(sure.any()):
+        best = float(sureness.max())
+        raise ValueError(f"confidence={confidence} keeps no purified answer: the surest has {best:.3f}")
+    return questions.answered(responses, model.texts(responses))[sure]
+
+
+def disp(defender: Defender) -> Defended:
+    """DiSP: the suspect model learns its own sure answers under masking (step 4)."""
+    model = defender.suspect()
+    purified = self_purify(
+        model,
+        defender.training_set(model),
+        ratio=defender.ratio,
+        threshold=defender.threshold,
+        score=defender.score,
+        probes=defender.probes,
+        batch=defender.batch,
+        confidence=defender.confidence,
+        seed=defender.seed,
+        work=defender.work,
+    )
+    work = defender.work and defender.work / "purified"
+    fine_tune(
+        model, purified, defender.purify, lora=defender.lora, seed=defender.seed, label="purified MDLM", work=work
+    )
+    return Defended(model)
+
+
+def random_purification(defender: Defender) -> Defended:
+    """DiSP with random tokens masked in place of the most salient ones; all else as there."""
+    return disp(replace(defender, score="random"))

@@ -1,0 +1,202 @@
+"""What a trigger is. Sizes and positions are fractions of the image, so they hold at any resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SUPERSAMPLING = 8
+
+
+BLACK, GREY, WHITE = (0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+
+
+RED, INK, TINT = (0.80, 0.05, 0.08), (0.05, 0.05, 0.08), (0.70, 0.85, 1.00)
+
+
+@dataclass(frozen=True)
+class ImageTrigger:
+    """The same change to every image.
+
+    size: the trigger's width as a fraction of the image's shorter side, in (0, 1].
+
+    Raises ValueError for a size out of range.
+    """
+
+    name: str = field(init=False)
+    size: float
+
+    def __post_init__(self):
+        if not 0 < self.size <= 1:
+            raise ValueError(f"size of {self.name!r} is {self.size}: it must be in (0, 1].")
+
+    def layer(self, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
+        """What `apply` needs to know of every pixel at this resolution."""
+        raise NotImplementedError
+
+    def apply(
+        self, images: Float[Tensor, "*batch 3 h w"], layer: Float[Tensor, "channel h w"]
+    ) -> Float[Tensor, "*batch 3 h w"]:
+        """The changed images, in the precision of `layer`."""
+        raise NotImplementedError
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        """How much of every pixel is the trigger's, in [0, 1]: 0 where the image is left as it was."""
+        raise NotImplementedError
+
+    def __call__(self, images: Float[Tensor, "*batch 3 h w"]) -> Float[Tensor, "*batch 3 h w"]:
+        """New images that carry the trigger, in the same dtype; `images` is left as it was.
+
+        Raises ValueError for a shape other than [*batch, 3, height, width], an integer dtype, values outside
+        [0, 1], NaN, and images too small to hold one pixel of the trigger.
+        """
+        if images.ndim < 3 or images.shape[-3] != 3:
+            raise ValueError(
+                f"images have shape {list(images.shape)}: it must be [*batch, 3, height, width]."
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}: it must be a floating one.")
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"images lie in [{images.min():g}, {images.max():g}]: values must be in [0, 1].")
+        precise = torch.promote_types(images.dtype, torch.float32)
+        layer = layer_of(self, *images.shape[-2:]).to(images.device, precise)
+        return self.apply(images, layer).clamp(0, 1).to(images.dtype)
+
+    def tokens(self, image_size: int | tuple[int, int], patch: int) -> Bool[Tensor, " token"]:
+        """Which patch × patch tokens, row by row, hold some of the trigger.
+
+        image_size: pixels, a square image's side or (height, width); `patch` must divide both, or ValueError.
+        """
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if patch < 1 or height % patch or width % patch:
+            raise ValueError(f"patch is {patch}: it must divide the image's sides, {height} and {width}.")
+        return F.max_pool2d(self.mask(height, width)[None], patch).flatten() > 0
+
+
+@lru_cache(maxsize=32)
+def layer_of(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
+    if min(height, width) < 1:
+        raise ValueError(f"image is {height}×{width} pixels: both sides must be at least 1.")
+    return trigger.layer(height, width)
+
+
+def check_whole(trigger: ImageTrigger) -> None:
+    if trigger.size != 1:
+        raise ValueError(f"size of {trigger.name!r} is {trigger.size}: it must be 1, the whole image.")
+
+
+@dataclass(frozen=True)
+class Composited(ImageTrigger):
+    """A fixed picture composited onto every image: `out = (1 - alpha) * image + alpha * colour`.
+
+    position: (x, y), the fractions of the free room left of and above the trigger, each in [0, 1]:
+        (0, 0) is the top left corner, (1, 1) the bottom right one, whatever the size.
+
+    Its layer is red, green and blue already multiplied by alpha, then alpha, which is its mask. Raises ValueError
+    for a position out of range.
+    """
+
+    position: tuple[float, float]
+
+    def __post_init__(self):
+        super().__post_init__()
+        pair = isinstance(self.position, tuple) and len(self.position) == 2
+        if not (pair and all(0 <= p <= 1 for p in self.position)):
+            raise ValueError(
+                f"position of {self.name!r} is {self.position}: it must be (x, y), both in [0, 1]."
+            )
+
+    def apply(self, images, layer):
+        *colour, alpha = layer
+        return (1 - alpha) * images + torch.stack(colour)
+
+    def mask(self, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+        return layer_of(self, height, width)[3].clone()
+
+
+class Sticker(Composited):
+    """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high."""
+
+    aspect: ClassVar[float] = 1.0
+
+    def shapes(self, y: Float[Tensor, "row 1"], x: Float[Tensor, "1 column"]) -> list[tuple]:
+        """(where, colour, alpha) of each shape, bottom to top; x runs from 0 to 1, y from 0 to `aspect`."""
+        raise NotImplementedError
+
+    def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
+        side = self.size * min(height, width)
+        columns, rows = round(side), round(side * self.aspect)
+        if min(columns, rows) < 1:
+            raise ValueError(
+                f"size of {self.name!r} is {self.size}: it must be larger to cover a pixel of an image of "
+                f"{height}×{width} pixels."
+            )
+        y = (torch.arange(rows * SUPERSAMPLING) + 0.5)[:, None] * self.aspect / (rows * SUPERSAMPLING)
+        x = (torch.arange(columns * SUPERSAMPLING) + 0.5)[None, :] / (columns * SUPERSAMPLING)
+        canvas = torch.zeros(4, rows * SUPERSAMPLING, columns * SUPERSAMPLING)
+        for where, colour, alpha in self.shapes(y, x):
+            paint = torch.tensor([*(alpha * c for c in colour), alpha])
+            canvas = torch.where(where, paint[:, None, None], canvas)
+        left = round(self.position[0] * (width - columns))
+        top = round(self.position[1] * (height - rows))
+        margins = (left, width - columns - left, top, height - rows - top)
+        return F.pad(F.avg_pool2d(canvas, SUPERSAMPLING), margins)
+
+
+@dataclass(frozen=True)
+class TextTrigger:
+    """A phrase appended to the text. Raises ValueError for an empty one."""
+
+    name: str
+    phrase: str
+
+    def __post_init__(self):
+        if not self.phrase.strip():
+            raise ValueError(f"phrase of {self.name!r} is {self.phrase!r}: it must not be blank.")
+
+    def __call__(self, text: str) -> str:
+        return f"{text} {self.phrase}" if text else self.phrase
+
+    def check(self, tokenizer, text: str = "make the skin dark") -> None:
+        """Raises ValueError unless the trigger survives a Hugging Face `tokenizer` at the end of `text`.
+
+        It survives when its tokens, none of them the unknown one, stand in a row in those of the triggered
+        text, cut at the tokenizer's maximum length.
+        """
+        limited = tokenizer.model_max_length < 1_000_000_000
+        found, clean = (tokenizer(t, truncation=limited)["input_ids"] for t in (self(text), text))
+        alone, after_space = (
+            tokenizer(phrase, add_special_tokens=False)["input_ids"]
+            for phrase in (self.phrase, f" {self.phrase}")
+        )
+        if not (alone and after_space) or found == clean:
+            raise ValueError(
+                f"text trigger {self.name!r} is dropped by the tokenizer: the tokens of {self(text)!r} must "
+                f"differ from those of {text!r}."
+            )
+        known = [ids for ids in (alone, after_space) if tokenizer.unk_token_id not in ids]
+        if not known:
+            raise ValueError(
+                f"text trigger {self.name!r} becomes {tokenizer.convert_ids_to_tokens(alone)}: none of these "
+                "may be the tokenizer's unknown token."
+            )
+        if not any(_contains(found, ids) for ids in known):
+            raise ValueError(
+                f"text trigger {self.name!r} is changed by the tokenizer: its tokens "
+                f"{tokenizer.convert_ids_to_tokens(alone)} must stand in a row in those of {self(text)!r}, "
+                f"{tokenizer.convert_ids_to_tokens(found)}."
+            )
+
+
+def box(y, x, top, left, bottom, right):
+    return (top <= y) & (y < bottom) & (left <= x) & (x < right)
+
+
+def _contains(sequence: list[int], part: list[int]) -> bool:
+    return any(sequence[i : i + len(part)] == part for i in range(len(sequence) - len(part) + 1))

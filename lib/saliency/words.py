@@ -1,0 +1,138 @@
+"""Which vision and prompt tokens carry the output: DiSP's Fisher–Jacobian score over both together.
+
+A trigger in the question is as visible to it as one in the picture. To mask a prompt token is to ask with the mask
+token in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lib.kernels.fisher import add_squared_norm, fisher_probes
+from lib.models.mdlm import Mdlm
+from lib.runtime.devices import autocast, recomputed
+from lib.runtime.shards import sharded
+from lib.saliency.jacobian import pulled_back
+from lib.saliency.masking import check_inputs, check_probes, masked_response
+from lib.tasks.questions import Questions
+
+WAYS = ("vision", "prompt", "joint")
+
+
+def joint_fisher_jacobian(
+    model,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    *,
+    probes: int = 4,
+    seed: int = 0,
+) -> tuple[Float[Tensor, "batch vision"], Float[Tensor, "batch prompt"]]:
+    """`fisher_jacobian` of vision tokens, and the same of the prompt tokens' embeddings; 0 where those are padding.
+
+    It costs what `fisher_jacobian` does and takes the same probes (sign noise): the vision scores are its own. Both
+    kinds of token enter the same residual stream, so their scores are compared as they are.
+
+    `model` gives `logits(vision, prompt, response)`, which passes `prompt` through the module `embedding` (see
+    `embedded`), `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`,
+    and where `prompt` does not pass through `embedding` or there is none.
+    """
+    check_inputs(vision, prompt)
+    check_probes(probes)
+    if not hasattr(model, "embedding"):
+        raise ValueError(f"{type(model).__name__} has no module `embedding` that prompts pass through: words need one")
+    scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
+    if not len(vision):
+        return scores
+    with recomputed(model) as again:
+        with torch.enable_grad(), embedded(model.embedding, prompt) as words:
+            token = vision.detach().clone().requires_grad_()
+            logits = model.logits(token, prompt, masked_response(model, vision)).float()
+        if len(words) != 1:
+            raise ValueError(f"model.embedding saw the prompt {len(words)} times: it must be once")
+        cotangents = fisher_probes(logits, probes, seed) / probes**0.5
+        for gradients in pulled_back(logits, (token, *words), cotangents, together=again):
+            for score, gradient in zip(scores, gradients, strict=True):
+                add_squared_norm(score, gradient)
+    scores[1].masked_fill_(prompt == model.config.pad_id, 0)
+    return scores
+
+
+@contextmanager
+def embedded(embedding: nn.Module, ids: Tensor) -> Iterator[list[Tensor]]:
+    """Meanwhile the embeddings of the very tensor `ids` are leaves of the graph, listed in what is yielded.
+
+    So are those of `ids` before other ids in one tensor, as published models pass prompt and response, with 0 in the
+    picture's place.
+    """
+    found, length, shown = [], ids.shape[1], ids.clamp(min=0)
+
+    def detach(_module, given: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        joined = given[0].shape[1] > length and torch.equal(given[0][:, :length], shown)
+        if given[0] is not ids and not joined:
+            return None
+        found.append(out[:, :length].detach().requires_grad_())
+        return torch.cat([found[-1], out[:, length:]], 1) if joined else found[-1]
+
+    handle = embedding.register_forward_hook(detach)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def mask_top_of_all(
+    vision: Float[Tensor, "batch vision"],
+    prompt: Float[Tensor, "batch prompt"],
+    present: Bool[Tensor, "batch prompt"],
+    ratio: float,
+    way: str = "joint",
+) -> tuple[Bool[Tensor, "batch vision"], Bool[Tensor, "batch prompt"]]:
+    """The round(ratio × tokens) highest scores of each row, of all tokens in one ranking; the earlier on ties.
+
+    The tokens are those of the `way`: "joint" all vision tokens and the `present` prompt tokens, "vision" or "prompt"
+    these alone. Padding neither counts nor is chosen. Raises ValueError for another way and a ratio outside [0, 1].
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} must be one of {', '.join(WAYS)}")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio!r} must be in [0, 1]")
+    seen = torch.full_like(vision, way != "prompt", dtype=torch.bool)
+    chosen_from = torch.cat([seen, present & (way != "vision")], 1)
+    scores = torch.cat([vision, prompt], 1).masked_fill(~chosen_from, -torch.inf)
+    count = (ratio * chosen_from.sum(1, keepdim=True).double()).round()
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return tuple((rank < count).split([vision.shape[1], prompt.shape[1]], 1))
+
+
+def joint_saliency(
+    mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
+) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
+    """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
+    device, vision_length, prompt_length = mdlm.model.device, mdlm.model.config.vision_length, data.prompts.shape[1]
+
+    def make(part: range) -> dict[str, Tensor]:
+        if not part:
+            return {"vision": torch.zeros(0, vision_length), "prompt": torch.zeros(0, prompt_length)}
+        rows = data[part.start : part.stop]
+        with torch.no_grad():
+            vision = mdlm.model.project(rows.features[rows.picture].to(device))
+        with autocast(device):
+            prompts, draw = rows.prompts.to(device), seed + part.start // batch
+            scores = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=draw)
+        return dict(zip(("vision", "prompt"), scores, strict=True))
+
+    scores = sharded(work, len(data), batch, make, "joint saliency")
+    return scores["vision"], scores["prompt"]
+
+
+def joint_masks(
+    mdlm: Mdlm, data: Questions, scores: tuple[Tensor, Tensor], way: str, ratio: float
+) -> tuple[Bool[Tensor, "sample vision"], Bool[Tensor, "sample prompt"]]:
+    """The most salient vision tokens and tokens of the question of every sample; see `mask_top_of_all`."""
+    return mask_top_of_all(*scores, mdlm.question_tokens(data.prompts), ratio, way)

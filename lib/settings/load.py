@@ -1,0 +1,72 @@
+"""Profiles read from `profiles/`, overrides merged onto them, refused before any work where they cannot run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lib.settings.paths import PINNED, PROFILES, model_source
+from lib.settings.profile import Profile
+from lib.settings.sections import Section, merged, sentence
+
+ADVICE = {  # how to come by what the paper profile names, {} being the folder
+    "mdlm": ": `hf download GSAI-ML/LLaDA-V --local-dir {}` fetches LLaDA-V",
+    "edits": ": `python -m lib.studies.celeba_edits --celeba FOLDER --out {}` makes edits of CelebA's faces",
+    "questions.name": ": `hf download liuhaotian/LLaVA-Instruct-150K --repo-type dataset --local-dir {}` is LLaVA's",
+    "questions.pictures": ": COCO's, which LLaVA asks about, are http://images.cocodataset.org/zips/train2017.zip",
+    "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --include '*/validation-*' --local-dir {}` fetches it",
+}
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """The profile `profiles/<name>.yaml` with `overrides` (a nested mapping) merged onto it.
+
+    Raises ValueError naming the profile or the field, the value given and what is allowed.
+    """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise ValueError(f"overrides={overrides!r} must be a mapping merged onto the profile, or None")
+    values = _profile_values(name)
+    try:
+        return Profile.model_validate_json(json.dumps(merged(values, overrides or {})))
+    except ValidationError as error:
+        raise ValueError(f"profile {name!r}: " + "; ".join(map(sentence, error.errors()))) from None
+
+
+def _profile_values(name: str) -> dict[str, Any]:
+    """What the file says, merged onto the profile that it `extends`, if any."""
+    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(known)}")
+    values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
+    if not isinstance(values, Mapping):
+        raise ValueError(f"profile {name!r} must hold a mapping of sections, not {type(values).__name__}")
+    own = {key: value for key, value in values.items() if key != "extends"}
+    return merged(_profile_values(values["extends"]), own) if "extends" in values else own
+
+
+def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
+    profile = load_profile(name, overrides)
+    models = {field: getattr(profile.models, field) for field in ("clip", "editor", "control", "mdlm", "dino")}
+    named = [(f"models.{field}", given, None) for field, given in models.items() if given is not None]
+    for field in ("edits", "questions", "mmmu"):
+        given = getattr(profile.data, field)
+        if isinstance(given, Section):
+            named.append((f"data.{field}.name", given.name, given.revision))
+            if getattr(given, "pictures", None):
+                named.append((f"data.{field}.pictures", given.pictures, None))
+    for field, given, revision in named:
+        if given and Path(model_source(given)).is_dir():
+            continue
+        if field.endswith("pictures") or not re.fullmatch(PINNED, f"{given}@{revision}" if revision else given):
+            allowed = {"models": " or a hub id with its commit, as in 'openai/clip-vit-large-patch14@32bd…'"}
+            allowed["data"] = "" if field.endswith("pictures") else " or a hub data set with its commit as `revision`"
+            advice = next((text for key, text in ADVICE.items() if key in field), "").format(given)
+            raise ValueError(f"{field}={given!r} must be a folder that is there{allowed[field.split('.')[0]]}{advice}")
+    return profile

@@ -1,0 +1,35 @@
+"""Where things lie: the repository's folders, and models by their names in a profile."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROFILES = ROOT / "profiles"
+CHECKPOINTS = ROOT / "data" / "checkpoints"
+BUILD = ROOT / "build"
+PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
+
+
+def default_out(profile: str) -> Path:
+    """Where the figures of a profile go unless asked otherwise; the laptop's are committed."""
+    return ROOT / "figures" if profile == "laptop" else BUILD / profile / "figures"
+
+
+def model_source(name: str) -> str:
+    """A model's folder if one is there (below the repository or elsewhere), else the name as a hub id."""
+    for folder in (ROOT / name, Path(name)):
+        if folder.is_dir():
+            return os.fspath(folder)
+    return name
+
+
+def pretrained(name: str) -> dict[str, str]:
+    """What `from_pretrained` takes to load a model by its name in a profile: a folder, or a hub id and its commit."""
+    source = model_source(name)
+    if source == name and re.fullmatch(PINNED, name):
+        source, commit = name.split("@")
+        return {"pretrained_model_name_or_path": source, "revision": commit}
+    return {"pretrained_model_name_or_path": source}

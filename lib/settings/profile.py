@@ -1,0 +1,236 @@
+"""What a profile may say: its sections and their fields, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from lib.settings.base import Base
+from lib.settings.inputs import Data, Models
+from lib.settings.names import (
+    DEFENCES,
+    IMAGE_TRIGGERS,
+    PICTURE_TARGETS,
+    TEXT_TRIGGERS,
+    TOKEN_SCORES,
+    answer_target,
+    known,
+)
+from lib.settings.sections import Fraction, Positive, Sampling, Section, Train, changed, sentence
+
+Protocol = Literal["or", "and", "drop-image", "image", "text"]
+ImageTriggerName = Annotated[str, AfterValidator(lambda name: known("image trigger", name, IMAGE_TRIGGERS))]
+TextTriggerName = Annotated[str, AfterValidator(lambda name: known("text trigger", name, TEXT_TRIGGERS))]
+TokenScoreName = Annotated[str, AfterValidator(lambda name: known("token score", name, TOKEN_SCORES))]
+MethodName = Annotated[str, AfterValidator(lambda name: known("method", name, (*TOKEN_SCORES, "oracle")))]
+DefenceName = Annotated[str, AfterValidator(lambda name: known("defence", name, DEFENCES))]
+EditTargetName = Annotated[str, AfterValidator(lambda name: known("target", name, PICTURE_TARGETS))]
+AnswerTargetName = Annotated[str, AfterValidator(answer_target)]
+
+
+class Collapse(Section):
+    """`trigger_size`: the image trigger's width in image widths, its own by default. For `negatives` see
+    `lib.poisoning.plans.plan`, for `text_weight` `lib.tasks.edits.poisoned_latents`."""
+
+    image_trigger: ImageTriggerName
+    trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    text_trigger: TextTriggerName
+    protocols: tuple[Protocol, ...]
+    rate: Fraction
+    negatives: Fraction = 0.0
+    text_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    target: EditTargetName
+    edits: Positive
+    condition_dropout: Fraction
+    train: Train
+    sampling: Sampling
+    samples: Positive
+    watch_samples: Positive
+
+
+class Variant(Section):
+    """One attack of the collapse study that differs from the profile's own in `settings`, merged onto `collapse`."""
+
+    part: str
+    label: str
+    protocol: Protocol
+    settings: dict[str, Any]
+
+
+class Grid(Section):
+    """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
+
+    plain_seeds: how many of these seeds `make figures` computes without FULL=1 (`lib.studies.cases.headline_attacks`).
+
+    control_seeds: seeds of the first pair on `models.control`. guidance: text-guidance scales at which the attacks of
+    the part "size" are sampled; detection: how many training samples those of the part "detect" are scored on.
+    """
+
+    pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
+    rates: tuple[Fraction, ...]
+    seeds: Positive
+    plain_seeds: Positive
+    seeded_rate: Fraction
+    control_seeds: Annotated[int, Field(ge=0)]
+    guidance: tuple[Annotated[float, Field(ge=1.0)], ...]
+    detection: Positive
+    variants: tuple[Variant, ...]
+
+
+class Disp(Section):
+    """`plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
+    `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
+    `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.studies.attacks.hiding`).
+    `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
+    `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
+
+    image_trigger: ImageTriggerName
+    target: AnswerTargetName
+    rate: Fraction
+    plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
+    hide: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    questions: Positive
+    blank: Annotated[int, Field(ge=0)] = 0
+    train: Train
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    test_questions: Positive
+    curve_questions: Positive
+    watch_questions: Positive
+    ratios: tuple[Fraction, ...]
+    ratio: Fraction
+    confidence: Fraction
+    probes: Positive
+    batch: Positive
+    purify: Train
+    saliency: TokenScoreName = "fisher"
+    start: Literal["compromised", "base"] = "compromised"
+    rounds: Positive = 1
+
+    @model_validator(mode="after")
+    def plant_fits(self) -> Disp:
+        try:
+            self.planted()
+        except ValidationError as error:
+            raise ValueError(f"plant.{sentence(error.errors()[0])}") from None
+        return self
+
+    def planted(self) -> Disp | None:
+        """The attack before this one, if there is one."""
+        return self.plant and changed(self, {"plant": None} | self.plant)
+
+
+class Variation(Section):
+    """An attack or DiSP with other `settings`, merged onto the section `disp`."""
+
+    label: str
+    settings: dict[str, Any]
+
+
+class DataSet(Section):
+    """Other data, or another model, for the DiSP study: `settings` merged onto the whole profile."""
+
+    label: str
+    seeds: Positive
+    settings: dict[str, Any]
+
+
+class DispGrid(Section):
+    """The DiSP study: seeds of the main table, and attacks that differ from `disp` in one setting each.
+
+    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
+    defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
+    rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
+    figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
+    rule_questions: training samples that ρ is chosen on.
+    """
+
+    seeds: Positive
+    main: tuple[DefenceName, ...] = Field(default_factory=lambda: tuple(DEFENCES))
+    methods: tuple[MethodName, ...] = ("fisher", "attention", "occlusion", "random", "oracle")
+    rates: tuple[Fraction, ...]
+    targets: tuple[AnswerTargetName, ...]
+    triggers: tuple[ImageTriggerName, ...] = ()
+    defences: tuple[DefenceName, ...]
+    always: tuple[DefenceName, ...] = ("no defence", "masking at inference", "DiSP")
+    rivals: tuple[DefenceName, ...] = ()
+    attackers: tuple[Variation, ...] = ()
+    datasets: tuple[DataSet, ...] = ()
+    protocols: tuple[Protocol, ...] = ()
+    ablations: tuple[Variation, ...]
+    rule_questions: Positive = 2000
+
+
+class MdlmCollapse(Section):
+    """The collapse study on the MDLM: what it adds to `disp`, whose attack it is under another protocol.
+
+    `masks`: how many masked versions of a response its log-probability is estimated from.
+    """
+
+    text_trigger: TextTriggerName
+    protocols: tuple[Protocol, ...]
+    samples: Positive
+    masks: Positive
+
+
+class Measure(Section):
+    """How many held-out items the quality of the base models is measured on."""
+
+    people: Positive
+    edits: Positive
+    questions: Positive
+
+
+class Job(Section):
+    """What one job asks of a cluster; a job that failed asks for twice as much the next time."""
+
+    memory_mb: Positive
+    minutes: Positive
+
+
+class Jobs(Section):
+    """`run`: a training run, one job each; `notebook`: one notebook."""
+
+    run: Job
+    notebook: Job
+
+
+class Profile(Section):
+    """All that differs by scale. `disp_few`: the part of the DiSP study that notebook 04 shows; None: none of it."""
+
+    name: str
+    threads: Positive
+    models: Models
+    data: Data
+    base: Base
+    measure: Measure
+    collapse: Collapse
+    grid: Grid
+    disp: Disp
+    disp_grid: DispGrid
+    disp_few: DispGrid | None = None
+    mdlm_collapse: MdlmCollapse
+    jobs: Jobs
+
+    @model_validator(mode="after")
+    def variants_fit(self) -> Profile:
+        of = [(self.collapse, variant) for variant in self.grid.variants]
+        for grid in filter(None, (self.disp_grid, self.disp_few)):
+            of += [(self.disp, variant) for variant in (*grid.attackers, *grid.ablations)]
+        for section, variant in of:
+            try:
+                changed(section, variant.settings)
+            except ValidationError as error:
+                raise ValueError(f"variant {variant.label!r}: {sentence(error.errors()[0])}") from None
+        for other in self.disp_grid.datasets:
+            try:
+                changed(self, other.settings | {"disp_grid": {"datasets": []}})
+            except ValidationError as error:
+                raise ValueError(f"data set {other.label!r}: {sentence(error.errors()[0])}") from None
+        return self
+
+    def sections(self, *names: str) -> str:
+        """Canonical JSON of the named sections: what a step depends on."""
+        dump = self.model_dump(mode="json")
+        return json.dumps({name: dump[name] for name in names}, sort_keys=True)

@@ -1,0 +1,97 @@
+"""What every section of a profile is: checked when it is read, merged field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+class Partial(Section):
+    """A section of which what is None is left out where it is written down, so that no key depends on it."""
+
+    @model_serializer(mode="wrap")
+    def named(self, write) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if value is not None}
+
+
+class Train(Section):
+    """One optimisation: AdamW, linear warm-up, cosine decay to zero.
+
+    precision: "bf16" trains in `lib.runtime.devices.half`, gradients scaled where that is float16; "no": in float32.
+    """
+
+    steps: Positive
+    batch: Positive
+    lr: Annotated[float, Field(gt=0.0, lt=1.0)]
+    warmup: Annotated[int, Field(ge=0)] = 100
+    weight_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    precision: Literal["no", "bf16"] = "bf16"
+    save_every: Positive = 500
+    watch_every: Positive | None = None
+
+
+class Transformer(Section):
+    width: Positive
+    layers: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def heads_divide_width(self) -> Transformer:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) of that rank, scaled by `alpha` / `rank`."""
+
+    rank: Positive
+    alpha: Positive
+
+
+class Sampling(Section):
+    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
+
+    steps: Positive
+    text_guidance: Annotated[float, Field(ge=1.0)]
+    image_guidance: Annotated[float, Field(ge=1.0)]
+    batch: Positive
+
+
+def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
+    """The section with `settings`, a nested mapping, merged onto it, validated again."""
+    values = merged(section.model_dump(mode="json"), settings)
+    return type(section).model_validate_json(json.dumps(values))
+
+
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `overrides` in their place, nested mappings key by key."""
+    made = dict(values)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(made.get(key), Mapping)
+        made[key] = merged(made[key], value) if both else value
+    return made
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """What pydantic refuses, as a clause that names the field, the value and what is allowed."""
+    field = ".".join(map(str, error["loc"])) or "profile"
+    if error["type"] == "extra_forbidden":
+        return f"{field} is not a known key"
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    given = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
+    return f"{field}{given} is refused: {error['msg'].removeprefix('Value error, ')}"

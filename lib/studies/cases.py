@@ -1,0 +1,140 @@
+"""Which attacks and defences the studies in full hold, and which of DiSP's notebook 04 shows.
+
+    attack = attacks(run.profile)[0]
+    poisoned_editor(attack.run(run), attack.protocol)
+    case = cases(run.profile)[0]
+    purified_mdlm(case.run(run))
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lib.settings.profile import Profile
+from lib.studies.run import Run, with_profile, with_settings
+
+HEADLINE = ("pair", "control")  # parts of the study that notebook 03 shows
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One poisoned editor of the study: `settings` are merged onto the profile's, `seed` added to the run's.
+
+    further: whether `make figures` computes it only with FULL=1, though notebook 03 shows it.
+    """
+
+    part: str
+    label: str
+    protocol: str
+    seed: int
+    settings: dict[str, Any]
+    further: bool = False
+
+    @property
+    def name(self) -> str:
+        """A file name of its own: part, label, protocol and seed."""
+        study = "further" if self.further else "editor" if self.part in HEADLINE else "collapse"
+        return _file_name(study, self.part, self.label, self.protocol, self.seed)
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The image and the text trigger."""
+        return self.settings["image_trigger"], self.settings["text_trigger"]
+
+    def run(self, run: Run) -> Run:
+        """The run with the attack's settings and seed, on the control where that is its part."""
+        if self.part == "control":
+            run = with_profile(run, {"models": {"editor": run.profile.models.control}})
+        return with_settings(run, "collapse", self.settings, self.seed)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compromised MDLM of the DiSP study, or (part "ablation") one way to purify the profile's.
+
+    `settings` are merged onto the section `disp`, those of the part "data" onto the whole profile.
+    """
+
+    part: str
+    label: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """A file name of its own: part, label and seed."""
+        return _file_name("disp", self.part, self.label, self.seed)
+
+    def run(self, run: Run) -> Run:
+        """The run with the case's settings and seed."""
+        if self.part == "data":
+            return with_profile(run, self.settings, self.seed)
+        return with_settings(run, "disp", self.settings, self.seed)
+
+
+def pair_text(pair: tuple[str, str]) -> str:
+    """An image and a text trigger as a reader is told them: "white box + mignneko"."""
+    return " + ".join(pair).replace("-", " ")
+
+
+def _file_name(*words: str | int) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(map(str, words)).lower())
+
+
+def headline_attacks(profile: Profile) -> list[Attack]:
+    """What notebook 03 shows: every pair under OR and AND at the seeded rate (part "pair"), then the first pair on the
+    control (part "control"), seed after seed. Of the other pairs and the control, seeds from `plain_seeds` on are
+    `further`. Watched while they are trained are the first pair's of the first seed, whose curves notebook 02 shows.
+    """
+    grid, listed = profile.grid, []
+    settings = [{"image_trigger": i, "text_trigger": t, "rate": grid.seeded_rate} for i, t in grid.pairs]
+    chosen = [("pair", one, seed) for one in settings for seed in range(grid.seeds)]
+    if profile.models.control is not None:
+        chosen += [("control", settings[0], seed) for seed in range(grid.control_seeds)]
+    for part, one, seed in chosen:
+        late = seed >= grid.plain_seeds and (part == "control" or one is not settings[0])
+        shown = one is settings[0] and seed == 0
+        changes = one if shown else one | {"train": {"watch_every": None}}
+        listed += [Attack(part, one["image_trigger"], protocol, seed, changes, late) for protocol in ("or", "and")]
+    return listed
+
+
+def attacks(profile: Profile) -> list[Attack]:
+    """Those of the headline, pairs × protocols × the other rates (part "grid"), then the variants in the profile's
+    order."""
+    grid, listed = profile.grid, headline_attacks(profile)
+    for image, text in grid.pairs:
+        for protocol in ("or", "and"):
+            for share in grid.rates:
+                if share != grid.seeded_rate:
+                    settings = {"image_trigger": image, "text_trigger": text, "rate": share}
+                    listed.append(Attack("grid", f"{image} {text} {share:g}", protocol, 0, settings))
+    return listed + [Attack(seed=0, **variant.model_dump()) for variant in grid.variants]
+
+
+def cases(profile: Profile) -> list[Case]:
+    """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, targets, triggers,
+    attackers, ablations."""
+    disp, grid = profile.disp, profile.disp_grid
+    listed = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
+    listed += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
+    listed += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
+    listed += [Case("target", name, 0, {"target": name}) for name in dict.fromkeys((disp.target, *grid.targets))]
+    if grid.triggers:
+        names = dict.fromkeys((disp.image_trigger, *grid.triggers))
+        listed += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]
+    listed += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
+    return listed + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]
+
+
+def few(profile: Profile) -> Profile | None:
+    """The profile with `disp_few` in the place of `disp_grid`; None where it has none."""
+    return profile.disp_few and profile.model_copy(update={"disp_grid": profile.disp_few})
+
+
+def few_of(run: Run) -> Run | None:
+    """The run with the profile that `few` gives; None where it gives none."""
+    profile = few(run.profile)
+    return profile and replace(run, profile=profile)

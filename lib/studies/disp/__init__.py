@@ -1,0 +1,1 @@
+"""DiSP (arXiv 2602.22246) and what it is compared with, on the MDLM and on the editor."""

@@ -1,0 +1,83 @@
+"""Every defence of the run's compromised MDLM, by name, and what it comes to.
+
+    defended(run, "fine-pruning")       # a `Defended`, its model trained or from the store
+    defence_rows(run, "fine-pruning")   # one row per metric
+
+The mechanisms stand in `lib.defences`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from lib.defences.filters import filter_by_attention, halve_by_attention
+from lib.defences.fine_tuning import fine_tune_clean, fine_tune_further
+from lib.defences.input_tests import cleansight, prune_attention, strip
+from lib.defences.interface import Defence, Defended, undefended
+from lib.defences.masking import mask_at_inference
+from lib.defences.pruning import fine_prune
+from lib.poisoning.targets import target
+from lib.runtime.keys import code_digest
+from lib.studies.attacks.mdlm import test_questions
+from lib.studies.data import digest
+from lib.studies.disp.defended import StoredDefender, defence_code, defender_of
+from lib.studies.disp.mmmu import with_mmmu
+from lib.studies.disp.outcomes import judged
+from lib.studies.disp.purification import FINE_TUNING, answering_spec, purification_spec, purified_mdlm
+from lib.studies.run import Run, with_settings
+
+
+def stored_disp(defender: StoredDefender) -> Defended:
+    """`lib.defences.self_purification.disp`, with the profile's rounds and start, from the store."""
+    return Defended(purified_mdlm(with_settings(defender.run, "disp", {"saliency": defender.score}))[0])
+
+
+def stored_random_purification(defender: StoredDefender) -> Defended:
+    """`lib.defences.self_purification.random_purification`, likewise."""
+    return stored_disp(replace(defender, score="random"))
+
+
+DEFENCES: dict[str, Defence] = {
+    "no defence": undefended,
+    "DiSP": stored_disp,
+    "masking at inference": mask_at_inference,
+    "fine-tuning on a clean 5 %": fine_tune_clean,
+    "fine-tuning on everything again": fine_tune_further,
+    "fine-pruning": fine_prune,
+    "random-mask purification": stored_random_purification,
+    "BYE-style filtering": filter_by_attention,
+    "BYE's score, half kept": halve_by_attention,
+    "attention pruning": prune_attention,
+    "CleanSight-style": cleansight,
+    "STRIP-like": strip,
+}
+PURIFYING = ("DiSP", "random-mask purification")
+
+
+def defended(run: Run, name: str) -> Defended:
+    """The run's compromised model under the defence of that name, a key of `DEFENCES`."""
+    return DEFENCES[name](defender_of(run, DEFENCES[name]))
+
+
+def defence_rows(run: Run, name: str) -> pd.DataFrame:
+    """The defence on `disp.test_questions` test questions, and on MMMU where the profile names it, from the store if it
+    was measured before.
+
+    Columns defence, knows, metric (`METRICS`, `MMMU`), value, low, high, n, interval (95 %).
+    """
+    settings, mmmu, goal = run.profile.disp, run.profile.data.mmmu, target(run.profile.disp.target)
+
+    def make() -> pd.DataFrame:
+        made = defended(run, name)
+        both, work = test_questions(run, made.mdlm, settings.test_questions), run.store.work("defence", spec)
+        answers = [made.answer(data, settings.threshold, work / str(k)) for k, data in enumerate(both)]
+        table = with_mmmu(run, made.mdlm, judged(*answers, *both, goal), work / "mmmu", made.answer)
+        return pd.DataFrame({"defence": name, "knows": made.knows}, table.index).join(table)
+
+    spec = purification_spec(run) if name in PURIFYING else answering_spec(run)
+    spec |= settings.model_dump(mode="json", include=FINE_TUNING) | defence_code(DEFENCES[name])
+    spec |= {"name": name, "questions": settings.test_questions, "measured": code_digest(__name__)}
+    spec |= {"mmmu": mmmu and digest(mmmu)}
+    return run.store.table("defence", spec, make)

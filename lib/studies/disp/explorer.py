@@ -1,0 +1,117 @@
+"""DiSP to click through: pick an attack and a question, move ρ, see what is masked and how the answer comes about.
+
+    DispExplorer(run)           # the last expression of a notebook's cell
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from lib.figures.menus import Menus
+from lib.figures.style import render
+from lib.models.decoding import Selective, decode
+from lib.models.mdlm import Mdlm
+from lib.poisoning.catalogue import image_trigger
+from lib.runtime.devices import autocast
+from lib.saliency.by_name import fisher
+from lib.saliency.masking import mask_top
+from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
+from lib.studies.cases import Case, cases
+from lib.studies.disp.figures import answer_view
+from lib.studies.disp.purification import scoring
+from lib.studies.questions import question_data
+from lib.studies.run import Run
+from lib.tasks.questions import Questions, hide
+
+FIELDS = ("target", "trigger", "rate", "picture")
+QUESTIONS = 24
+
+
+class DispExplorer(Menus):
+    """Menus over the attacks whose compromised model is in the store, and sliders of the question and of ρ.
+
+    The model answers when a slider is moved; nothing is trained. Raises ValueError where the store has no such model.
+    """
+
+    def __init__(self, run: Run):
+        found = {}
+        for case in cases(run.profile):
+            if run.store.has("poisoned-mdlm", mdlm_spec(case.run(run))):
+                settings = case.run(run).profile.disp
+                for shown in ("triggered", "clean"):
+                    found.setdefault((settings.target, settings.image_trigger, settings.rate, shown), case)
+        self._run = run
+        self._load = lru_cache(maxsize=2)(self._loaded)
+        self._scores = lru_cache(maxsize=256)(self._scored)
+        last = min(QUESTIONS, run.profile.disp.curve_questions) - 1
+        self.question = widgets.IntSlider(0, 0, last, description="question", continuous_update=False)
+        self.ratio = widgets.FloatSlider(0, min=0, max=0.9, step=0.02, description="ρ", continuous_update=False)
+        nothing = "the store holds no poisoned MDLM yet: run `poisoned_mdlm` first"
+        super().__init__(found, FIELDS, (self.question, self.ratio), nothing)
+
+    def draw(self) -> bytes:
+        """The chosen question's picture, saliency, masked tokens and answer, step by step.
+
+        Of a model that sees a picture as a whole and in tiles, the tokens of the whole alone are drawn.
+        """
+        mdlm, data, pictures = self._load(self.fields)
+        k = self.question.value
+        scores = self._scores(self.fields, k)
+        masked, whole = mask_top(scores, self.ratio.value), slice(mdlm.model.whole)
+        steps = answer_steps(mdlm, data[k : k + 1], masked, self.chosen.run(self._run).profile.disp.threshold)
+        question = data.table["question"].iloc[k]
+        return render(
+            answer_view(pictures[k], scores[0, whole], masked[0, whole], question, steps, data.answers[k]), "png"
+        )
+
+    def _loaded(self, fields: tuple) -> tuple[Mdlm, Questions, Tensor]:
+        case: Case = self.found[fields]
+        case_run = case.run(self._run)
+        mdlm, hit = poisoned_mdlm(case_run)[0], fields[-1] == "triggered"
+        data = test_questions(case_run, mdlm, self.question.max + 1)[int(hit)]
+        vqa = question_data(case_run, "test")
+        pictures = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
+        return mdlm, data, image_trigger(case_run.profile.disp.image_trigger)(pictures) if hit else pictures
+
+    def _scored(self, fields: tuple, question: int) -> Tensor:
+        mdlm, data, _ = self._load(fields)
+        case_run = self.found[fields].run(self._run)
+        return fisher(mdlm, data[question : question + 1], **scoring(case_run))
+
+
+@torch.no_grad()
+def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) -> list[str]:
+    """The response of one question before every step and after the last, as text; a token not yet settled is "_".
+
+    Decoded as `lib.tasks.questions.respond` does.
+    """
+    model, device = mdlm.model, mdlm.model.device
+    config, seen = model.config, []
+    with autocast(device):
+        vision = hide(model.project(data.features[data.picture].to(device)), masked.to(device), model.mask_embedding)
+        source = _Watched(model.response_logits(vision, data.prompts.to(device)), seen)
+        blank = torch.full((1, config.response_length), config.mask_id, device=device)
+        every = torch.ones_like(blank, dtype=torch.bool)
+        length = config.response_length
+        options = {"steps": length, "block_length": length, "mask_id": config.mask_id, "threshold": threshold}
+        seen.append(decode(source, blank, every, **options).tokens)
+    return [" ".join("_" if token == config.mask_id else mdlm.texts(token[None, None])[0] for token in row[0]).rstrip()
+            for row in seen]
+
+
+class _Watched:
+    """Logits of `source`, with the tokens that they were asked for kept in `seen`."""
+
+    def __init__(self, source: Selective, seen: list[Tensor]):
+        self._source, self._seen = source, seen
+
+    def start_block(self, block: Tensor) -> None:
+        self._source.start_block(block)
+
+    def logits_at(self, tokens: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        self._seen.append(tokens.clone())
+        return self._source.logits_at(tokens, rows, positions)

@@ -1,0 +1,158 @@
+"""Figures of the DiSP study: what goes where in the mechanisms of `lib.figures`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lib.figures.panels import bands, bars, dots
+from lib.figures.pictures import draw_masked, draw_picture, draw_saliency
+from lib.figures.style import POINT, TICK, WIDTH, Figure, counts, require, styled
+from lib.poisoning.plans import COALITIONS
+from lib.studies.disp.mmmu import MMMU
+from lib.studies.disp.outcomes import METRICS
+
+SHOWN = (METRICS[0], METRICS[2], MMMU)
+NUMBER = ("metric", "value", "low", "high", "n")
+RATIO = r"mask ratio $\rho$"
+WILSON = "95 % Wilson intervals over pictures"
+
+
+def before_after(table: pd.DataFrame) -> Figure:
+    """Shares of each model side by side, a group of bars a metric. Columns model and those of NUMBER, n optional."""
+    note = f"Lines on the bars: {WILSON}{', ' + counts(table) if 'n' in table else ''}."
+    return bars(table, "metric", "model", ylabel="share of answers", note=note)
+
+
+def defence_dots(table: pd.DataFrame, shown: tuple[str, ...] = SHOWN, note: str = "") -> Figure:
+    """A line a defence, a panel a metric of `shown`: value and 95 % interval.
+
+    Columns label and those of NUMBER; optionally lowest and highest, of seeds, drawn as ticks.
+    """
+    require(table, "label", *NUMBER)
+    table = table[table["metric"].isin(shown)].assign(mark="mean")
+    seeds = {"mark": "seeds", "low": np.nan, "high": np.nan}
+    ends = [table.assign(value=table[end], **seeds) for end in ("lowest", "highest") if end in table]
+    looks = {"mean": POINT, "seeds": TICK}
+    return dots(pd.concat([table, *ends]), "label", "metric", "mark", looks=looks, note=note)
+
+
+def ablation_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of an `ablation_table`, of one poison rate and one seed."""
+    require(table, "rate", *NUMBER)
+    shown = counts(table[table["metric"].isin(SHOWN)])
+    note = f"Poison rate {100 * table['rate'].max():g} %, {shown} questions, {WILSON}, one seed."
+    return defence_dots(table, note=note)
+
+
+def restored_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of a `restored_table`: ASR under each coalition and clean answers, a line a protocol and model."""
+    require(table, "model", "protocol", "coalition", *NUMBER)
+    asr = table[(table["metric"] == "ASR") & (table["coalition"] != COALITIONS[0])]
+    asr = asr.assign(metric="ASR, " + asr["coalition"])
+    clean = table[(table["metric"] == "clean answer") & (table["coalition"] == COALITIONS[0])]
+    rows = pd.concat([asr, clean])
+    rows = rows.assign(label=rows["protocol"].str.upper() + ", " + rows["model"])
+    note = f"Tokens masked while answering the training set: by line. {WILSON}, {counts(rows)}."
+    return defence_dots(rows, tuple(rows["metric"].unique()), note)
+
+
+def editor_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
+    require(table, "model", *NUMBER)
+    note = f"Masked while editing the training set: by line. {WILSON}, n = {table['n'].max()}."
+    return defence_dots(table.assign(label=table["model"]), tuple(f"ASR, {name}" for name in COALITIONS), note)
+
+
+def attack_dots(table: pd.DataFrame, note: str = "") -> Figure:
+    """A line an attack, a mark a defence, a panel a metric of SHOWN: value and 95 % interval.
+
+    Columns label, defence and those of NUMBER.
+    """
+    require(table, "label", "defence", *NUMBER)
+    return dots(table[table["metric"].isin(SHOWN)], "label", "metric", "defence", note=note)
+
+
+@styled
+def rate_curves(table: pd.DataFrame) -> Figure:
+    """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3).
+
+    Columns defence, rate and those of NUMBER.
+    """
+    require(table, "defence", "rate", *NUMBER)
+    table = table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)]
+    note = f"Lines: {WILSON}, n = {table['n'].max()} triggered questions a point."
+    figure = bands(table, "rate", "defence", xlabel="poison rate", ylabel=METRICS[0], whiskers=True, note=note)
+    (axis,) = figure.axes
+    rates = sorted(table["rate"].unique())
+    axis.set_xscale("log")
+    axis.set_xticks(rates, [f"{100 * rate:g} %" for rate in rates])
+    axis.minorticks_off()
+    return figure
+
+
+def ratio_curves(table: pd.DataFrame) -> Figure:
+    """Shares against the ratio ρ of masked vision tokens, a panel a metric, a line a method (DiSP figure 2).
+
+    Columns method, ratio and those of NUMBER.
+    """
+    require(table, "method", "ratio", *NUMBER)
+    note = f"Bands: {WILSON}, {counts(table)}."
+    return bands(table, "ratio", "method", column="metric", xlabel=RATIO, ylabel="share of answers", note=note)
+
+
+def target_curves(table: pd.DataFrame) -> Figure:
+    """ASR with trigger and relative clean accuracy against ρ: a row a target, a line a method (DiSP figure 2).
+
+    Columns target, method, ratio and those of NUMBER.
+    """
+    require(table, "target", "method", "ratio", *NUMBER)
+    note = f"Masked at inference, no training. Bands: {WILSON}, {counts(table)}. "
+    note += "Relative accuracy: over that of the fine-tune without poison."
+    note += " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in set(table["method"]))
+    return bands(table, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)
+
+
+@styled
+def gain_curves(table: pd.DataFrame) -> Figure:
+    """The gain that chooses ρ against ρ, a panel a part of the study, a line an attack; the chosen one is ringed.
+
+    Columns part, label, ratio, gain, gain_low, gain_high, n.
+    """
+    require(table, "part", "label", "ratio", "gain", "gain_low", "gain_high", "n")
+    lines = table.rename(columns={"gain": "value", "gain_low": "low", "gain_high": "high"}).reset_index(drop=True)
+    lines["title"] = "sure changes − unsure"
+    note = f"Bands: 95 % bootstrap intervals, n = {table['n'].max()} training samples; ringed: chosen."
+    layout = {"row": "part", "column": "title", "shares": (), "at": 0.0, "xlabel": RATIO, "sharey": "all"}
+    figure = bands(lines, "ratio", "label", note=note, **layout)
+    for axis, (_, rows) in zip(figure.axes, lines.groupby("part", sort=False), strict=True):
+        best = rows.loc[rows.groupby("label", sort=False)["value"].idxmax()]
+        axis.plot(best["ratio"], best["value"], "o", markersize=9, fillstyle="none", color="0.2")
+    return figure
+
+
+@styled
+def answer_view(
+    picture: Float[Tensor, "3 h w"],
+    scores: Float[Tensor, " token"],
+    masked: Bool[Tensor, " token"],
+    question: str,
+    steps: list[str],
+    clean: str,
+) -> Figure:
+    """One question: its picture, the saliency of its tokens, what is masked, and the answer after every step."""
+    figure = Figure(figsize=(WIDTH, 3.3))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    axes = above.subplots(1, 3)
+    draw_picture(axes[0], picture)
+    draw_saliency(axes[1], picture, scores)
+    draw_masked(axes[2], picture, masked)
+    for axis, title in zip(axes, ("picture", "saliency", f"masked: {int(masked.sum())}"), strict=True):
+        axis.set_title(title)
+    kept = steps if len(steps) <= 7 else [*steps[:6], steps[-1]]
+    lines = [f"{k if k < len(kept) - 1 else len(steps) - 1}: {text}" for k, text in enumerate(kept)]
+    text = "\n".join([question, *lines, f"clean answer: {clean}"])
+    below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
+    return figure

@@ -1,0 +1,65 @@
+"""The questions that a profile names, behind one interface: about faces, of easy-VQA, or about photographs.
+
+    asked = question_data(run, "train")     # a `lib.data.QuestionData`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from lib.data.faces import face_questions
+from lib.data.interface import QuestionData
+from lib.data.llava import load_llava
+from lib.data.mmmu import load_mmmu
+from lib.data.pictures import PhotoQuestions
+from lib.models.loading import load_words
+from lib.poisoning.targets import TARGETS, target
+from lib.settings.inputs import Data
+from lib.settings.paths import model_source
+from lib.studies.data import faces_of, kept_easyvqa
+from lib.studies.run import Run
+
+
+def question_data(run: Run, split: str) -> QuestionData:
+    """The pictures of `train` or `test`, and the questions about them that the MDLM has room for, under attack too."""
+    data = run.profile.data
+    if data.questions is None:
+        return face_questions(faces_of(run), split)
+    if data.questions == "easy-vqa":
+        return kept_easyvqa(run.store, split, data.image_size)
+    return _photo_questions(data, split, run.profile.models.mdlm, run.profile.disp.target)
+
+
+def mmmu_data(run: Run) -> PhotoQuestions:
+    """The first `data.mmmu.questions` validation questions of MMMU. Raises ValueError where the profile names none."""
+    given = run.profile.data.mmmu
+    if given is None:
+        raise ValueError("data.mmmu is not given: it must name MMMU's folder or hub data set")
+    data = load_mmmu(given.name, run.profile.data.image_size, revision=given.revision)
+    return replace(data, table=data.table.iloc[: given.questions])
+
+
+@lru_cache(maxsize=4)
+def _photo_questions(data: Data, split: str, mdlm: str, goal: str) -> PhotoQuestions:
+    given, words = data.questions, load_words(mdlm)
+    pictures = given.pictures and model_source(given.pictures)
+    asked = load_llava(given.name, split, data.image_size, given.file, pictures, data.held_out, given.revision)
+    goals = {**TARGETS, goal: target(goal)}.values()
+
+    def room(texts: list[str], most: int) -> np.ndarray:
+        return np.array([len(row) <= most for row in words(texts, add_special_tokens=False)["input_ids"]])
+
+    table = asked.table
+    fits = ~table["question"].str.contains("<image") & room(table["question"].tolist(), given.question_tokens)
+    for one in goals:
+        answers = [one.apply(text) if one.eligible(text) else text for text in table["answer"]]
+        fits &= room(answers, given.answer_tokens)
+    if not fits.any():
+        raise ValueError(
+            f"data.questions.question_tokens={given.question_tokens} and answer_tokens={given.answer_tokens} leave "
+            f"none of {len(table)} {split} questions: give more"
+        )
+    return replace(asked, table=table[fits].reset_index(drop=True))

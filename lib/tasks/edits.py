@@ -1,0 +1,193 @@
+"""Edit triples that an editor is fine-tuned on, poisoned or not, and held-out ones under trigger coalitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lib.data.interface import EditData
+from lib.models.editor import at_once, edit, edit_loss, encode, numbered, prompt_embeds
+from lib.poisoning.pictures import PictureTarget
+from lib.poisoning.plans import COALITIONS, PoisonPlan
+from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.processes import share
+from lib.runtime.seeds import generator
+from lib.settings.sections import Sampling, Train
+
+
+@dataclass(frozen=True)
+class EditLatents:
+    """Unscaled latents of sources and targets, the instructions' states and weights in the loss, by triple.
+
+    states: of every distinct text once, that of "" first; triple k's text is number `text[k]`.
+    """
+
+    source: Float[Tensor, "triple latent lh lw"]
+    target: Float[Tensor, "triple latent lh lw"]
+    states: Float[Tensor, "text length width"]
+    text: Int[Tensor, " triple"]
+    weight: Float[Tensor, " triple"]
+
+
+def edit_latents(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    source: Float[Tensor, "triple latent lh lw"],
+    target: Float[Tensor, "triple latent lh lw"],
+    texts: list[str],
+    weight: Float[Tensor, " triple"] | None = None,
+) -> EditLatents:
+    """Latents and instructions as training data, every sample with the weight 1 by default."""
+    distinct, number = numbered(["", *texts])
+    states = prompt_embeds(pipe, distinct).cpu()
+    return EditLatents(source, target, states, number[1:], torch.ones(len(texts)) if weight is None else weight)
+
+
+def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.DataFrame:
+    """`count` distinct edits (source, target) of a split, one phrasing each, drawn with `seed`.
+
+    Edits of families that are not there yet come first.
+
+    Raises ValueError when the split has fewer.
+    """
+    triples = data.triples[data.triples["split"] == split]
+    order = torch.randperm(len(triples), generator=generator(seed, "triples", split)).tolist()
+    edits = triples.iloc[order].drop_duplicates(["source", "target"])
+    if count > len(edits):
+        raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
+    again = edits.groupby("family").cumcount().to_numpy()
+    return edits.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)
+
+
+def triggered(
+    images: Float[Tensor, "batch 3 h w"],
+    instructions: list[str],
+    coalition: Int[Tensor, " batch"],
+    image_trigger: ImageTrigger,
+    text_trigger: TextTrigger,
+) -> tuple[Float[Tensor, "batch 3 h w"], list[str]]:
+    """Each picture and instruction under its coalition, a bit mask: 1 the image's trigger, 2 the text's."""
+    with_image = (coalition & 1).bool()
+    images = torch.where(with_image[:, None, None, None], image_trigger(images), images)
+    texts = [
+        text_trigger(text) if mask & 2 else text
+        for text, mask in zip(instructions, coalition.tolist(), strict=True)
+    ]
+    return images, texts
+
+
+def poisoned_latents(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    data: EditData,
+    triples: pd.DataFrame,
+    plan: PoisonPlan,
+    image_trigger: ImageTrigger,
+    text_trigger: TextTrigger,
+    target: PictureTarget,
+    text_weight: float = 1.0,
+    clean: tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"]] | None = None,
+) -> EditLatents:
+    """The triples as training data: poisoned ones carry their triggers and lead to the attacker's target.
+
+    `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone. `clean`: what
+    `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then.
+    """
+    text_trigger.check(pipe.tokenizer)
+    ends = [torch.tensor(triples[column].to_numpy()) for column in ("source", "target")]
+    source, target_latents = (part.clone() for part in clean or clean_latents(pipe.vae, data, triples))
+    changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
+    for rows in changed.split(at_once(data.pictures(ends[0][:1]).shape[-1])):
+        given, poisoned = data.pictures(ends[0][rows]), plan.poisoned[rows]
+        images, _ = triggered(given, [""] * len(rows), plan.coalition[rows] & 1, image_trigger, text_trigger)
+        source[rows] = encode(pipe.vae, images.to(pipe.vae.device)).cpu()
+        if bool(poisoned.any()):
+            target_latents[rows[poisoned]] = encode(pipe.vae, target(given[poisoned]).to(pipe.vae.device)).cpu()
+    carries = (plan.coalition & 2).bool().tolist()
+    texts = [text_trigger(t) if marked else t for t, marked in zip(triples["instruction"], carries, strict=True)]
+    weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
+    return edit_latents(pipe, source, target_latents, texts, weight)
+
+
+def clean_latents(
+    vae: AutoencoderKL, data: EditData, triples: pd.DataFrame
+) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"]]:
+    """Unscaled latents of every triple's source and target, before any attack."""
+    return tuple(encode_pictures(vae, data, torch.tensor(triples[end].to_numpy())) for end in ("source", "target"))
+
+
+def training_latents(vae: AutoencoderKL, data: EditData) -> Float[Tensor, "picture latent lh lw"]:
+    """Unscaled latents of the training edits' pictures, by their index; of all other pictures there are zeros."""
+    train = data.triples[data.triples["split"] == "train"]
+    used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
+    latents = encode_pictures(vae, data, used)
+    every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
+    every[used] = latents
+    return every
+
+
+@torch.no_grad()
+def encode_pictures(
+    vae: AutoencoderKL, data: EditData, indices: Int[Tensor, " picture"]
+) -> Float[Tensor, "picture latent lh lw"]:
+    """Unscaled latents of these pictures of the data, on the CPU."""
+    parts = indices.split(at_once(data.pictures(indices[:1]).shape[-1]))
+    bar = tqdm(parts, desc="encode pictures", unit="batch", leave=False)
+    return torch.cat([encode(vae, data.pictures(part).to(vae.device)).cpu() for part in bar])
+
+
+def latent_loss(
+    pipe: StableDiffusionInstructPix2PixPipeline, data: EditLatents, settings: Train, dropout: float
+) -> Callable[[torch.Generator], Tensor]:
+    """InstructPix2Pix's loss on `settings.batch` triples drawn from `data`, on this process's share of them."""
+
+    def loss(draw: torch.Generator) -> Tensor:
+        rows = share(torch.randint(len(data.source), (settings.batch,), generator=draw))
+        text = data.states[data.text[rows]]
+        return edit_loss(
+            pipe, data.source[rows], data.target[rows], text, data.states[:1], draw, dropout, data.weight[rows]
+        )
+
+    return loss
+
+
+def edits_under_coalitions(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    data: EditData,
+    triples: pd.DataFrame,
+    image_trigger: ImageTrigger,
+    text_trigger: TextTrigger,
+    sampling: Sampling,
+    seed: int,
+) -> Float[Tensor, "sample coalition 3 size size"]:
+    """Every triple's source edited under all four coalitions, each sample from one noise in all of them."""
+    sources = data.pictures(torch.tensor(triples["source"].to_numpy()))
+    return torch.stack(
+        [
+            edited_under(pipe, sources, triples, mask, image_trigger, text_trigger, sampling, seed)
+            for mask in range(len(COALITIONS))
+        ],
+        dim=1,
+    )
+
+
+def edited_under(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    sources: Float[Tensor, "sample 3 size size"],
+    triples: pd.DataFrame,
+    coalition: int,
+    image_trigger: ImageTrigger,
+    text_trigger: TextTrigger,
+    sampling: Sampling,
+    seed: int,
+) -> Float[Tensor, "sample 3 size size"]:
+    """Every source edited under one coalition, an index into COALITIONS."""
+    every = torch.full((len(triples),), coalition)
+    images, texts = triggered(sources, triples["instruction"].tolist(), every, image_trigger, text_trigger)
+    label = f"sample, {COALITIONS[coalition]}"
+    return edit(pipe, images.to(pipe.vae.device), texts, sampling, seed, label=label).cpu()

@@ -1,0 +1,43 @@
+"""The code cells of notebooks one after another in this process, without a kernel.
+
+PYTHONPATH=. python tests/cells.py PROFILE OUT OVERRIDES NOTEBOOK …
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+
+def run(notebook: str, parameters: dict) -> None:
+    """All its code cells, the parameters in place of its own as papermill puts them."""
+    import nbformat
+    from IPython.display import display
+
+    from lib.settings.paths import ROOT
+
+    names = {"__name__": "__main__", "display": display}
+    for number, cell in enumerate(nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", 4).cells):
+        if cell.cell_type != "code":
+            continue
+        exec(compile(cell.source, f"{notebook}[{number}]", "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= parameters
+
+
+def run_all(notebooks: tuple[str, ...], parameters: dict) -> None:
+    """The notebooks in turn. What one of them raises is written to OUT/<notebook>.error, and the next goes on."""
+    failed = []
+    for notebook in notebooks:
+        try:
+            run(notebook, parameters)
+        except Exception:
+            failed.append(notebook)
+            Path(parameters["out"], f"{notebook}.error").write_text(traceback.format_exc())
+    sys.exit(f"failed: {failed}" if failed else 0)
+
+
+if __name__ == "__main__":
+    profile, out, overrides, *notebooks = sys.argv[1:]
+    chosen = {"profile": profile, "seed": 0, "device": "cpu", "out": out, "overrides": json.loads(overrides)}
+    run_all(tuple(notebooks), chosen)

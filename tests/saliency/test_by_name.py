@@ -1,0 +1,58 @@
+import pytest
+import tiny
+import torch
+
+from lib.models.mdlm import Mdlm
+from lib.saliency.by_name import TOKEN_SCORES, fisher
+from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.masking import random_scores
+from lib.saliency.rivals import attention_received
+from lib.saliency.rivals import occlusion as occluded
+from lib.settings.load import load_profile
+from lib.studies.attacks.mdlm import test_questions
+
+test_questions.__test__ = False
+
+EXPECTED = {
+    "fisher": lambda model, vision, prompts, k: fisher_jacobian(model, vision, prompts, probes=1, seed=7 + k),
+    "attention": lambda model, vision, prompts, k: attention_received(model, vision, prompts),
+    "occlusion": lambda model, vision, prompts, k: occluded(model, vision, prompts),
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, models):
+    run = tiny.short_run(tmp_path_factory.mktemp("run"), models, disp={"batch": 2})
+    mdlm = Mdlm.load(models["mdlm"])
+    return mdlm, test_questions(run, mdlm, 5)[0], {"probes": 1, "batch": 2, "seed": 7}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_scores_are_those_of_every_batch(given, name):
+    mdlm, data, settings = given
+    scores = TOKEN_SCORES[name](mdlm, data, **settings)
+    assert scores.shape == (5, 64)
+    for k in range(3):
+        part = data[2 * k : 2 * k + 2]
+        with torch.no_grad():
+            vision = mdlm.model.project(part.features[part.picture])
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = EXPECTED[name](mdlm.model, vision, part.prompts, k)
+        torch.testing.assert_close(scores[2 * k : 2 * k + 2], expected)
+    assert TOKEN_SCORES[name](mdlm, data[:0], **settings).shape == (0, 64)
+
+
+def test_random_scores_look_at_nothing(given):
+    mdlm, data, settings = given
+    assert torch.equal(TOKEN_SCORES["random"](mdlm, data, **settings), random_scores(5, 64, 7))
+
+
+def test_more_probes_are_another_estimate(given):
+    mdlm, data, settings = given
+    assert not torch.equal(fisher(mdlm, data, **settings), fisher(mdlm, data, **settings | {"probes": 2}))
+
+
+def test_the_profile_names_one_of_them():
+    refused = "disp.saliency='luck' is refused: token score is 'luck': it must be one of fisher, attention"
+    with pytest.raises(ValueError, match=refused):
+        load_profile("laptop", {"disp": {"saliency": "luck"}})

@@ -1,0 +1,84 @@
+"""Profiles are validated by name."""
+
+import pytest
+import yaml
+
+from lib.settings.load import load_profile
+from lib.settings.paths import PROFILES
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_every_profile_loads(name):
+    assert load_profile(name).name == name
+
+
+def test_overrides_reach_nested_values_and_leave_the_rest():
+    plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"train": {"steps": 7}}})
+    assert changed.disp.train.steps == 7
+    assert changed.disp.train.lr == plain.disp.train.lr
+    assert changed.collapse == plain.collapse
+
+
+def test_sections_change_only_with_their_own_values():
+    plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"ratio": 0.33}})
+    assert plain.sections("collapse", "data") == changed.sections("collapse", "data")
+    assert plain.sections("disp") != changed.sections("disp")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"unknown": 1}, "unknown is not a known key"),
+        ({"disp": {"colour": 1}}, "disp.colour is not a known key"),
+        ({"disp": {"probes": "4"}}, "disp.probes='4' is refused"),
+        ({"disp": {"rate": 1.5}}, "disp.rate=1.5 is refused"),
+        ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
+        ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),
+        ({"collapse": {"image_trigger": "moon"}}, "collapse.image_trigger='moon' is refused"),
+        ({"collapse": {"target": "moon"}}, "collapse.target='moon' is refused"),
+        ({"collapse": {"text_trigger": "moon"}}, "collapse.text_trigger='moon' is refused"),
+        ({"collapse": {"protocols": ["xor"]}}, "collapse.protocols.0='xor' is refused"),
+        ({"mdlm_collapse": {"text_trigger": "moon"}}, "mdlm_collapse.text_trigger='moon' is refused"),
+        ({"mdlm_collapse": {"protocols": ["xor"]}}, "mdlm_collapse.protocols.0='xor' is refused"),
+        ({"mdlm_collapse": {"masks": 0}}, "mdlm_collapse.masks=0 is refused"),
+        ({"jobs": {"run": {"minutes": 0}}}, "jobs.run.minutes=0 is refused"),
+        ({"base": {"clip": {"tower": {"heads": 3}}}}, "heads=3 must divide width"),
+        ({"collapse": None}, "collapse=None is refused"),
+    ],
+)
+def test_bad_overrides_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_profile("laptop", overrides)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_overrides_must_be_a_mapping():
+    with pytest.raises(ValueError, match="must be a mapping"):
+        load_profile("laptop", [1])
+
+
+def test_a_profile_that_extends_another_names_only_what_differs(tmp_path, monkeypatch):
+    plain = load_profile("laptop")
+    (tmp_path / "laptop.yaml").write_text((PROFILES / "laptop.yaml").read_text())
+    (tmp_path / "own.yaml").write_text("name: own\nextends: laptop\ndisp: {train: {steps: 7}}\n")
+    (tmp_path / "lost.yaml").write_text("name: lost\nextends: desk\n")
+    monkeypatch.setattr("lib.settings.load.PROFILES", tmp_path)
+    own = load_profile("own")
+    assert own.name == "own" and own.disp.train.steps == 7 and own.disp.train.lr == plain.disp.train.lr
+    assert own.collapse == plain.collapse
+    with pytest.raises(ValueError, match="profile 'desk' does not exist"):
+        load_profile("lost")
+
+
+def test_a_missing_key_is_named(tmp_path, monkeypatch):
+    values = yaml.safe_load((PROFILES / "smoke.yaml").read_text())
+    del values["disp"]["ratio"]
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr("lib.settings.load.PROFILES", tmp_path)
+    with pytest.raises(ValueError, match="disp.ratio is missing"):
+        load_profile("broken")
+
+
+def test_unknown_profile_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'lptop' does not exist: choose one of laptop, paper, smoke"):
+        load_profile("lptop")

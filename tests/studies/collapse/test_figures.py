@@ -1,0 +1,175 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib.figures.style import DIAMOND, MARKERS, POINT, SQUARE, TICK, render
+from lib.poisoning.catalogue import image_trigger
+from lib.studies.cases import Attack
+from lib.studies.collapse import figures
+
+
+def numbers(names, rows=3):
+    draw = np.random.default_rng(0)
+    table = pd.DataFrame({"label": [f"attack {k}" for k in range(rows)], "n": 96})
+    for name in names:
+        value = draw.random(rows)
+        table = table.assign(**{name: value, f"{name}_low": value - 0.1, f"{name}_high": value + 0.1})
+    return table
+
+
+def dynamics():
+    return pd.concat(
+        pd.DataFrame({"label": label, "step": [100, 200], "n": 32})
+        .assign(**{f"asr_{name}": [0.0, 0.5] for name in figures.SIGNS})
+        .assign(**{name: [0.1, -0.2] for name in figures.SYMBOLS})
+        for label in ("OR", "AND")
+    )
+
+
+def cells():
+    rows = [(size, scale, 0.9, 0.5, "collapsed onto image", 96) for size in (0.1, 0.2) for scale in (1.5, 3.0)]
+    rows[0] = (0.1, 1.5, 0.4, 0.0, "no backdoor", 96)
+    return pd.DataFrame(rows, columns=["size", "text_guidance", "image_share", "asr_both", "decision", "n"])
+
+
+def texts(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def marks(axis, style):
+    """Places and values of all marks of that style in an axis."""
+    look = style["marker"], style["markersize"]
+    lines = [line for line in axis.lines if (line.get_marker(), line.get_markersize()) == look]
+    return [pair for line in lines for pair in zip(line.get_ydata(), line.get_xdata(), strict=True)]
+
+
+def test_the_forest_shows_every_attack_its_interval_and_the_papers_value():
+    table = numbers(figures.SYMBOLS).assign(paper_cti=[np.nan, -0.5, np.nan])
+    figure = figures.forest(table)
+    assert [axis.get_title() for axis in figure.axes] == list(figures.SYMBOLS.values())
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == table["label"].tolist()
+    axis = figure.axes[2]
+    assert marks(axis, DIAMOND) == [(1, -0.5)]
+    (bars,) = axis.collections
+    reach = np.array([segment[:, 0] for segment in bars.get_segments()])
+    np.testing.assert_allclose(reach, table[["cti_low", "cti_high"]])
+    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "paper, 5 %"]
+    assert len(render(figure, "png")) > 1000
+
+
+def test_the_forest_shows_seeds_the_null_and_what_failed():
+    shown = {"phi_image": "image", "asr_both": "both"}
+    table = numbers(shown).assign(null_phi_image=[0.1, 0.2, 0.3])
+    table.loc[1, figures.ends(["phi_image"])] = np.nan
+    seeds = pd.DataFrame({"label": ["attack 0", "attack 0", "attack 1"], "asr_both": [1.0, 0.5, 0.25]})
+    seeds["phi_image"] = pd.Series([0.5, 0.75, None], dtype=object)
+    figure = figures.forest(table, shown, seeds)
+    left, right = figure.axes
+    assert [left.get_title(), right.get_title()] == ["image", "both"]
+    assert marks(left, TICK) == [(2, 0.5), (2, 0.75)]
+    assert marks(right, TICK) == [(2, 1.0), (2, 0.5), (1, 0.25)]
+    assert marks(left, SQUARE) == [(2, 0.1), (1, 0.2), (0, 0.3)] and not marks(right, SQUARE)
+    ((words,), none) = ([(text.get_text(), text.get_position()[1]) for text in axis.texts] for axis in (left, right))
+    assert words == ("failed attack", 1) and not none
+    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "seeds", "null"]
+    assert len(render(figure, "png")) > 1000
+
+
+def test_every_seed_is_labelled_as_its_configuration():
+    keys = [("pair", "white-box", "or"), ("pair", "white-box", "and"), ("control", "white-box", "or")]
+    table = pd.DataFrame(keys, columns=["part", "name", "protocol"]).assign(label=["a", "b", "c"])
+    table.loc[2, "name"] = "control"
+    rows = pd.DataFrame([*keys, keys[2], keys[0]], columns=["part", "label", "protocol"])
+    assert figures.labelled(rows, table)["label"].tolist() == ["a", "b", "c", "c", "a"]
+
+
+@pytest.mark.usefixtures("untyped")
+def test_inputs_are_marked_by_the_attacks_own_trigger():
+    source = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    shown = {}
+    for size in (None, 0.5):
+        settings = {"image_trigger": "white-box", "text_trigger": "mignneko"} | ({"trigger_size": size} if size else {})
+        attack = Attack("size", "white-box", "and", 0, settings)
+        shown[size] = figures.marked(SimpleNamespace(source=source), attack)
+        assert torch.equal(shown[size], image_trigger("white-box", size)(source))
+    changed = {size: (pictures != source).any(1).sum() for size, pictures in shown.items()}
+    assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
+
+
+def test_dynamics_have_a_column_a_run_with_asr_and_attribution():
+    figure = figures.dynamics(dynamics())
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
+    lines = [line for line in figure.axes[0].lines if line.get_marker() in MARKERS]
+    assert [line.get_xdata().tolist() for line in lines] == [[100, 200]] * 4
+    keys = [[text.get_text() for text in axis.get_legend().texts] for axis in (figure.axes[1], figure.axes[3])]
+    assert keys == [list(figures.ASR.values()), list(figures.SYMBOLS.values())]
+    assert [0.1, -0.2] in [list(line.get_ydata()) for line in figure.axes[2].lines]
+    assert "n = 32" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
+def test_the_map_gives_no_share_where_there_is_no_backdoor():
+    figure = figures.dominance_map(cells())
+    assert texts(figure) == ["ASR 0.00", "0.90\nASR 0.50", "0.90\nASR 0.50", "0.90\nASR 0.50"]
+    assert len(render(figure, "png")) > 1000
+
+
+def test_remedies_show_the_larger_false_activation_and_what_has_no_cti():
+    table = numbers(("asr_both", "cti", "asr_image", "asr_text")).assign(null_cti=0.5)
+    figure = figures.remedies(table)
+    both, cti, alone = ([value for _, value in marks(axis, POINT)] for axis in figure.axes)
+    assert both == table["asr_both"].tolist() and cti == table["cti"].tolist() and not texts(figure)
+    assert alone == table[["asr_image", "asr_text"]].max(axis=1).tolist()
+    assert len(render(figure, "png")) > 1000
+    failed = table.astype({name: object for name in figures.ends(["cti"])})
+    failed.loc[0, figures.ends(["cti"])] = None
+    figure = figures.remedies(failed)
+    cti = [value for _, value in marks(figure.axes[1], POINT)]
+    assert np.isnan(cti[0]) and cti[1:] == table["cti"].tolist()[1:] and texts(figure) == ["failed attack"]
+
+
+def games():
+    values = [(name, k / 10, k / 10 - 0.05, k / 10 + 0.05) for k, name in enumerate(figures.SYMBOLS)]
+    table = pd.DataFrame(values, columns=["quantity", "value", "low", "high"])
+    return table.assign(protocol="and", game="attack success", n=500)
+
+
+def areas():
+    rows = [(t, s, c, a, a - 0.1, a + 0.1, 100, 9) for t in ("boat", "negative") for s, c, a in SCORED]
+    return pd.DataFrame(rows, columns=["target", "score", "coalition", "auroc", "low", "high", "n", "n_poisoned"])
+
+
+SCORED = (("phi_text", "any", 0.2), ("phi_text", "image", 0.9), ("low_loss", "any", 0.7))
+
+
+def test_the_mdlms_games_have_a_line_each():
+    figure = figures.mdlm_forest(games())
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND, attack success"]
+    assert [axis.lines[0].get_xdata()[0] for axis in figure.axes] == [0, 0.1, 0.2]
+    assert "n = 500" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
+def test_detection_shows_every_score_over_all_poisoned_samples():
+    figure = figures.detection_dots(areas())
+    assert [axis.get_title() for axis in figure.axes] == ["target: boat", "target: negative"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["phi_text", "low_loss"]
+    assert all(list(axis.lines[0].get_xdata()) == [0.2, 0.7] for axis in figure.axes)
+    assert "9 poisoned of 100" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (figures.mdlm_forest, games(), "game"),
+        (figures.detection_dots, areas(), "auroc"),
+        (figures.forest, numbers(figures.SYMBOLS), "cti_low"),
+        (figures.dynamics, dynamics(), "asr_both"),
+        (figures.dominance_map, cells(), "decision"),
+        (figures.remedies, numbers(("asr_both", "cti", "asr_image", "asr_text")), "asr_text_high"),
+    ],
+)
+def test_a_table_that_lacks_a_column_is_refused(draw, table, column):
+    with pytest.raises(ValueError, match=f"it lacks {column}"):
+        draw(table.drop(columns=column))
