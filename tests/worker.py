@@ -23,8 +23,8 @@ from lib.runtime.training import fit
 from lib.settings.sections import Lora, Train
 from lib.studies import run as config
 from lib.studies import runs
-from lib.studies.attacks.mdlm import poisoned_mdlm
-from lib.studies.disp.purification import poisoned_training_set, purified_set
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set
+from lib.studies.disp.purification import purified_set
 from lib.tasks.edits import edit_latents, latent_loss
 from lib.tasks.questions import Questions, answer_loss
 

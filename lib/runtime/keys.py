@@ -40,23 +40,30 @@ def code_digest(*modules: str) -> str:
 
     Late imports count. What is `APART` does not, but for a module that is named, and the rest of its package.
     """
-    content = (f"{name} {hashlib.sha256(source(name).encode()).hexdigest()}\n" for name in sorted(closure(*modules)))
+    sources = sorted(_sources(*modules).items())
+    content = (f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n" for name, text in sources)
     return hashlib.sha256("".join(content).encode()).hexdigest()
 
 
 def closure(*modules: str) -> set[str]:
     """The modules of lib that these import, directly or not, and they themselves."""
+    return set(_sources(*modules))
+
+
+def _sources(*modules: str) -> dict[str, str]:
+    """The text of every module of the closure, each read once."""
     roots = {part for part in APART for name in modules if _within(name, part)}
-    found, waiting = set(), list(modules)
+    texts, waiting = {}, list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found:
+        if name in texts:
             continue
         if _file(name) is None:
             raise ValueError(f"module is {name!r}: it must be one of lib's.")
-        found.add(name)
-        waiting += [m for m in imported(name) if not any(_within(m, part) for part in APART if part not in roots)]
-    return found
+        texts[name] = source(name)
+        inner = _imported(name, texts[name])
+        waiting += [m for m in inner if not any(_within(m, part) for part in APART if part not in roots)]
+    return texts
 
 
 def library_digest() -> str:

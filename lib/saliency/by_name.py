@@ -16,8 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.models.mdlm import Mdlm, MdlmModel
-from lib.runtime.devices import autocast
-from lib.runtime.shards import sharded
+from lib.saliency.batches import by_batch
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import random_scores
 from lib.saliency.rivals import attention_by_layer, attention_received, occlusion
@@ -27,24 +26,16 @@ TokenScore = Callable[..., Float[Tensor, "sample vision"]]
 
 
 def _by_batch(label: str, score: Callable[[MdlmModel, Tensor, Tensor, int, int], Tensor]) -> TokenScore:
-    """`score(model, vision, prompts, probes, seed)` of `batch` samples after another, each with a seed of its own."""
+    """`score(model, vision, prompts, probes, seed)` of all samples."""
 
     def scores(
         mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
     ) -> Float[Tensor, "sample vision"]:
-        device = mdlm.model.device
+        def score_batch(vision: Tensor, prompts: Tensor, own: int) -> dict[str, Tensor]:
+            return {"scores": score(mdlm.model, vision, prompts, probes, own)}
 
-        def make(part: range) -> dict[str, Tensor]:
-            if not part:
-                return {"scores": torch.zeros(0, mdlm.model.config.vision_length)}
-            rows = data[part.start : part.stop]
-            with torch.no_grad():
-                vision = mdlm.model.project(rows.features[rows.picture].to(device))
-            with autocast(device):
-                own = seed + part.start // batch
-                return {"scores": score(mdlm.model, vision, rows.prompts.to(device), probes, own)}
-
-        return sharded(work, len(data), batch, make, label)["scores"]
+        length = {"scores": mdlm.model.config.vision_length}
+        return by_batch(mdlm, data, score_batch, length, label, batch=batch, seed=seed, work=work)["scores"]
 
     return scores
 

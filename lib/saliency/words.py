@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lib.kernels.fisher import add_squared_norm, fisher_probes
 from lib.models.mdlm import Mdlm
-from lib.runtime.devices import autocast, recomputed
-from lib.runtime.shards import sharded
+from lib.runtime.devices import recomputed
+from lib.saliency.batches import by_batch
 from lib.saliency.jacobian import pulled_back
 from lib.saliency.masking import check_inputs, check_probes, masked_response
 from lib.tasks.questions import Questions
@@ -114,20 +114,13 @@ def joint_saliency(
     mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
 ) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
     """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
-    device, vision_length, prompt_length = mdlm.model.device, mdlm.model.config.vision_length, data.prompts.shape[1]
+    lengths = {"vision": mdlm.model.config.vision_length, "prompt": data.prompts.shape[1]}
 
-    def make(part: range) -> dict[str, Tensor]:
-        if not part:
-            return {"vision": torch.zeros(0, vision_length), "prompt": torch.zeros(0, prompt_length)}
-        rows = data[part.start : part.stop]
-        with torch.no_grad():
-            vision = mdlm.model.project(rows.features[rows.picture].to(device))
-        with autocast(device):
-            prompts, draw = rows.prompts.to(device), seed + part.start // batch
-            scores = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=draw)
-        return dict(zip(("vision", "prompt"), scores, strict=True))
+    def score(vision: Tensor, prompts: Tensor, own: int) -> dict[str, Tensor]:
+        both = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=own)
+        return dict(zip(lengths, both, strict=True))
 
-    scores = sharded(work, len(data), batch, make, "joint saliency")
+    scores = by_batch(mdlm, data, score, lengths, "joint saliency", batch=batch, seed=seed, work=work)
     return scores["vision"], scores["prompt"]
 
 

@@ -18,13 +18,13 @@ from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top
 from lib.saliency.words import joint_fisher_jacobian
-from lib.studies.attacks.mdlm import poisoned_mdlm
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set
 from lib.studies.collapse.mdlm import mdlm_collapse
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.outcomes import before_and_after, ratio_study
-from lib.studies.disp.purification import poisoned_training_set, purified_set, scoring, training_scores
+from lib.studies.disp.purification import purified_set, scoring, training_scores
 from lib.studies.disp.ratio_rule import ratio_gains
-from lib.studies.disp.words import jointly_purified_set, poisoned_set
+from lib.studies.disp.words import jointly_purified_set
 from lib.tasks.questions import respond
 
 answering = import_module("lib.tasks.questions")  # whose name in the package is the function
@@ -187,7 +187,7 @@ def test_parts_are_the_batches_that_were_computed_together(tmp_path, models):
 
 def joint(run):
     mdlm = poisoned_mdlm(run, "and")[0]
-    jointly_purified_set(run, mdlm, poisoned_set(run, mdlm, "and"), "and", "joint")
+    jointly_purified_set(run, mdlm, poisoned_training_set(run, mdlm, "and"), "and", "joint")
 
 
 MEASURED = {  # what makes each kind of artifact, and in what its batches end

@@ -91,6 +91,13 @@ def training_questions(
     return vqa, table, plan(len(table), protocol, settings.rate, run.seed, eligible), goal
 
 
+def poisoned_training_set(run: Run, model: Mdlm, protocol: str = "image") -> Questions:
+    """What the defender holds: the protocol's poisoned fine-tuning set, answers as they are."""
+    vqa, table, poison, goal = training_questions(run, protocol)
+    image, text = trigger_pair(run, protocol)
+    return questions(model, vqa, table, image, poison, goal, text)
+
+
 def test_questions(
     run: Run, model: Mdlm, count: int, protocol: str = "image", split: str = "test"
 ) -> tuple[Questions, Questions]:

@@ -14,9 +14,9 @@ from lib.defences.interface import Defence, Defender
 from lib.models.mdlm import Mdlm
 from lib.runtime.keys import code_digest, registered
 from lib.settings.sections import Train
-from lib.studies.attacks.mdlm import mdlm_tuning, poisoned_mdlm, training_questions
+from lib.studies.attacks.mdlm import mdlm_tuning, poisoned_mdlm, poisoned_training_set, training_questions
 from lib.studies.checkpoints import FineTuning, fine_tuned
-from lib.studies.disp.purification import answering_spec, poisoned_training_set
+from lib.studies.disp.purification import answering_spec
 from lib.studies.models import base_mdlm, made_mdlm
 from lib.studies.run import Run
 from lib.tasks.questions import Questions, answer_loss, draw_rows, questions

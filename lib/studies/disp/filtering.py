@@ -7,8 +7,8 @@ import pandas as pd
 from lib.defences.filters import KEEP, attention_entropy, separation
 from lib.metrics.intervals import over_clusters
 from lib.runtime.keys import code_digest
-from lib.studies.attacks.mdlm import poisoned_mdlm, training_questions
-from lib.studies.disp.purification import answering_spec, poisoned_training_set
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, training_questions
+from lib.studies.disp.purification import answering_spec
 from lib.studies.run import Run
 
 

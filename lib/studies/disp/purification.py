@@ -11,25 +11,18 @@ from torch import Tensor
 
 from lib.defences.self_purification import answer_masked, sure_answers
 from lib.models.mdlm import Mdlm
-from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
-from lib.studies.attacks.mdlm import mdlm_spec, mdlm_tuning, mdlm_watch, poisoned_mdlm, training_questions
+from lib.studies.attacks.mdlm import mdlm_spec, mdlm_tuning, mdlm_watch, poisoned_mdlm, poisoned_training_set
 from lib.studies.checkpoints import FineTuning, fine_tuned
 from lib.studies.models import base_mdlm, made_mdlm
 from lib.studies.run import Run, with_settings
-from lib.tasks.questions import Questions, answer_loss, questions
+from lib.tasks.questions import Questions, answer_loss
 
 ANSWERING = {"saliency", "ratio", "probes", "batch", "threshold"}  # settings that the purified set depends on
 FINE_TUNING = {"confidence", "purify", "start", "rounds"}  # and, beside them, the purified model
-
-
-def poisoned_training_set(run: Run, mdlm: Mdlm) -> Questions:
-    """What the defender holds: the poisoned fine-tuning set, answers as they are."""
-    vqa, table, poison, goal = training_questions(run)
-    return questions(mdlm, vqa, table, image_trigger(run.profile.disp.image_trigger), poison, goal)
 
 
 def scoring(run: Run) -> dict[str, int]:
@@ -91,7 +84,7 @@ def _purification(run: Run) -> FineTuning:
 
 def answering_spec(run: Run) -> dict:
     """What the compromised model's scores and its answers under masking depend on, code of the maker aside."""
-    return mdlm_spec(run) | {"disp": run.profile.disp.model_dump(mode="json", include=ANSWERING)}
+    return mdlm_spec(run) | _answering(run)
 
 
 def teacher_spec(run: Run) -> dict:
@@ -105,4 +98,8 @@ def teacher_spec(run: Run) -> dict:
 
 def purification_spec(run: Run) -> dict:
     """What the purified set depends on."""
-    return teacher_spec(run) | answering_spec(run)
+    return teacher_spec(run) | _answering(run)
+
+
+def _answering(run: Run) -> dict:
+    return {"disp": run.profile.disp.model_dump(mode="json", include=ANSWERING)}

@@ -8,7 +8,8 @@ from lib.defences.ratio_rule import masking_gains
 from lib.models.mdlm import Mdlm
 from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES
-from lib.studies.disp.purification import answering_spec, poisoned_training_set, scoring
+from lib.studies.attacks.mdlm import poisoned_training_set
+from lib.studies.disp.purification import answering_spec, scoring
 from lib.studies.run import Run
 
 

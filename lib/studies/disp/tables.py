@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from lib.defences.filters import KEEP
 from lib.metrics.intervals import over_seeds, rate
 from lib.saliency.by_name import fisher
-from lib.studies.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.cases import Case, cases
 from lib.studies.data import titles
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.filtering import filtered
 from lib.studies.disp.inputs import input_detection
 from lib.studies.disp.outcomes import METRICS, ratio_study, saliency_panels, set_quality, trigger_rank
-from lib.studies.disp.purification import poisoned_training_set, purified_set, scoring
+from lib.studies.disp.purification import purified_set, scoring
 from lib.studies.disp.ratio_rule import ratio_gains
 from lib.studies.run import Run, with_settings
 

@@ -15,23 +15,16 @@ from lib.defences.self_purification import sure_answers
 from lib.models.mdlm import Mdlm
 from lib.runtime.keys import code_digest
 from lib.saliency.words import WAYS, joint_masks, joint_saliency
-from lib.studies.attacks.mdlm import mdlm_spec, mdlm_tuning, poisoned_mdlm, training_questions, trigger_pair
+from lib.studies.attacks.mdlm import mdlm_spec, mdlm_tuning, poisoned_mdlm, poisoned_training_set
 from lib.studies.checkpoints import FineTuning, fine_tuned
 from lib.studies.disp.purification import scoring
 from lib.studies.models import made_mdlm
 from lib.studies.run import Run
-from lib.tasks.questions import Questions, answer_loss, questions, respond_masked
+from lib.tasks.questions import Questions, answer_loss, respond_masked
 
 # Masked shares of the tokens of each way, chosen before any of this was measured: one of 64 vision tokens, one of the
 # 5 to 12 words and pieces of a question, and two of all of them together.
 RATIOS = {"vision": 0.02, "prompt": 0.12, "joint": 0.03}
-
-
-def poisoned_set(run: Run, mdlm: Mdlm, protocol: str) -> Questions:
-    """What the defender holds: the protocol's poisoned fine-tuning set, answers as they are."""
-    vqa, table, poison, goal = training_questions(run, protocol)
-    image, text = trigger_pair(run, protocol)
-    return questions(mdlm, vqa, table, image, poison, goal, text)
 
 
 def jointly_purified_set(run: Run, mdlm: Mdlm, data: Questions, protocol: str, way: str) -> Questions:
@@ -69,7 +62,7 @@ def jointly_purified_mdlm(run: Run, protocol: str, way: str) -> Mdlm:
 
     def purification() -> FineTuning:
         model, _ = poisoned_mdlm(run, protocol)
-        data = jointly_purified_set(run, model, poisoned_set(run, model, protocol), protocol, way)
+        data = jointly_purified_set(run, model, poisoned_training_set(run, model, protocol), protocol, way)
         facts = {"protocol": protocol, "masked": way, "ratio": RATIOS[way], "samples": len(data), "seed": run.seed}
         return mdlm_tuning(run, model, answer_loss(model, data, settings), facts)
 

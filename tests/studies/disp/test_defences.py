@@ -21,12 +21,12 @@ from lib.runtime.training import fit
 from lib.saliency.by_name import fisher
 from lib.saliency.masking import mask_top
 from lib.settings.sections import Train
-from lib.studies.attacks.mdlm import poisoned_mdlm, training_questions
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, training_questions
 from lib.studies.disp import defences
 from lib.studies.disp.defences import DEFENCES, defence_rows, defended
 from lib.studies.disp.defended import StoredDefender, clean_share, defender_of
 from lib.studies.disp.outcomes import METRICS, judged
-from lib.studies.disp.purification import poisoned_training_set, purified_mdlm, scoring
+from lib.studies.disp.purification import purified_mdlm, scoring
 from lib.studies.run import with_settings
 from lib.tasks.questions import Questions, answer, answer_loss
 

@@ -13,7 +13,7 @@ from lib.poisoning.targets import target
 from lib.saliency.by_name import TOKEN_SCORES, fisher
 from lib.saliency.masking import mask_top, random_scores
 from lib.studies import checkpoints
-from lib.studies.attacks.mdlm import poisoned_mdlm, test_questions, training_questions
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.disp import outcomes, purification
 from lib.studies.disp.outcomes import (
     METRICS,
@@ -25,7 +25,7 @@ from lib.studies.disp.outcomes import (
     set_quality,
     trigger_rank,
 )
-from lib.studies.disp.purification import poisoned_training_set, purified_mdlm, purified_set, scoring, training_scores
+from lib.studies.disp.purification import purified_mdlm, purified_set, scoring, training_scores
 from lib.tasks.questions import Questions, respond
 
 test_questions.__test__ = False

@@ -7,12 +7,11 @@ import tiny
 import torch
 
 from lib.settings.profile import DispGrid
-from lib.studies.attacks.mdlm import poisoned_mdlm, training_questions
+from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, training_questions
 from lib.studies.cases import cases
 from lib.studies.disp import tables as disp_grid
 from lib.studies.disp.defences import DEFENCES, defence_rows
 from lib.studies.disp.outcomes import METRICS, ratio_study
-from lib.studies.disp.purification import poisoned_training_set
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}

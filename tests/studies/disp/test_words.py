@@ -9,11 +9,17 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
 from lib.saliency.words import WAYS, joint_fisher_jacobian, joint_masks, joint_saliency, mask_top_of_all
 from lib.studies import checkpoints
-from lib.studies.attacks.mdlm import poisoned_mdlm, test_questions, training_questions, trigger_pair
+from lib.studies.attacks.mdlm import (
+    poisoned_mdlm,
+    poisoned_training_set,
+    test_questions,
+    training_questions,
+    trigger_pair,
+)
 from lib.studies.collapse.mdlm import mdlm_collapse
 from lib.studies.disp import words as module
 from lib.studies.disp.restored import restored_table
-from lib.studies.disp.words import RATIOS, jointly_purified_mdlm, jointly_purified_set, poisoned_set
+from lib.studies.disp.words import RATIOS, jointly_purified_mdlm, jointly_purified_set
 from lib.tasks.questions import questions, respond, respond_masked
 
 test_questions.__test__ = False
@@ -51,7 +57,7 @@ def test_saliency_is_that_of_every_batch(run, mdlm):
 
 
 def test_the_poisoned_set_carries_both_triggers_and_the_attackers_answers(run, mdlm):
-    data = poisoned_set(run, mdlm, "and")
+    data = poisoned_training_set(run, mdlm, "and")
     vqa, table, plan, goal = training_questions(run, "and")
     hit = [goal.achieved(a, c) for a, c in zip(data.answers, table["answer"], strict=True)]
     assert hit == plan.poisoned.tolist() and sum(hit) == 4
@@ -83,7 +89,7 @@ def test_masked_words_are_the_mask_token_and_padding_stays(run, mdlm):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way, monkeypatch):
     monkeypatch.setitem(RATIOS, way, 0.5)
-    data = poisoned_set(run, mdlm, "and")
+    data = poisoned_training_set(run, mdlm, "and")
     masked = joint_masks(mdlm, data, joint_saliency(mdlm, data, probes=1, batch=8, seed=run.seed), way, 0.5)
     assert masked[0].any() == (way != "prompt") and masked[1].any() == (way != "vision")
     expected = respond_masked(mdlm, data, 0.1, *masked).tokens
@@ -100,7 +106,7 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way
 
 
 def test_only_sure_answers_are_kept(tmp_path, models, run, mdlm):
-    data = poisoned_set(run, mdlm, "and")
+    data = poisoned_training_set(run, mdlm, "and")
     everything = jointly_purified_set(run, mdlm, data, "and", "joint")
     scores = joint_saliency(mdlm, data, probes=1, batch=8, seed=run.seed)
     masked = joint_masks(mdlm, data, scores, "joint", RATIOS["joint"])
