@@ -1,5 +1,7 @@
 """Tiny models with random weights, and few data: what tests work on."""
 
+import contextlib
+
 import torch
 from transformers import CLIPTextModel
 
@@ -115,7 +117,7 @@ def link_data(store: Store) -> Store:
     store.root.mkdir(parents=True, exist_ok=True)
     for kind in ("faces", "easyvqa"):
         (BUILD / "store" / kind).mkdir(parents=True, exist_ok=True)
-        if not (store.root / kind).exists():
+        with contextlib.suppress(FileExistsError):  # of a run before, or of another process of this one
             (store.root / kind).symlink_to(BUILD / "store" / kind, target_is_directory=True)
     return store
 
