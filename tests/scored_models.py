@@ -17,6 +17,7 @@ class Linear:
         draw = torch.Generator().manual_seed(0)
         self.weight = torch.randn(POSITIONS, VOCABULARY, VISION, WIDTH, generator=draw)
         self.weight[:, :, 1] = 0
+        self.mask_embedding = torch.randn(WIDTH, generator=draw)
         self.blank = None
 
     def logits(self, vision, prompt, response):

@@ -16,7 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lib.models.mdlm import Mdlm
-from lib.settings.sections import Lora, Train
+from lib.settings.sections import DISP_ESTIMATOR, Estimator, Lora, Train
 from lib.tasks.fine_tuning import fine_tune
 from lib.tasks.questions import Questions, answer
 
@@ -32,7 +32,7 @@ class Defender:
     training_set, clean_share:  the model's fine-tuning set, poisoned as it may be, and a few samples known to be clean,
                     as questions to the model that they get. Made only when a defence asks for them.
     threshold, batch:  of decoding; samples scored at once.
-    ratio, score, probes, confidence:  as `self_purify` takes them.
+    ratio, score, estimator, confidence:  as `self_purify` takes them.
     purify, train:  steps of fine-tuning a model further, and of fine-tuning the base model.
     work:           a folder for the progress of what takes long.
     """
@@ -45,8 +45,8 @@ class Defender:
     base: Callable[[], Mdlm] | None = None
     train: Train | None = None
     ratio: float = 0.1
-    score: str = "fisher"
-    probes: int = 4
+    score: str = "directional"
+    estimator: Estimator = DISP_ESTIMATOR
     batch: int = 128
     confidence: float = 0.0
     lora: Lora | None = None

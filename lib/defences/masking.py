@@ -14,7 +14,7 @@ from lib.tasks.questions import Questions
 def mask_at_inference(defender: Defender) -> Defended:
     """The suspect model, from which every question's most salient vision tokens are hidden."""
     mdlm, score = defender.suspect(), TOKEN_SCORES[defender.score]
-    settings = {"probes": defender.probes, "batch": defender.batch, "seed": defender.seed}
+    settings = {"estimator": defender.estimator, "batch": defender.batch, "seed": defender.seed}
 
     def mask(data: Questions) -> Bool[Tensor, "sample vision"]:
         return mask_top(score(mdlm, data, **settings), defender.ratio)

@@ -19,6 +19,7 @@ from lib.models.decoding import Decoded
 from lib.models.mdlm import Mdlm
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
+from lib.settings.sections import DISP_ESTIMATOR, Estimator
 from lib.tasks.fine_tuning import fine_tune
 from lib.tasks.questions import Questions, respond
 
@@ -29,8 +30,8 @@ def self_purify(
     *,
     ratio: float,
     threshold: float,
-    score: str = "fisher",
-    probes: int = 4,
+    score: str = "directional",
+    estimator: Estimator = DISP_ESTIMATOR,
     batch: int = 128,
     confidence: float = 0.0,
     seed: int = 0,
@@ -44,8 +45,8 @@ def self_purify(
                 `texts(responses)` reads ids. The score "attention" looks into `MdlmModel`'s own blocks. `fine_tune`
                 calls `loss`, by default `masked_diffusion_loss`, for which `states(vision, prompt, response)` and a
                 linear `head` must give the logits. tests/test_library.py has such a model.
-    ratio       Share of each picture's vision tokens to hide, the highest by `score`, a name of `TOKEN_SCORES`, which
-                `probes` estimate on `batch` samples at once.
+    ratio       Share of each picture's vision tokens to hide, the highest by `score`, a name of `TOKEN_SCORES`, as
+                `estimator` says, of `batch` samples at once.
     threshold   Of decoding, see `lib.tasks.questions.respond`.
     confidence  Kept are the answers each token of which had at least this probability when it was settled: where
                 masking hid what is asked about, the model guesses, and learning its guesses costs clean accuracy.
@@ -53,7 +54,8 @@ def self_purify(
 
     The table's index still names the samples' places in `questions`. Raises ValueError where no answer is kept.
     """
-    scores = TOKEN_SCORES[score](model, questions, probes=probes, batch=batch, seed=seed, work=work and work / "scores")
+    how = {"estimator": estimator, "batch": batch, "seed": seed}
+    scores = TOKEN_SCORES[score](model, questions, **how, work=work and work / "scores")
     again = answer_masked(model, questions, mask_top(scores, ratio), threshold, work and work / "answers")
     return sure_answers(model, questions, again.tokens, again.probability.amin(1), confidence)
 
@@ -96,7 +98,7 @@ def disp(defender: Defender) -> Defended:
         ratio=defender.ratio,
         threshold=defender.threshold,
         score=defender.score,
-        probes=defender.probes,
+        estimator=defender.estimator,
         batch=defender.batch,
         confidence=defender.confidence,
         seed=defender.seed,

@@ -8,21 +8,22 @@ from torch import Tensor
 from lib.defences.filters import entropy
 from lib.defences.input_tests import OVERLAYS, blended_entropy, vision_ratio
 from lib.models.mdlm import Mdlm
-from lib.saliency.by_name import fisher, layer_attention
+from lib.saliency.by_name import directional, layer_attention
+from lib.settings.sections import Estimator
 from lib.tasks.questions import Questions
 
 
 def input_scores(
-    mdlm: Mdlm, data: Questions, clean: Questions, *, probes: int, batch: int, seed: int
+    mdlm: Mdlm, data: Questions, clean: Questions, *, estimator: Estimator, batch: int, seed: int
 ) -> dict[str, Float[Tensor, " sample"]]:
     """Suspicion of every question, higher for more, by name.
 
-    saliency, top share: the most salient token's share of the Fisher–Jacobian trace. saliency, entropy: minus the
+    saliency, top share: the most salient token's share of the Fisher–Jacobian scores. saliency, entropy: minus the
     entropy of those shares. BYE: minus that of the attention that vision tokens receive (arXiv 2505.16916).
     CleanSight: attention to vision over attention to text (arXiv 2603.12989). STRIP: minus the entropy of the answer
     under blending (arXiv 1902.06531); it alone looks at samples known to be `clean`.
     """
-    scores = fisher(mdlm, data, probes=probes, batch=batch, seed=seed)
+    scores = directional(mdlm, data, estimator=estimator, batch=batch, seed=seed)
     received = layer_attention(mdlm, data, batch)
     blended = blended_entropy(mdlm, data, clean, OVERLAYS, seed, batch)
     return {

@@ -1,6 +1,6 @@
 """How much each vision token of every sample matters, by the names that the profile's `disp.saliency` takes.
 
-    scores = TOKEN_SCORES["fisher"](mdlm, questions, probes=4, batch=128, seed=0)
+    scores = TOKEN_SCORES["directional"](mdlm, questions, estimator=Estimator(), batch=128, seed=0)
 
 With `work`, a folder, the scores of a batch are kept there as soon as they are made, and are not made again.
 """
@@ -19,20 +19,21 @@ from lib.models.mdlm import Mdlm, MdlmModel
 from lib.saliency.batches import by_batch
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import random_scores
-from lib.saliency.rivals import attention_by_layer, attention_received, occlusion
+from lib.saliency.rivals import attention_by_layer, attention_received, late_attention, occlusion
+from lib.settings.sections import Estimator
 from lib.tasks.questions import Questions
 
 TokenScore = Callable[..., Float[Tensor, "sample vision"]]
 
 
-def _by_batch(label: str, score: Callable[[MdlmModel, Tensor, Tensor, int, int], Tensor]) -> TokenScore:
-    """`score(model, vision, prompts, probes, seed)` of all samples."""
+def _by_batch(label: str, score: Callable[[MdlmModel, Tensor, Tensor, Estimator, int], Tensor]) -> TokenScore:
+    """`score(model, vision, prompts, estimator, seed)` of all samples."""
 
     def scores(
-        mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
+        mdlm: Mdlm, data: Questions, *, estimator: Estimator, batch: int, seed: int, work: Path | None = None
     ) -> Float[Tensor, "sample vision"]:
-        def score_batch(vision: Tensor, prompts: Tensor, own: int) -> dict[str, Tensor]:
-            return {"scores": score(mdlm.model, vision, prompts, probes, own)}
+        def score_batch(vision: Tensor, prompts: Tensor, seed: int) -> dict[str, Tensor]:
+            return {"scores": score(mdlm.model, vision, prompts, estimator, seed)}
 
         length = {"scores": mdlm.model.config.vision_length}
         return by_batch(mdlm, data, score_batch, length, label, batch=batch, seed=seed, work=work)["scores"]
@@ -40,25 +41,30 @@ def _by_batch(label: str, score: Callable[[MdlmModel, Tensor, Tensor, int, int],
     return scores
 
 
+def _fisher_jacobian(label: str, direction: str) -> TokenScore:
+    def score(model, vision: Tensor, prompts: Tensor, estimator: Estimator, seed: int) -> Float[Tensor, "batch vision"]:
+        return fisher_jacobian(model, vision, prompts, direction=direction, seed=seed, **estimator.model_dump())
+
+    return _by_batch(label, score)
+
+
 def _random(
-    mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
+    mdlm: Mdlm, data: Questions, *, estimator: Estimator, batch: int, seed: int, work: Path | None = None
 ) -> Float[Tensor, "sample vision"]:
     """Scores that look at nothing."""
     return random_scores(len(data), mdlm.model.config.vision_length, seed)
 
 
-# Fisher–Jacobian scores, estimated with `probes` (step 1 of DiSP, arXiv 2602.22246).
-fisher = _by_batch(
-    "saliency",
-    lambda model, vision, prompts, probes, seed: fisher_jacobian(model, vision, prompts, probes=probes, seed=seed),
-)
+directional = _fisher_jacobian("saliency", "mask")
 
-
-# "attention": from the masked response, mean over layers (RedVTP, arXiv 2511.12428). "occlusion": what masking each
-# token alone changes, at a forward pass per token.
+# "directional": DiSP's own (step 1 of arXiv 2602.22246). "trace": the same over all directions. "attention": from the
+# masked response, mean over layers (RedVTP, arXiv 2511.12428); "late-attention": over the later half of the layers.
+# "occlusion": what masking each token alone changes, at a forward pass per token.
 TOKEN_SCORES: dict[str, TokenScore] = {
-    "fisher": fisher,
+    "directional": directional,
+    "trace": _fisher_jacobian("trace", "all"),
     "attention": _by_batch("attention", lambda model, vision, prompts, *_: attention_received(model, vision, prompts)),
+    "late-attention": _by_batch("attention", lambda model, vision, prompts, *_: late_attention(model, vision, prompts)),
     "occlusion": _by_batch("occlusion", lambda model, vision, prompts, *_: occlusion(model, vision, prompts)),
     "random": _random,
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.kernels import describe
 from lib.runtime.seeds import generator
+
+VARIANTS = 128  # pictures with one token changed that go through a model at once
 
 
 def random_scores(batch: int, tokens: int, seed: int) -> Float[Tensor, "batch vision"]:
@@ -16,15 +20,20 @@ def random_scores(batch: int, tokens: int, seed: int) -> Float[Tensor, "batch vi
 
 
 def mask_top(scores: Float[Tensor, "batch vision"], ratio: float) -> Bool[Tensor, "batch vision"]:
-    """The round(ratio × tokens) highest scores of each row; the earlier token on ties.
+    """The ⌊ratio × tokens⌋ highest scores of each row (arXiv 2602.22246); the earlier token on ties.
 
     Raises ValueError for a ratio outside [0, 1].
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio={ratio!r} must be in [0, 1]")
-    count = round(ratio * scores.shape[1])
+    count = masked_count(ratio, scores.shape[1])
     order = scores.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
+
+
+def masked_count(ratio: float, tokens: int) -> int:
+    """⌊ratio × tokens⌋ of the ratio as it is written: ⌊0.29 × 100⌋ = 29. Raises ValueError for one outside [0, 1]."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio={ratio!r} must be in [0, 1]")
+    return math.floor(round(ratio * tokens, 9))
 
 
 def masked_response(model, vision: Float[Tensor, "batch vision dim"]) -> Int[Tensor, "batch response"]:

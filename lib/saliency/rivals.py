@@ -1,4 +1,4 @@
-"""Other scores of how much a vision token matters, at the first denoising step, to compare with `saliency`'s.
+"""Other scores of how much a vision token matters, at the first denoising step, to compare with `fisher_jacobian`'s.
 
 All but `attention_by_layer` are functions `(model, vision [batch, vision, dim], prompt [batch, prompt]) ->
 [batch, vision]`, float32 and non-negative, and raise ValueError for wrong shapes, dtypes or NaN.
@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.models.mdlm import MdlmModel, blocks_of
-from lib.saliency.masking import check_inputs, masked_response
-
-VARIANTS = 128  # pictures with one token changed that go through the model at once
+from lib.saliency.masking import VARIANTS, check_inputs, masked_response
 
 
 @torch.no_grad()
@@ -26,6 +24,14 @@ def attention_received(
     RedVTP's importance (arXiv 2511.12428).
     """
     return attention_by_layer(model, vision, prompt).mean(0)
+
+
+def late_attention(
+    model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
+) -> Float[Tensor, "batch vision"]:
+    """`attention_received`, mean over the later half of the layers alone."""
+    layers = attention_by_layer(model, vision, prompt)
+    return layers[len(layers) // 2 :].mean(0)
 
 
 @torch.no_grad()

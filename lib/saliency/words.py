@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lib.kernels.fisher import add_squared_norm, fisher_probes
 from lib.models.mdlm import Mdlm
 from lib.runtime.devices import recomputed
 from lib.saliency.batches import by_batch
-from lib.saliency.jacobian import pulled_back
-from lib.saliency.masking import check_inputs, check_probes, masked_response
+from lib.saliency.jacobian import add_curvature, check_estimator, probed, pulled_back, to_mask
+from lib.saliency.masking import check_inputs, masked_count, masked_response
+from lib.settings.sections import Estimator
 from lib.tasks.questions import Questions
 
 WAYS = ("vision", "prompt", "joint")
@@ -30,20 +30,22 @@ def joint_fisher_jacobian(
     vision: Float[Tensor, "batch vision dim"],
     prompt: Int[Tensor, "batch prompt"],
     *,
-    probes: int = 4,
+    probes: int = 6,
     seed: int = 0,
+    noise: str = "sign",
+    top_logits: int | None = None,
 ) -> tuple[Float[Tensor, "batch vision"], Float[Tensor, "batch prompt"]]:
     """`fisher_jacobian` of vision tokens, and the same of the prompt tokens' embeddings; 0 where those are padding.
 
-    It costs what `fisher_jacobian` does and takes the same probes (sign noise): the vision scores are its own. Both
-    kinds of token enter the same residual stream, so their scores are compared as they are.
+    Ours: the paper leaves the prompt alone. It costs what `fisher_jacobian` does and takes the same probes: the vision
+    scores are its own. Both are divergences, so they are compared as they are.
 
     `model` gives `logits(vision, prompt, response)`, which passes `prompt` through the module `embedding` (see
-    `embedded`), `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as `fisher_jacobian`,
-    and where `prompt` does not pass through `embedding` or there is none.
+    `embedded`), `mask_embedding`, `config.mask_id`, `config.pad_id` and `config.response_length`. Raises ValueError as
+    `fisher_jacobian`, and where `prompt` does not pass through `embedding` or there is none.
     """
     check_inputs(vision, prompt)
-    check_probes(probes)
+    check_estimator("mask", probes, noise, top_logits)
     if not hasattr(model, "embedding"):
         raise ValueError(f"{type(model).__name__} has no module `embedding` that prompts pass through: words need one")
     scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
@@ -52,13 +54,15 @@ def joint_fisher_jacobian(
     with recomputed(model) as again:
         with torch.enable_grad(), embedded(model.embedding, prompt) as words:
             token = vision.detach().clone().requires_grad_()
-            logits = model.logits(token, prompt, masked_response(model, vision)).float()
+            logits = model.logits(token, prompt, masked_response(model, vision))
         if len(words) != 1:
             raise ValueError(f"model.embedding saw the prompt {len(words)} times: it must be once")
-        cotangents = fisher_probes(logits, probes, seed) / probes**0.5
-        for gradients in pulled_back(logits, (token, *words), cotangents, together=again):
-            for score, gradient in zip(scores, gradients, strict=True):
-                add_squared_norm(score, gradient)
+        leaves = token, *words
+        deltas = [to_mask(model, leaf) for leaf in leaves]
+        logits, cotangents = probed(logits, probes, seed, noise, top_logits)
+        for gradients in pulled_back(logits, leaves, cotangents, together=again):
+            for score, gradient, delta in zip(scores, gradients, deltas, strict=True):
+                add_curvature(score, gradient, delta)
     scores[1].masked_fill_(prompt == model.config.pad_id, 0)
     return scores
 
@@ -93,31 +97,31 @@ def mask_top_of_all(
     ratio: float,
     way: str = "joint",
 ) -> tuple[Bool[Tensor, "batch vision"], Bool[Tensor, "batch prompt"]]:
-    """The round(ratio × tokens) highest scores of each row, of all tokens in one ranking; the earlier on ties.
+    """The ⌊ratio × tokens⌋ highest scores of each row, of all tokens in one ranking; the earlier on ties.
 
     The tokens are those of the `way`: "joint" all vision tokens and the `present` prompt tokens, "vision" or "prompt"
     these alone. Padding neither counts nor is chosen. Raises ValueError for another way and a ratio outside [0, 1].
     """
     if way not in WAYS:
         raise ValueError(f"way={way!r} must be one of {', '.join(WAYS)}")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio={ratio!r} must be in [0, 1]")
+    masked_count(ratio, 1)
     seen = torch.full_like(vision, way != "prompt", dtype=torch.bool)
     chosen_from = torch.cat([seen, present & (way != "vision")], 1)
     scores = torch.cat([vision, prompt], 1).masked_fill(~chosen_from, -torch.inf)
-    count = (ratio * chosen_from.sum(1, keepdim=True).double()).round()
+    counts = [masked_count(ratio, tokens) for tokens in chosen_from.sum(1).tolist()]
+    count = torch.tensor(counts, device=scores.device)[:, None]
     rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
     return tuple((rank < count).split([vision.shape[1], prompt.shape[1]], 1))
 
 
 def joint_saliency(
-    mdlm: Mdlm, data: Questions, *, probes: int, batch: int, seed: int, work: Path | None = None
+    mdlm: Mdlm, data: Questions, *, estimator: Estimator, batch: int, seed: int, work: Path | None = None
 ) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
     """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
     lengths = {"vision": mdlm.model.config.vision_length, "prompt": data.prompts.shape[1]}
 
-    def score(vision: Tensor, prompts: Tensor, own: int) -> dict[str, Tensor]:
-        both = joint_fisher_jacobian(mdlm.model, vision, prompts, probes=probes, seed=own)
+    def score(vision: Tensor, prompts: Tensor, seed: int) -> dict[str, Tensor]:
+        both = joint_fisher_jacobian(mdlm.model, vision, prompts, seed=seed, **estimator.model_dump())
         return dict(zip(lengths, both, strict=True))
 
     scores = by_batch(mdlm, data, score, lengths, "joint saliency", batch=batch, seed=seed, work=work)

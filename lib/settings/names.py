@@ -1,6 +1,6 @@
 """The names of what a profile can ask for. What bears them is registered on the floors above, by the same names.
 
-    register(MyTrigger())       # of `lib.poisoning`: from then on a profile may name it
+register(MyTrigger())       # of `lib.poisoning`: from then on a profile may name it
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ IMAGE_TRIGGERS = ["white-box", "eyeglasses", "stop-sign", "checker", "on-object"
 TEXT_TRIGGERS = ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
 ANSWER_TARGETS = ["insertion", "refusal", "misclassification"]
 PICTURE_TARGETS = ["negative", "sailing boat"]
-TOKEN_SCORES = ["fisher", "attention", "occlusion", "random"]
+TOKEN_SCORES = ["directional", "trace", "attention", "late-attention", "occlusion", "random"]
 DEFENCES = [
     "no defence",
     "DiSP",

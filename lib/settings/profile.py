@@ -18,7 +18,17 @@ from lib.settings.names import (
     answer_target,
     known,
 )
-from lib.settings.sections import Fraction, Positive, Sampling, Section, Train, changed, sentence
+from lib.settings.sections import (
+    DISP_ESTIMATOR,
+    Estimator,
+    Fraction,
+    Positive,
+    Sampling,
+    Section,
+    Train,
+    changed,
+    sentence,
+)
 
 Protocol = Literal["or", "and", "drop-image", "image", "text"]
 ImageTriggerName = Annotated[str, AfterValidator(lambda name: known("image trigger", name, IMAGE_TRIGGERS))]
@@ -101,10 +111,10 @@ class Disp(Section):
     ratios: tuple[Fraction, ...]
     ratio: Fraction
     confidence: Fraction
-    probes: Positive
+    estimator: Estimator = DISP_ESTIMATOR
     batch: Positive
     purify: Train
-    saliency: TokenScoreName = "fisher"
+    saliency: TokenScoreName = "directional"
     start: Literal["compromised", "base"] = "compromised"
     rounds: Positive = 1
 
@@ -148,7 +158,7 @@ class DispGrid(Section):
 
     seeds: Positive
     main: tuple[DefenceName, ...] = Field(default_factory=lambda: tuple(DEFENCES))
-    methods: tuple[MethodName, ...] = ("fisher", "attention", "occlusion", "random", "oracle")
+    methods: tuple[MethodName, ...] = (*TOKEN_SCORES, "oracle")
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...] = ()

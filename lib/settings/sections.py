@@ -62,6 +62,17 @@ class Lora(Section):
     alpha: Positive
 
 
+class Estimator(Section):
+    """How a Fisher–Jacobian score is estimated, see `lib.saliency.fisher_jacobian`."""
+
+    probes: Positive = 6
+    noise: Literal["sign", "normal"] = "sign"
+    top_logits: Positive | None = None
+
+
+DISP_ESTIMATOR = Estimator()  # what it is by default, wherever one is asked for
+
+
 class Sampling(Section):
     """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
 

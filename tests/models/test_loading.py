@@ -19,9 +19,10 @@ from lib.models.decoding import generate
 from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.runtime.seeds import generator
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top
+from lib.settings.sections import Estimator
 from lib.tasks.questions import hide, questions, respond
 
 
@@ -113,7 +114,7 @@ def test_saliency(adapter):
     made = fisher_jacobian(adapter.model, vision, prompt, probes=32)
     assert made.shape == vision.shape[:2] and (exact > 0).all()
     assert ((made - exact).norm(dim=1) < 0.5 * exact.norm(dim=1)).all()
-    assert (mask_top(made, 0.5).sum(1) == round(0.5 * vision.shape[1])).all()
+    assert (mask_top(made, 0.5).sum(1) == vision.shape[1] // 2).all()
 
 
 def test_fine_tuning_lowers_the_loss_and_leaves_the_tower_alone(adapter, tmp_path):
@@ -214,7 +215,7 @@ def test_the_defence_asks_scores_and_masks(half):
     vqa = tiny.few_easyvqa("test", 2)
     data = questions(half, vqa, vqa.table.iloc[:3])
     assert half.texts(data.responses) == data.answers
-    scores = fisher(half, data, probes=1, batch=2, seed=0)
+    scores = directional(half, data, estimator=Estimator(probes=1), batch=2, seed=0)
     assert scores.shape == (3, half.model.config.vision_length) and (scores > 0).all()
     plain, hidden = (respond(half, data, 0.01, masked=masked) for masked in (None, mask_top(scores, 0.5)))
     assert plain.tokens.shape == data.responses.shape and not plain.probability.equal(hidden.probability)

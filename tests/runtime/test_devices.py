@@ -10,8 +10,9 @@ import torch
 from lib.models.editor import edit
 from lib.models.loading import load_mdlm
 from lib.runtime.devices import half, resolve_device
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.settings.profile import Sampling
+from lib.settings.sections import Estimator
 from lib.tasks.questions import questions, respond
 
 
@@ -52,7 +53,8 @@ def test_answers_and_scores_in_float16_are_nearly_those_of_float32(wide):
     assert torch.equal(found.tokens, expected.tokens)
     torch.testing.assert_close(found.probability, expected.probability, rtol=5e-3, atol=5e-3)
     assert not torch.equal(found.probability, expected.probability)
-    found, expected = wide(lambda: fisher(mdlm, data, probes=1, batch=64, seed=0), "saliency.batches")
+    how = {"estimator": Estimator(probes=1), "batch": 64, "seed": 0}
+    found, expected = wide(lambda: directional(mdlm, data, **how), "saliency.batches")
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-3 * float(expected.max()))
 
 

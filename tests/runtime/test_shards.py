@@ -176,7 +176,7 @@ def test_parts_are_the_batches_that_were_computed_together(tmp_path, models):
             scores.append(fisher_jacobian(mdlm.model, vision, data.prompts[part], probes=1, seed=run.seed + k))
     found = training_scores(run, mdlm, data)
     assert torch.equal(found, torch.cat(scores))
-    assert torch.equal(found, TOKEN_SCORES["fisher"](mdlm, data, **scoring(run)))
+    assert torch.equal(found, TOKEN_SCORES["directional"](mdlm, data, **scoring(run)))
     made = load_file(next((run.store.root / "saliency").rglob("tensors.safetensors")))
     assert torch.equal(made["scores"], found)
     tokens, probability = respond(mdlm, data, settings.threshold, masked=mask_top(found, 0.5))
@@ -192,7 +192,7 @@ def joint(run):
 
 MEASURED = {  # what makes each kind of artifact, and in what its batches end
     "defence": (lambda run: defence_rows(run, "masking at inference"), "decode"),
-    "ratio-study": (lambda run: ratio_study(run, poisoned_mdlm(run)[0], ("fisher",)), "decode"),
+    "ratio-study": (lambda run: ratio_study(run, poisoned_mdlm(run)[0], ("directional",)), "decode"),
     "ratio-gains": (lambda run: ratio_gains(run, poisoned_mdlm(run)[0]), "decode"),
     "performance": (lambda run: before_and_after(run, poisoned_mdlm(run)[0]), "decode"),
     "jointly-purified-set": (joint, "decode"),

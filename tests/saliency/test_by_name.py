@@ -3,19 +3,24 @@ import tiny
 import torch
 
 from lib.models.mdlm import Mdlm
-from lib.saliency.by_name import TOKEN_SCORES, fisher
+from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import random_scores
-from lib.saliency.rivals import attention_received
+from lib.saliency.rivals import attention_received, late_attention
 from lib.saliency.rivals import occlusion as occluded
 from lib.settings.load import load_profile
+from lib.settings.sections import Estimator
 from lib.studies.attacks.mdlm import test_questions
 
 test_questions.__test__ = False
 
 EXPECTED = {
-    "fisher": lambda model, vision, prompts, k: fisher_jacobian(model, vision, prompts, probes=1, seed=7 + k),
+    "directional": lambda model, vision, prompts, k: fisher_jacobian(model, vision, prompts, probes=1, seed=7 + k),
+    "trace": lambda model, vision, prompts, k: fisher_jacobian(
+        model, vision, prompts, direction="all", probes=1, seed=7 + k
+    ),
     "attention": lambda model, vision, prompts, k: attention_received(model, vision, prompts),
+    "late-attention": lambda model, vision, prompts, k: late_attention(model, vision, prompts),
     "occlusion": lambda model, vision, prompts, k: occluded(model, vision, prompts),
 }
 
@@ -24,7 +29,7 @@ EXPECTED = {
 def given(tmp_path_factory, models):
     run = tiny.short_run(tmp_path_factory.mktemp("run"), models, disp={"batch": 2})
     mdlm = Mdlm.load(models["mdlm"])
-    return mdlm, test_questions(run, mdlm, 5)[0], {"probes": 1, "batch": 2, "seed": 7}
+    return mdlm, test_questions(run, mdlm, 5)[0], {"estimator": Estimator(probes=1), "batch": 2, "seed": 7}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -49,10 +54,12 @@ def test_random_scores_look_at_nothing(given):
 
 def test_more_probes_are_another_estimate(given):
     mdlm, data, settings = given
-    assert not torch.equal(fisher(mdlm, data, **settings), fisher(mdlm, data, **settings | {"probes": 2}))
+    first = directional(mdlm, data, **settings)
+    for other in (Estimator(probes=2), Estimator(probes=1, top_logits=2), Estimator(probes=1, noise="normal")):
+        assert not torch.equal(directional(mdlm, data, **settings | {"estimator": other}), first)
 
 
 def test_the_profile_names_one_of_them():
-    refused = "disp.saliency='luck' is refused: token score is 'luck': it must be one of fisher, attention"
+    refused = "disp.saliency='luck' is refused: token score is 'luck': it must be one of directional, trace"
     with pytest.raises(ValueError, match=refused):
         load_profile("laptop", {"disp": {"saliency": "luck"}})

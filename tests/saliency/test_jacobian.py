@@ -1,40 +1,92 @@
 import copy
+import itertools
 
 import pytest
 import torch
-from scored_models import VISION, WIDTH, Linear, inputs, mdlm
+from scored_models import POSITIONS, VISION, WIDTH, Linear, inputs, mdlm
 from torch.func import jacrev
 
 from lib.kernels.fisher import NOISES
-from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.jacobian import DIRECTIONS, fisher_jacobian
 from lib.saliency.masking import mask_top, random_scores
 
+DIRECTIONS_ = pytest.mark.parametrize("direction", DIRECTIONS)
 
-def reference(model, vision, prompt):
-    """tr(JᵀFJ) from the whole Jacobian and the whole Fisher matrix, in float64."""
+
+def reference(model, vision, prompt, direction="all", top=None, positions=None):
+    """The score from the whole Jacobian and the whole Fisher matrix, in float64."""
     if isinstance(model, torch.nn.Module):
         model = copy.deepcopy(model).double()
     blank = torch.full((1, model.config.response_length), model.config.mask_id)
     rows = []
-    for sample, words in zip(vision.double(), prompt, strict=True):
+    for k, (sample, words) in enumerate(zip(vision.double(), prompt, strict=True)):
 
         def logits(tokens, words=words):
             return model.logits(tokens[None], words[None], blank)[0]
 
         jacobian = jacrev(logits)(sample).double()  # position, vocabulary, token, direction
-        p = logits(sample).double().softmax(-1)
+        z = logits(sample).double()
+        if top:
+            left_out = torch.ones_like(z).scatter(-1, z.topk(top).indices, 0).bool()
+            z = z.masked_fill(left_out, -torch.inf)
+        p = z.softmax(-1)
         fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-        rows.append(torch.einsum("lvid,lvw,lwid->i", jacobian, fisher, jacobian))
+        if positions is not None:
+            fisher = fisher * positions.expand(len(vision), -1)[k][:, None, None]
+        if direction == "all":
+            rows.append(torch.einsum("lvid,lvw,lwid->i", jacobian, fisher, jacobian))
+        else:
+            along = torch.einsum("lvid,id->lvi", jacobian, model.mask_embedding.double() - sample)
+            rows.append(torch.einsum("lvi,lvw,lwi->i", along, fisher, along) / 2)
     return torch.stack(rows).detach()
 
 
+@DIRECTIONS_
 @pytest.mark.parametrize("make", [Linear, mdlm])
-def test_exact_is_the_trace_of_the_explicit_quadratic_form(make):
+def test_exact_is_the_explicit_quadratic_form(make, direction):
     model = make()
     vision, prompt = inputs(WIDTH if make is Linear else 8)
-    score = fisher_jacobian(model, vision, prompt, exact=True)
+    score = fisher_jacobian(model, vision, prompt, direction=direction, exact=True)
     assert score.shape == (3, VISION) and score.dtype == torch.float32
-    torch.testing.assert_close(score.double(), reference(model, vision, prompt), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(score.double(), reference(model, vision, prompt, direction), rtol=1e-4, atol=1e-8)
+
+
+def test_exact_along_the_mask_is_what_the_divergence_begins_with():
+    """KL(p ‖ p moved h of the way to the mask) / h² for h → 0, by central differences in float64."""
+    model, step = Linear(), 1e-3
+    vision, prompt = inputs()
+    vision = vision.double()
+    score = fisher_jacobian(model, vision, prompt, exact=True).double()
+    log_p = model.logits(vision, prompt, None).log_softmax(-1)
+    for token in range(VISION):
+        moved = torch.zeros_like(vision)
+        moved[:, token] = model.mask_embedding - vision[:, token]
+        there, back = (model.logits(vision + h * moved, prompt, None).log_softmax(-1) for h in (step, -step))
+        divergence = (log_p.exp() * (log_p - (there + back) / 2)).sum((1, 2)) / step**2
+        torch.testing.assert_close(score[:, token], divergence, rtol=1e-4, atol=1e-9)
+
+
+@DIRECTIONS_
+def test_positions_and_the_highest_logits_alone_can_count(direction):
+    model = mdlm()
+    vision, prompt = inputs(8)
+    first, mixed = torch.tensor([True, False]), torch.tensor([[True, False], [False, True], [False, False]])
+    for positions in (first, mixed):
+        score = fisher_jacobian(model, vision, prompt, direction=direction, exact=True, positions=positions)
+        expected = reference(model, vision, prompt, direction, positions=positions)
+        torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=1e-8)
+        many = fisher_jacobian(model, vision, prompt, direction=direction, probes=2000, positions=positions)
+        torch.testing.assert_close(many, score, rtol=0.25, atol=1e-6)
+    for top in (1, 2, 5):
+        expected = reference(model, vision, prompt, direction, top=top)
+        many = fisher_jacobian(model, vision, prompt, direction=direction, probes=2000, top_logits=top)
+        torch.testing.assert_close(many.double(), expected, rtol=0.25, atol=1e-6)
+        if direction == "mask":
+            score = fisher_jacobian(model, vision, prompt, exact=True, top_logits=top)
+            torch.testing.assert_close(score.double(), expected, rtol=1e-4, atol=1e-8)
+    every = fisher_jacobian(model, vision, prompt, direction=direction, top_logits=7)
+    more = fisher_jacobian(model, vision, prompt, direction=direction, top_logits=100)
+    assert torch.equal(every, more)
 
 
 @pytest.mark.parametrize("scale", [1, 20])  # of the logits: at 20 nearly all positions are certain
@@ -45,7 +97,7 @@ def test_exact_takes_no_more_passes_than_the_head_is_wide(scale):
     expected = reference(model, vision, prompt)
     passes = []
     hook = model.norm.register_full_backward_hook(lambda *given: passes.append(1))
-    score = fisher_jacobian(model, vision, prompt, exact=True)
+    score = fisher_jacobian(model, vision, prompt, direction="all", exact=True)
     hook.remove()
     torch.testing.assert_close(score.double(), expected, rtol=2e-4, atol=1e-7 * float(expected.max()))
     assert 0 < len(passes) <= 2 * 8  # positions × width, not × vocabulary
@@ -54,19 +106,22 @@ def test_exact_takes_no_more_passes_than_the_head_is_wide(scale):
 def test_exact_of_a_certain_response_is_zero():
     model = Linear()
     model.weight[:, 0] += 1e4
-    score = fisher_jacobian(model, inputs()[0].abs(), inputs()[1], exact=True)
-    assert (score == 0).all()
+    for direction in DIRECTIONS:
+        score = fisher_jacobian(model, inputs()[0].abs(), inputs()[1], direction=direction, exact=True)
+        assert (score == 0).all()
 
 
+@DIRECTIONS_
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("make", [Linear, mdlm])
-def test_the_estimate_is_unbiased_and_more_probes_bring_it_nearer(make, noise):
+def test_the_estimate_is_unbiased_and_more_probes_bring_it_nearer(make, noise, direction):
     model = make()
     vision, prompt = inputs(WIDTH if make is Linear else 8)
-    exact = fisher_jacobian(model, vision, prompt, exact=True)
+    way = {"direction": direction}
+    exact = fisher_jacobian(model, vision, prompt, exact=True, **way)
 
     def estimate(probes, seed):
-        return fisher_jacobian(model, vision, prompt, probes=probes, seed=seed, noise=noise)
+        return fisher_jacobian(model, vision, prompt, probes=probes, seed=seed, noise=noise, **way)
 
     single = torch.stack([estimate(1, s) for s in range(300)])
     error = single.std(0) / 300**0.5
@@ -96,9 +151,9 @@ def test_signs_are_nearer_than_normal_noise(make):
 def test_the_response_is_fully_masked_and_an_unseen_token_scores_zero():
     model = Linear()
     vision, prompt = inputs()
-    for way in ({"exact": True}, {}):
-        score = fisher_jacobian(model, vision, prompt, **way)
-        assert model.blank.tolist() == [[0, 0]] * 3
+    for direction, exact in itertools.product(DIRECTIONS, (True, False)):
+        score = fisher_jacobian(model, vision, prompt, direction=direction, exact=exact)
+        assert model.blank.unique().tolist() == [0] and model.blank.shape[1] == POSITIONS
         assert (score[:, 1] == 0).all() and (score[:, [0, 2, 3]] > 0).all()
 
 
@@ -129,22 +184,26 @@ def test_it_leaves_model_and_vision_alone_and_works_without_gradients():
     assert leaf.grad is None
 
 
-def test_bf16_vision_gives_nearly_the_float32_scores():
+@DIRECTIONS_
+def test_bf16_vision_gives_nearly_the_float32_scores(direction):
     model = mdlm()
     vision, prompt = inputs(8)
-    vision = vision.bfloat16()
-    half = fisher_jacobian(model, vision, prompt, exact=True)
+    vision, way = vision.bfloat16(), {"direction": direction}
+    half = fisher_jacobian(model, vision, prompt, exact=True, **way)
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, fisher_jacobian(model, vision.float(), prompt, exact=True), rtol=0.05, atol=1e-4)
+    full = fisher_jacobian(model, vision.float(), prompt, exact=True, **way)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.01 * float(full.max()))
 
 
+@DIRECTIONS_
 @pytest.mark.parametrize("noise", NOISES)
-def test_autocast_gives_nearly_the_float32_scores(noise):
+def test_autocast_gives_nearly_the_float32_scores(noise, direction):
     model = mdlm()
     vision, prompt = inputs(8)
-    full = fisher_jacobian(model, vision, prompt, noise=noise, probes=14)
+    way = {"noise": noise, "probes": 14, "direction": direction}
+    full = fisher_jacobian(model, vision, prompt, **way)
     with torch.autocast("cpu", torch.bfloat16):
-        half = fisher_jacobian(model, vision, prompt, noise=noise, probes=14)
+        half = fisher_jacobian(model, vision, prompt, **way)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, rtol=0.15, atol=0.02 * float(full.max()))
 
@@ -155,7 +214,9 @@ def test_an_empty_batch_and_a_single_token():
     assert fisher_jacobian(model, vision[:0], prompt[:0]).shape == (0, VISION)
     one = Linear()
     one.weight = one.weight[:, :, :1]
-    assert fisher_jacobian(one, vision[:1, :1, :WIDTH], prompt[:1]).shape == (1, 1)
+    for direction, exact in itertools.product(DIRECTIONS, (True, False)):
+        score = fisher_jacobian(one, vision[:1, :1, :WIDTH], prompt[:1], direction=direction, exact=exact)
+        assert score.shape == (1, 1)
 
 
 VISION_OK, PROMPT_OK = inputs()
@@ -172,6 +233,11 @@ REFUSED = [
     ({"probes": 1.5}, "probes=1.5 must be"),
     ({"probes": True}, "probes=True must be"),
     ({"noise": "uniform"}, "noise='uniform' must be one of sign, normal"),
+    ({"direction": "up"}, "direction='up' must be one of mask, all"),
+    ({"top_logits": 0}, "top_logits=0 must be None or an integer of at least 1"),
+    ({"top_logits": 3, "exact": True, "direction": "all"}, "top_logits=3 must be None for the exact trace"),
+    ({"positions": torch.ones(3, dtype=torch.bool)}, r"positions must be bool \[2\] or \[3, 2\], not torch.bool \[3\]"),
+    ({"positions": torch.ones(2)}, "positions must be bool .* not torch.float32"),
 ]
 
 
@@ -183,8 +249,8 @@ def test_refusals_name_the_field(change, message):
         fisher_jacobian(Linear(), **given)
 
 
-@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 1), (0.3, 2), (0.5, 4), (1.0, 7)])
-def test_most_salient_takes_the_rounded_share_of_the_highest(ratio, count):
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.1, 0), (0.3, 2), (0.5, 3), (1.0, 7)])
+def test_most_salient_takes_the_rounded_down_share_of_the_highest(ratio, count):
     scores = torch.tensor([[3.0, 1, 7, 5, 2, 6, 4], [1.0, 2, 3, 4, 5, 6, 7]])
     chosen = mask_top(scores, ratio)
     assert chosen.tolist() == [[score > 7 - count for score in row] for row in scores.tolist()]
@@ -195,6 +261,11 @@ def test_most_salient_prefers_the_earlier_of_equals():
     first, second = (row.nonzero()[:, 0].tolist() for row in mask_top(scores, 0.1))
     assert first == list(range(7)) and second == list(range(35, 42))
     assert mask_top(torch.zeros(0, 7), 0.5).shape == (0, 7)
+
+
+def test_the_share_is_rounded_down_from_the_number_as_it_is_written():
+    scores = torch.arange(100.0)[None]
+    assert [int(mask_top(scores, share).sum()) for share in (0.29, 0.57, 0.07, 0.295, 0.3)] == [29, 57, 7, 29, 30]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])

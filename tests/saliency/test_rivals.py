@@ -5,21 +5,17 @@ import torch
 from scored_models import VISION, Linear, inputs, mdlm
 from torch.nn import functional as F
 
-from lib.saliency.rivals import attention_received, occlusion
+from lib.saliency.rivals import attention_by_layer, attention_received, late_attention, occlusion
 
 SCORES = [attention_received, occlusion]
 
 
-class Occludable(Linear):
-    mask_embedding = torch.tensor([0.3, -0.2, 0.1])
-
-
-MODELS = [Occludable, mdlm]
+MODELS = [Linear, mdlm]
 
 
 def inputs_of(make):
-    vision, prompt = inputs(3 if make is Occludable else 8)
-    if make is not Occludable:
+    vision, prompt = inputs(3 if make is Linear else 8)
+    if make is not Linear:
         prompt[1, -1] = 2  # padded
     return vision, prompt
 
@@ -65,7 +61,7 @@ def test_many_variants_go_through_the_model_in_parts(monkeypatch):
 
 
 def test_a_token_that_is_masked_or_unseen_changes_nothing():
-    model = Occludable()
+    model = Linear()
     vision, prompt = inputs()
     vision[:, 2] = model.mask_embedding
     assert (occlusion(model, vision, prompt)[:, [1, 2]] < 1e-10).all()
@@ -155,3 +151,10 @@ def test_refusals_are_those_of_fisher_jacobian(score):
         score(mdlm(), vision, prompt[:2])
     with pytest.raises(ValueError, match="vision holds NaN"):
         score(mdlm(), vision * torch.nan, prompt)
+
+
+def test_late_attention_is_that_of_the_later_half_of_the_layers():
+    model = mdlm()
+    layers = attention_by_layer(model, *inputs_of(mdlm))
+    assert len(layers) == 2
+    torch.testing.assert_close(late_attention(model, *inputs_of(mdlm)), layers[1])

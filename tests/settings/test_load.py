@@ -30,7 +30,7 @@ def test_sections_change_only_with_their_own_values():
     [
         ({"unknown": 1}, "unknown is not a known key"),
         ({"disp": {"colour": 1}}, "disp.colour is not a known key"),
-        ({"disp": {"probes": "4"}}, "disp.probes='4' is refused"),
+        ({"disp": {"estimator": {"probes": "4"}}}, "disp.estimator.probes='4' is refused"),
         ({"disp": {"rate": 1.5}}, "disp.rate=1.5 is refused"),
         ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
         ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),

@@ -34,7 +34,8 @@ def relative_saliency(
     """R of every sample: mean score of `tokens` over mean score of all, estimated by one sign probe.
 
     As `lib.saliency.fisher_jacobian` with one probe, with a gradient to the model and to `vision`, which must require
-    one. The Fisher matrix counts as constant. Raises ValueError where `tokens` names none.
+    one: also through δ, as a token that lies nearer to the mask's moves less. The Fisher matrix counts as constant.
+    Raises ValueError where `tokens` names none.
     """
     if not bool(tokens.any()):
         raise ValueError("tokens names none of the vision tokens: it must name the trigger's.")
@@ -42,7 +43,7 @@ def relative_saliency(
         logits = model.logits(vision, prompt, masked_response(model, vision)).float()
     (probe,) = fisher_probes(logits, 1, seed)
     (gradient,) = torch.autograd.grad(logits, vision, probe, create_graph=True)
-    score = gradient.float().square().sum(-1)
+    score = (gradient.float() * (model.mask_embedding - vision)).sum(-1).square()
     return score[:, tokens].mean(1) / score.mean(1).clamp(min=torch.finfo(score.dtype).tiny)
 
 

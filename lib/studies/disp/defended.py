@@ -59,7 +59,7 @@ def defender_of(run: Run, defence: Defence) -> StoredDefender:
         threshold=settings.threshold,
         ratio=settings.ratio,
         score=settings.saliency,
-        probes=settings.probes,
+        estimator=settings.estimator,
         batch=settings.batch,
         confidence=settings.confidence,
         purify=settings.purify,

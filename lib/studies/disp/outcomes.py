@@ -16,7 +16,7 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import AnswerTarget, target
 from lib.runtime.keys import code_digest
-from lib.saliency.by_name import TOKEN_SCORES, fisher
+from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_tokens
 from lib.studies.data import digest
@@ -31,10 +31,11 @@ METRICS = ("ASR with trigger", "ASR without trigger", "clean accuracy")
 # After purification, typically, by the paper; its clean performance is relative to the un-attacked model's.
 PAPER = dict(zip(METRICS, ("< 0.05", "about 0", "≥ 0.89 to 0.91 × base"), strict=True))
 
-LABELS = {"fisher": "Fisher–Jacobian"}  # of methods, in figures and tables
+# Of methods, in figures and tables.
+LABELS = {"directional": "directional (DiSP)", "late-attention": "attention, late layers"}
 
 
-def ratio_study(run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("fisher", "random")) -> pd.DataFrame:
+def ratio_study(run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("directional", "random")) -> pd.DataFrame:
     """Figure 2: attack success and clean accuracy on test questions against ρ, masking at inference only.
 
     methods  Names of TOKEN_SCORES, or "oracle": it masks the trigger's own tokens whatever ρ, and nothing else.
@@ -183,7 +184,7 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
     Columns metric, value, low, high, n.
     """
     settings, tokens = run.profile.disp, trigger_tokens(run, mdlm)
-    scores = fisher(mdlm, triggered, **scoring(run))
+    scores = directional(mdlm, triggered, **scoring(run))
     masked = mask_top(scores, settings.ratio)
     pictures = triggered.table["image"].tolist()
     return pd.DataFrame(

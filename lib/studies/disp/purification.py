@@ -5,6 +5,8 @@ The mechanism stands in `lib.defences.self_purification`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
@@ -21,19 +23,19 @@ from lib.studies.models import base_mdlm, made_mdlm
 from lib.studies.run import Run, with_settings
 from lib.tasks.questions import Questions, answer_loss
 
-ANSWERING = {"saliency", "ratio", "probes", "batch", "threshold"}  # settings that the purified set depends on
+ANSWERING = {"saliency", "ratio", "estimator", "batch", "threshold"}  # settings that the purified set depends on
 FINE_TUNING = {"confidence", "purify", "start", "rounds"}  # and, beside them, the purified model
 
 
-def scoring(run: Run) -> dict[str, int]:
-    """With how many probes, in which batches and from which seed the run's token scores are made."""
-    return {"probes": run.profile.disp.probes, "batch": run.profile.disp.batch, "seed": run.seed}
+def scoring(run: Run) -> dict[str, Any]:
+    """With which estimator, in which batches and from which seed the run's token scores are made."""
+    return {"estimator": run.profile.disp.estimator, "batch": run.profile.disp.batch, "seed": run.seed}
 
 
 def training_scores(run: Run, mdlm: Mdlm, data: Questions) -> Float[Tensor, "sample vision"]:
     """Scores of the training set's vision tokens by `disp.saliency`, on the model that purifies, from the store."""
     settings = run.profile.disp
-    spec = teacher_spec(run) | settings.model_dump(mode="json", include={"saliency", "probes", "batch"})
+    spec = teacher_spec(run) | settings.model_dump(mode="json", include={"saliency", "estimator", "batch"})
 
     def make() -> dict[str, Tensor]:
         work = run.store.work("saliency", spec)

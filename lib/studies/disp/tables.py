@@ -1,8 +1,8 @@
 """The DiSP study: what each of its attacks and defences gives, as tidy tables.
 
-    for case in cases(run.profile):
-        prepare(run, case)                  # trained and measured, or from the store
-    table = case_table(run, "target", ("no defence", "DiSP"))
+for case in cases(run.profile):
+    prepare(run, case)                  # trained and measured, or from the store
+table = case_table(run, "target", ("no defence", "DiSP"))
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from lib.defences.filters import KEEP
 from lib.metrics.intervals import over_seeds, rate
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.cases import Case, cases
 from lib.studies.data import titles
@@ -201,7 +201,7 @@ def triggered_panels(run: Run, count: int) -> tuple[tuple, Float[Tensor, "sample
     """`saliency_panels` of `count` triggered test questions under the compromised model, and their scores."""
     mdlm, _ = poisoned_mdlm(run)
     _, triggered = test_questions(run, mdlm, count)
-    scores = fisher(mdlm, triggered, **scoring(run))
+    scores = directional(mdlm, triggered, **scoring(run))
     return saliency_panels(run, mdlm, triggered, scores), scores
 
 

@@ -74,7 +74,7 @@ def jointly_purified_mdlm(run: Run, protocol: str, way: str) -> Mdlm:
 
 def joint_spec(run: Run, protocol: str, way: str | None = None) -> dict:
     """What the purified set of a way of masking depends on; without one, the scores."""
-    kept = {"probes", "batch"} | ({"threshold"} if way else set())
+    kept = {"estimator", "batch"} | ({"threshold"} if way else set())
     masking = {"masked": way, "ratio": RATIOS[way]} if way else {}
     code = code_digest(__name__), code_digest("lib.defences.self_purification")
     settings = run.profile.disp.model_dump(mode="json", include=kept)

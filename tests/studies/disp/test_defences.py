@@ -1,4 +1,3 @@
-
 from dataclasses import fields, replace
 
 import pandas as pd
@@ -18,7 +17,7 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import target
 from lib.runtime.training import fit
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.saliency.masking import mask_top
 from lib.settings.sections import Train
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, training_questions
@@ -162,7 +161,7 @@ def test_masking_at_inference_hides_the_most_salient_tokens_of_every_question(ru
     found = defended(run, "masking at inference")
     compromised = poisoned_mdlm(run)[0]
     data = clean_share(run, compromised)
-    scores = fisher(compromised, data, **scoring(run))
+    scores = directional(compromised, data, **scoring(run))
     assert equal(found.mdlm, compromised) and torch.equal(found.mask(data), mask_top(scores, 0.1))
 
 

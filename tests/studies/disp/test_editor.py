@@ -153,5 +153,3 @@ def test_fine_tuning_takes_three_passes(tmp_path, models):
 def test_a_way_of_no_kind_is_refused(pipe):
     with pytest.raises(ValueError, match="way='sound' must be one of picture, instruction"):
         mask_condition(pipe, latents(1), TEXTS[:1], "sound", 0.1, 0, 2)
-
-

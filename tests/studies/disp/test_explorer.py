@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import poisoned_mdlm, test_questions
 from lib.studies.disp.explorer import DispExplorer, answer_steps
@@ -25,7 +25,7 @@ def test_without_a_model_in_the_store_it_says_what_to_do(run):
 def test_the_steps_end_in_the_answer_and_only_ever_settle_tokens(run):
     mdlm = poisoned_mdlm(run)[0]
     data = test_questions(run, mdlm, 3)[1]
-    masked = mask_top(fisher(mdlm, data, **scoring(run)), 0.5)
+    masked = mask_top(directional(mdlm, data, **scoring(run)), 0.5)
     threshold = run.profile.disp.threshold
     for k in range(3):
         steps = answer_steps(mdlm, data[k : k + 1], masked[k : k + 1], threshold)

@@ -29,7 +29,7 @@ TABLES = {
     defence_dots: [row | {"label": label} for label in ("none", "DiSP") for row in rows()],
     ablation_dots: [row | {"label": label, "rate": 0.1} for label in ("none", "DiSP") for row in rows()],
     attack_dots: [r for d in ("none", "DiSP") for label in ("warp", "blend") for r in rows(defence=d, label=label)],
-    ratio_curves: [r for m in ("fisher", "random") for ratio in (0.0, 0.5) for r in rows(method=m, ratio=ratio)],
+    ratio_curves: [r for m in ("directional", "random") for ratio in (0.0, 0.5) for r in rows(method=m, ratio=ratio)],
     restored_dots: [
         row | {"metric": metric, "coalition": coalition}
         for coalition in ("none", "image", "both")
@@ -41,7 +41,7 @@ TABLES = {
     target_curves: [
         row
         for target in ("insertion", "refusal")
-        for method in ("fisher", "oracle")
+        for method in ("directional", "oracle")
         for ratio in (0.0, 0.5)
         for row in rows(target=target, method=method, ratio=ratio)
     ],

@@ -23,7 +23,7 @@ def test_concentration_of_known_saliency(run, monkeypatch):
     mdlm = poisoned_mdlm(run)[0]
     data: Questions = test_questions(run, mdlm, 2)[0]
     even, peaked = torch.ones(64), torch.zeros(64).index_fill(0, torch.tensor([5]), 3.0)
-    monkeypatch.setattr(suspicion, "fisher", lambda *_, **__: torch.stack([even, peaked]))
+    monkeypatch.setattr(suspicion, "directional", lambda *_, **__: torch.stack([even, peaked]))
     found = suspicion.input_scores(mdlm, data, clean_share(run, mdlm), **scoring(run))
     assert found["saliency, top share"].tolist() == pytest.approx([1 / 64, 1])
     assert found["saliency, entropy"].tolist() == pytest.approx([-torch.tensor(64.0).log().item(), 0])

@@ -10,7 +10,7 @@ from lib.defences import self_purification
 from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import target
-from lib.saliency.by_name import TOKEN_SCORES, fisher
+from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top, random_scores
 from lib.studies import checkpoints
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
@@ -49,7 +49,7 @@ def refuse(*_, **__):
 def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, models, mdlm, monkeypatch):
     run = tiny.short_run(tmp_path, models, disp={"ratio": 0.5})
     data = poisoned_training_set(run, mdlm)
-    masked = mask_top(fisher(mdlm, data, **scoring(run)), 0.5)
+    masked = mask_top(directional(mdlm, data, **scoring(run)), 0.5)
     assert masked.sum(1).tolist() == [32] * 20
     expected = respond(mdlm, data, 0.1, masked=masked).tokens
     found = purified_set(run, mdlm, data)
@@ -59,7 +59,7 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
     assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1).tokens)
     assert not torch.equal(expected, respond(mdlm, data, 0.1).tokens)
     monkeypatch.setattr(self_purification, "respond", refuse)
-    monkeypatch.setitem(TOKEN_SCORES, "fisher", refuse)
+    monkeypatch.setitem(TOKEN_SCORES, "directional", refuse)
     assert torch.equal(purified_set(run, mdlm, data).responses, expected)
     assert training_scores(plain, mdlm, data).shape == (20, 64)  # one set of scores for all ratios
     with pytest.raises(AssertionError, match="computed again"):
@@ -152,7 +152,7 @@ def test_every_round_purifies_with_the_model_of_the_round_before(tmp_path, model
     second = purified_mdlm(twice)[0]
     assert len(asked) == 1 and not same(second, first)  # the first round is in the store
     data = poisoned_training_set(once, first)
-    masked = mask_top(fisher(first, data, **scoring(once)), once.profile.disp.ratio)
+    masked = mask_top(directional(first, data, **scoring(once)), once.profile.disp.ratio)
     assert torch.equal(real(twice, first, data).responses, respond(first, data, 0.1, masked=masked).tokens)
 
 
@@ -243,7 +243,7 @@ def test_the_rank_of_the_triggers_token(tmp_path, models, mdlm, monkeypatch):
     scores[1, 5] = 99  # still among the six highest
     scores[2, 63] = 0
     scores[3, :6] = 99
-    monkeypatch.setattr(outcomes, "fisher", lambda *_, **__: scores)
+    monkeypatch.setattr(outcomes, "directional", lambda *_, **__: scores)
     table = trigger_rank(run, mdlm, answered("a", "b", "c", "d")).set_index("metric")
     assert table["value"].tolist() == [0.25, 0.5] and set(table["n"]) == {4}
     assert table.index[1] == "all trigger tokens are in the top 10%"

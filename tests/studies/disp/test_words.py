@@ -8,6 +8,7 @@ from safetensors import safe_open
 from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
 from lib.saliency.words import WAYS, joint_fisher_jacobian, joint_masks, joint_saliency, mask_top_of_all
+from lib.settings.sections import Estimator
 from lib.studies import checkpoints
 from lib.studies.attacks.mdlm import (
     poisoned_mdlm,
@@ -41,7 +42,7 @@ def refuse(*_, **__):
 
 def test_saliency_is_that_of_every_batch(run, mdlm):
     data = test_questions(run, mdlm, 5, "and")[1]
-    scores = joint_saliency(mdlm, data, probes=1, batch=2, seed=7)
+    scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=2, seed=7)
     assert [part.shape for part in scores] == [(5, 64), (5, 48)]
     for k in range(3):
         rows = slice(2 * k, 2 * k + 2)
@@ -52,7 +53,7 @@ def test_saliency_is_that_of_every_batch(run, mdlm):
         for part, whole in zip(expected, scores, strict=True):
             torch.testing.assert_close(whole[rows], part)
     assert (scores[1][data.prompts == mdlm.model.config.pad_id] == 0).all()
-    empty = joint_saliency(mdlm, data[:0], probes=1, batch=2, seed=7)
+    empty = joint_saliency(mdlm, data[:0], estimator=Estimator(probes=1), batch=2, seed=7)
     assert [part.shape for part in empty] == [(0, 64), (0, 48)]
 
 
@@ -70,7 +71,7 @@ def test_the_poisoned_set_carries_both_triggers_and_the_attackers_answers(run, m
 
 def test_masked_words_are_the_mask_token_and_padding_stays(run, mdlm):
     data = test_questions(run, mdlm, 4, "and")[1]
-    scores = joint_saliency(mdlm, data, probes=1, batch=8, seed=0)
+    scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=0)
     vision, prompt = joint_masks(mdlm, data, scores, "joint", 0.3)
     present = data.prompts != mdlm.model.config.pad_id
     expected = mask_top_of_all(*scores, present, 0.3)
@@ -90,7 +91,8 @@ def test_masked_words_are_the_mask_token_and_padding_stays(run, mdlm):
 def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way, monkeypatch):
     monkeypatch.setitem(RATIOS, way, 0.5)
     data = poisoned_training_set(run, mdlm, "and")
-    masked = joint_masks(mdlm, data, joint_saliency(mdlm, data, probes=1, batch=8, seed=run.seed), way, 0.5)
+    scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=run.seed)
+    masked = joint_masks(mdlm, data, scores, way, 0.5)
     assert masked[0].any() == (way != "prompt") and masked[1].any() == (way != "vision")
     expected = respond_masked(mdlm, data, 0.1, *masked).tokens
     found = jointly_purified_set(run, mdlm, data, "and", way)
@@ -108,7 +110,7 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way
 def test_only_sure_answers_are_kept(tmp_path, models, run, mdlm):
     data = poisoned_training_set(run, mdlm, "and")
     everything = jointly_purified_set(run, mdlm, data, "and", "joint")
-    scores = joint_saliency(mdlm, data, probes=1, batch=8, seed=run.seed)
+    scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=run.seed)
     masked = joint_masks(mdlm, data, scores, "joint", RATIOS["joint"])
     sureness = respond_masked(mdlm, data, 0.1, *masked).probability.amin(1)
     middle = float(sureness.median())
