@@ -13,7 +13,7 @@ from lib.settings.paths import ROOT
 FILES = {str(file.relative_to(ROOT)): file.read_text() for file in sorted(ROOT.glob("lib/**/*.py"))}
 BELOW = {name: text for name, text in FILES.items() if not name.startswith(("lib/studies/", "lib/settings/"))}
 # Sections of a profile that are nothing but the numbers of one optimisation, one sampling or one set of adapters.
-PLAIN = {"Train", "Lora", "Sampling"}
+PLAIN = {"Train", "Lora", "Sampling", "Estimator"}
 
 
 def functions(text):
