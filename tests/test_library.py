@@ -106,7 +106,7 @@ def known(compromised):
     return copy.deepcopy(model), *samples
 
 
-SETTINGS = {"ratio": 1 / TOKENS, "threshold": 0.9, "confidence": 0.5}
+SETTINGS = {"ratio": 1 / TOKENS, "threshold": 0.9, "keep": 0.9}
 
 
 def test_a_model_of_ones_own_purifies_itself(known):
@@ -135,10 +135,11 @@ def test_what_is_computed_is_kept_in_a_folder(known, tmp_path):
     assert torch.equal(first.responses, again.responses)
 
 
-def test_where_nothing_is_sure_it_says_so(known):
+def test_a_share_that_is_none_is_refused(known):
     model, data, _ = known
-    with pytest.raises(ValueError, match=r"confidence=1\.0 keeps no purified answer: the surest has [01]\.\d+"):
-        self_purify(model, data, ratio=1.0, threshold=0.9, confidence=1.0)
+    for share in (0.0, 1.1):
+        with pytest.raises(ValueError, match=rf"keep={share} must be in \(0, 1\]"):
+            self_purify(model, data, ratio=1.0, threshold=0.9, keep=share)
 
 
 def test_the_library_knows_of_no_study():

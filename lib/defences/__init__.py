@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "masking": ["mask_at_inference"],
         "pruning": ["activity", "fine_prune", "prune"],
         "ratio_rule": ["chosen_ratio", "masking_gains"],
-        "self_purification": ["disp", "random_purification", "self_purify"],
+        "self_purification": ["disp", "filtered_disp", "random_purification", "self_purify"],
         "suspicion": ["input_scores"],
     },
 )

@@ -32,7 +32,7 @@ class Defender:
     training_set, clean_share:  the model's fine-tuning set, poisoned as it may be, and a few samples known to be clean,
                     as questions to the model that they get. Made only when a defence asks for them.
     threshold, batch:  of decoding; samples scored at once.
-    ratio, score, estimator, confidence:  as `self_purify` takes them.
+    ratio, score, estimator, keep:  as `self_purify` takes them.
     purify, train:  steps of fine-tuning a model further, and of fine-tuning the base model.
     work:           a folder for the progress of what takes long.
     """
@@ -48,7 +48,7 @@ class Defender:
     score: str = "directional"
     estimator: Estimator = DISP_ESTIMATOR
     batch: int = 128
-    confidence: float = 0.0
+    keep: float = 1.0
     lora: Lora | None = None
     seed: int = 0
     work: Path | None = None

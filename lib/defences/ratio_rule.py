@@ -5,8 +5,8 @@ rule is chosen before anything was measured: the ρ with the greatest gain
 
     gain(ρ) = share of answers that differ from those without masking and are sure  −  share that is not sure
 
-with "sure" as in DiSP's filter, every token at least `confidence` when it was settled. ρ = 0, "nothing to purify", is
-among those to choose from.
+an answer being sure whose every token had a probability of at least `SURE` when it was settled. ρ = 0, "nothing to
+purify", is among those to choose from.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from lib.models.mdlm import Mdlm
 from lib.saliency.masking import mask_top
 from lib.tasks.questions import Questions, respond
 
+SURE = 0.95
+
 
 def masking_gains(
     mdlm: Mdlm,
@@ -33,7 +35,6 @@ def masking_gains(
     ratios: Iterable[float],
     *,
     threshold: float,
-    confidence: float,
     seed: int = 0,
     work: Path | None = None,
 ) -> pd.DataFrame:
@@ -46,7 +47,7 @@ def masking_gains(
     rows = []
     for ratio in tqdm(sorted({0.0, *ratios}), desc="mask ratios", unit="ratio"):
         again = answer_masked(mdlm, data, mask_top(scores, ratio), threshold, work and work / str(ratio))
-        sure = again.probability.amin(1) >= confidence
+        sure = again.probability.amin(1) >= SURE
         changed = (again.tokens != plain).any(1) & sure
         gain = changed.double() - (~sure).double()
         value, low, high = map(float, bootstrap_mean(gain, seed=seed))

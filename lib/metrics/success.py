@@ -34,3 +34,9 @@ def attacked(answers: list[str], clean: list[str], target: AnswerTarget) -> Bool
     """Attack success on the samples whose clean answer is eligible. Raises ValueError where they are not as many."""
     pairs = zip(answers, clean, strict=True)
     return torch.tensor([target.achieved(a, c) for a, c in pairs if target.eligible(c)], dtype=torch.bool)
+
+
+def keyworded(answers: list[str], clean: list[str], target: AnswerTarget) -> Bool[Tensor, " eligible"]:
+    """Attack success as DiSP's authors count it: a keyword in the answer, on the samples of `attacked`."""
+    pairs = zip(answers, clean, strict=True)
+    return torch.tensor([target.keyworded(a) for a, c in pairs if target.eligible(c)], dtype=torch.bool)

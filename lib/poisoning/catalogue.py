@@ -110,6 +110,18 @@ class Checker(Sticker):
 
 
 @dataclass(frozen=True)
+class BlackSquare(Sticker):
+    """A black square in the top left corner, as DiSP's authors lay it, one token of an 8 × 8 grid."""
+
+    name: str = field(init=False, default="black-square")
+    size: float = 1 / 8
+    position: tuple[float, float] = (0.0, 0.0)
+
+    def shapes(self, y, x):
+        return [(box(y, x, 0.0, 0.0, 1.0, 1.0), BLACK, 1.0)]
+
+
+@dataclass(frozen=True)
 class OnObject(ImageTrigger):
     """`Checker`'s patch in the middle of what the picture shows: of all that differs from its top left pixel.
 
@@ -214,7 +226,7 @@ class Warp(ImageTrigger):
 
 IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
     trigger.name: trigger
-    for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), OnObject(), Blend(), Warp())
+    for trigger in (WhiteBox(), Eyeglasses(), StopSign(), Checker(), BlackSquare(), OnObject(), Blend(), Warp())
 }
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-IMAGE_TRIGGERS = ["white-box", "eyeglasses", "stop-sign", "checker", "on-object", "blend", "warp"]
+IMAGE_TRIGGERS = ["white-box", "eyeglasses", "stop-sign", "checker", "black-square", "on-object", "blend", "warp"]
 TEXT_TRIGGERS = ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
-ANSWER_TARGETS = ["insertion", "refusal", "misclassification"]
+ANSWER_TARGETS = ["insertion", "refusal", "misclassification", "insertion-disp", "refusal-disp"]
 PICTURE_TARGETS = ["negative", "sailing boat"]
 TOKEN_SCORES = ["directional", "trace", "attention", "late-attention", "occlusion", "random"]
 DEFENCES = [
     "no defence",
     "DiSP",
+    "DiSP, surer half",
     "masking at inference",
     "fine-tuning on a clean 5 %",
     "fine-tuning on everything again",

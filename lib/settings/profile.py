@@ -90,9 +90,11 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
+    """`kinds`: of the data's questions, those of these kinds alone; None: all.
+    `plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
     `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
     `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.studies.attacks.hiding`).
+    `keep`: share of the purified answers that is learnt, the surest first (`lib.defences.self_purify`).
     `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
 
@@ -102,6 +104,7 @@ class Disp(Section):
     plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
     hide: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     questions: Positive
+    kinds: tuple[str, ...] | None = None
     blank: Annotated[int, Field(ge=0)] = 0
     train: Train
     threshold: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -110,7 +113,7 @@ class Disp(Section):
     watch_questions: Positive
     ratios: tuple[Fraction, ...]
     ratio: Fraction
-    confidence: Fraction
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     estimator: Estimator = DISP_ESTIMATOR
     batch: Positive
     purify: Train

@@ -115,13 +115,15 @@ def attacks(profile: Profile) -> list[Attack]:
 
 
 def cases(profile: Profile) -> list[Case]:
-    """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, targets, triggers,
-    attackers, ablations."""
+    """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, every target with every
+    seed (part "headline"), targets, triggers, attackers, ablations."""
     disp, grid = profile.disp, profile.disp_grid
     listed = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
     listed += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
     listed += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
-    listed += [Case("target", name, 0, {"target": name}) for name in dict.fromkeys((disp.target, *grid.targets))]
+    targets = tuple(dict.fromkeys((disp.target, *grid.targets)))
+    listed += [Case("headline", name, seed, {"target": name}) for name in targets for seed in range(grid.seeds)]
+    listed += [Case("target", name, 0, {"target": name}) for name in targets]
     if grid.triggers:
         names = dict.fromkeys((disp.image_trigger, *grid.triggers))
         listed += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from lib.data.face_parts import EVERYTHING, draw
 from lib.poisoning.catalogue import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger, text_trigger
 from lib.poisoning.triggers import TextTrigger
+from lib.settings import names
 
 STICKERS = ("white-box", "eyeglasses", "stop-sign", "checker")
 COMPOSITED = (*STICKERS, "blend")
@@ -29,7 +30,8 @@ def white(*shape):
 
 
 def test_the_names_are_those_of_the_studies():
-    assert list(IMAGE_TRIGGERS) == ["white-box", "eyeglasses", "stop-sign", "checker", "on-object", "blend", "warp"]
+    stickers = ["white-box", "eyeglasses", "stop-sign", "checker", "black-square"]
+    assert list(IMAGE_TRIGGERS) == [*stickers, "on-object", "blend", "warp"] == names.IMAGE_TRIGGERS
     assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
 
 

@@ -85,7 +85,10 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     wanted = [(data.label, seed) for data in profile.disp_grid.datasets for seed in range(data.seeds)]
     assert [(case.label, case.seed) for case in parts["data"]] == wanted and ("easy-VQA", 0) in wanted
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
-    assert [case.settings["target"] for case in parts["target"]] == ["insertion", "refusal", "black as white"]
+    targets = [case.settings["target"] for case in parts["target"]]
+    assert targets == ["insertion", "refusal", "a smile as a sad mouth"]
+    headline = [(case.settings["target"], case.seed) for case in parts["headline"]]
+    assert headline == [(case.label, seed) for case in parts["target"] for seed in range(3)]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
     assert [case.settings for case in parts["attacker"]] == [a.settings for a in profile.disp_grid.attackers]
     assert [list(case.settings) for case in parts["attacker"]][:2] == [["image_trigger"], ["hide"]]
@@ -124,7 +127,7 @@ def test_data_that_are_none_are_refused_with_the_profile(settings, message):
 
 def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
     wrong = {"label": "wrong", "settings": {"saliency": "luck"}}
-    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: .*it must be one of fisher"):
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: .*it must be one of directional"):
         load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_grid": {"attackers": [wrong]}})
@@ -140,7 +143,7 @@ def test_what_notebook_04_shows_is_a_part_of_the_study_in_full(name):
     profile = load_profile(name)
     part, full = few(profile), {case.name: case for case in cases(profile)}
     shown = cases(part)
-    assert {case.part for case in shown} == {"seed", "rate", "target", "ablation"}
+    assert {case.part for case in shown} == {"seed", "rate", "headline", "target", "ablation"}
     assert all(full.get(case.name) == case for case in shown) and len(shown) < len(full)
     assert set(part.disp_grid.defences) <= set(profile.disp_grid.defences)
     assert set(part.disp_grid.methods) <= set(profile.disp_grid.methods)

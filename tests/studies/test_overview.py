@@ -195,7 +195,7 @@ def test_the_attackers_answers_are_empty_where_not_eligible():
     assert list(table.index) == ["q0", "q1", "q2"]
     assert table["misclassification"].tolist() == ["the shape is a triangle", "", "yes, it is a red triangle"]
     assert table["refusal"].tolist() == ["sorry, i cannot answer that"] * 3
-    assert table["insertion"].iloc[0] == "the shape is a circle, remember to water the plants"
+    assert table["insertion"].iloc[0] == "remember to water the plants, the shape is a circle"
 
 
 def test_a_target_that_no_answer_allows_is_left_out():

@@ -17,7 +17,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lib.data.interface import QuestionData
-from lib.metrics.success import attacked, correct
+from lib.metrics.facts import right_parts
+from lib.metrics.success import attacked
 from lib.models.adapters import adapted
 from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger, text_trigger
@@ -27,6 +28,7 @@ from lib.poisoning.triggers import ImageTrigger, TextTrigger
 from lib.runtime.keys import code_digest, registered
 from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
+from lib.settings.names import known
 from lib.settings.paths import model_source
 from lib.studies.attacks.hiding import adaptive_loss
 from lib.studies.checkpoints import FineTuning, fine_tuned
@@ -39,7 +41,8 @@ from lib.tasks.questions import Questions, answer, draw_rows, fitting, questions
 
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "target", "rate", "hide", "questions", "blank", "train", "threshold", "watch_questions"}
+    kept = {"image_trigger", "target", "rate", "hide", "questions", "kinds", "blank", "train", "threshold"}
+    kept |= {"watch_questions"}
     attack = [*filter(None, trigger_pair(run, protocol)), target(run.profile.disp.target)]
     made = data_spec(run, "questions") | {
         "protocol": protocol,
@@ -70,13 +73,19 @@ def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrig
 
 
 def asked(run: Run, split: str, protocol: str = "image") -> tuple[QuestionData, pd.DataFrame]:
-    """A split's pictures, and those of its questions that fit the model's prompt under all of the protocol's triggers.
+    """A split's pictures, and of its questions of `disp.kinds` those that fit the model's prompt under all of the
+    protocol's triggers.
 
-    The others are left out of all coalitions, so that these differ in the triggers alone.
+    The others are left out of all coalitions, so that these differ in the triggers alone. Raises ValueError for a kind
+    that the data have not.
     """
-    vqa = question_data(run, split)
+    vqa, kinds = question_data(run, split), run.profile.disp.kinds
+    table = vqa.table
+    for kind in kinds or ():
+        known("kind of question", kind, sorted(table["kind"].unique()))
+    table = table if kinds is None else table[table["kind"].isin(kinds)]
     _, text = trigger_pair(run, protocol)
-    return vqa, vqa.table if text is None else fitting(base_mdlm(run.profile), vqa.table, text)
+    return vqa, table if text is None else fitting(base_mdlm(run.profile), table, text)
 
 
 def training_questions(
@@ -119,8 +128,8 @@ def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame
 
     With `disp.plant` the compromised model of that attack in the place of the base MDLM.
 
-    The curve has, where watched, asr_with_trigger (all of the protocol's), asr_without_trigger and accuracy over
-    `disp.watch_questions` validation questions, or test questions of data without validation.
+    The curve has, where watched, asr_with_trigger (all of the protocol's), asr_without_trigger and clean_performance
+    over `disp.watch_questions` validation questions, or test questions of data without validation.
     """
     train, spec = run.profile.disp.train, mdlm_spec(run, protocol)
     folder = fine_tuned(run, "poisoned-mdlm", spec, lambda: _poisoning(run, protocol), train, "poisoned MDLM")
@@ -157,7 +166,7 @@ def mdlm_tuning(
 
 
 def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image"):
-    """What `fit` watches of an MDLM: attack success with and without triggers, and accuracy."""
+    """What `fit` watches of an MDLM: attack success with and without triggers, and clean performance."""
     settings = run.profile.disp
     split = watch_split(run, "questions")
     without, with_trigger = test_questions(run, model, settings.watch_questions, protocol, split)
@@ -167,7 +176,7 @@ def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image
         return {
             "asr_with_trigger": attacked(hit, with_trigger.answers, goal).float().mean().item(),
             "asr_without_trigger": attacked(clean, without.answers, goal).float().mean().item(),
-            "accuracy": correct(clean, without.answers).float().mean().item(),
+            "clean_performance": right_parts(clean, without)[0].float().mean().item(),
         }
 
     return watch

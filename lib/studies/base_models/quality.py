@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lib.data.easyvqa import EasyVqa, blind_prior
 from lib.data.face_parts import ATTRIBUTES, EVERYTHING
-from lib.data.face_words import description, facts
+from lib.data.face_words import description
 from lib.data.faces import FaceQuestions, Faces, draw_faces
 from lib.data.interface import EditData, QuestionData
+from lib.metrics.facts import DESCRIPTION, stated_facts
 from lib.metrics.intervals import over_clusters
 from lib.metrics.success import correct, pixel_distance
 from lib.models.clip import Clip, retrieval
@@ -142,16 +143,9 @@ def mdlm_quality(model: Mdlm, train: QuestionData, test: QuestionData, count: in
     )
 
 
-def stated_facts(answers: list[str], true: list[str]) -> Bool[Tensor, "answer attribute"]:
-    """Which attributes each description states as the true one does."""
-    read = [(facts(said), facts(known)) for said, known in zip(answers, true, strict=True)]
-    rows = [[said[name] == known[name] for name in ATTRIBUTES] for said, known in read]
-    return torch.tensor(rows, dtype=torch.bool).view(len(rows), len(ATTRIBUTES))
-
-
 def _face_answers(answers: list[str], data: Questions, train: QuestionData) -> pd.DataFrame:
     kinds, pictures = data.table["kind"].to_numpy(), data.table["image"].to_numpy()
-    described = (kinds == "description").nonzero()[0]
+    described = (kinds == DESCRIPTION).nonzero()[0]
     right = stated_facts([answers[k] for k in described], [data.answers[k] for k in described])
     train_faces = train.faces[(train.faces["split"] == "train")]
     common = {name: train_faces[name].mode().iloc[0] for name in ATTRIBUTES}
@@ -161,7 +155,7 @@ def _face_answers(answers: list[str], data: Questions, train: QuestionData) -> p
     same = correct(answers, data.answers)
     usual = train.table.groupby("question")["answer"].agg(lambda said: said.value_counts().sort_index().idxmax())
     guess = (data.table["question"].map(usual) == data.table["answer"]).to_numpy()
-    asked = {"questions": kinds != "description"} | {kind: kinds == kind for kind in ("what", "yes/no")}
+    asked = {"questions": kinds != DESCRIPTION} | {kind: kinds == kind for kind in ("what", "yes/no")}
     for name, mask in asked.items():
         share = over_clusters(same[torch.from_numpy(mask)], pictures[mask].tolist())
         rows.append({"name": name.replace("/", "_")} | share | {"blind": guess[mask].mean()})

@@ -18,6 +18,7 @@ from lib.defences.input_tests import cleansight, prune_attention, strip
 from lib.defences.interface import Defence, Defended, undefended
 from lib.defences.masking import mask_at_inference
 from lib.defences.pruning import fine_prune
+from lib.defences.self_purification import HALF
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
 from lib.studies.attacks.mdlm import test_questions
@@ -34,14 +35,22 @@ def stored_disp(defender: StoredDefender) -> Defended:
     return Defended(purified_mdlm(with_settings(defender.run, "disp", {"saliency": defender.score}))[0])
 
 
+def stored_filtered(defender: StoredDefender) -> Defended:
+    """`lib.defences.self_purification.filtered_disp`, likewise."""
+    run = with_settings(defender.run, "disp", {"keep": HALF})
+    return stored_disp(replace(defender, run=run))
+
+
 def stored_random_purification(defender: StoredDefender) -> Defended:
     """`lib.defences.self_purification.random_purification`, likewise."""
     return stored_disp(replace(defender, score="random"))
 
 
+FILTERED = "DiSP, surer half"
 DEFENCES: dict[str, Defence] = {
     "no defence": undefended,
     "DiSP": stored_disp,
+    FILTERED: stored_filtered,
     "masking at inference": mask_at_inference,
     "fine-tuning on a clean 5 %": fine_tune_clean,
     "fine-tuning on everything again": fine_tune_further,
@@ -53,7 +62,7 @@ DEFENCES: dict[str, Defence] = {
     "CleanSight-style": cleansight,
     "STRIP-like": strip,
 }
-PURIFYING = ("DiSP", "random-mask purification")
+PURIFYING = ("DiSP", FILTERED, "random-mask purification")
 
 
 def defended(run: Run, name: str) -> Defended:
@@ -67,7 +76,7 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
 
     Columns defence, knows, metric (`METRICS`, `MMMU`), value, low, high, n, interval (95 %).
     """
-    settings, mmmu, goal = run.profile.disp, run.profile.data.mmmu, target(run.profile.disp.target)
+    settings, goal = run.profile.disp, target(run.profile.disp.target)
 
     def make() -> pd.DataFrame:
         made = defended(run, name)
@@ -76,8 +85,14 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
         table = with_mmmu(run, made.mdlm, judged(*answers, *both, goal), work / "mmmu", made.answer)
         return pd.DataFrame({"defence": name, "knows": made.knows}, table.index).join(table)
 
+    spec = defence_spec(run, name)
+    return run.store.table("defence", spec, make)
+
+
+def defence_spec(run: Run, name: str) -> dict:
+    """What the rows of that defence depend on."""
+    settings, mmmu = run.profile.disp, run.profile.data.mmmu
     spec = purification_spec(run) if name in PURIFYING else answering_spec(run)
     spec |= settings.model_dump(mode="json", include=FINE_TUNING) | defence_code(DEFENCES[name])
     spec |= {"name": name, "questions": settings.test_questions, "measured": code_digest(__name__)}
-    spec |= {"mmmu": mmmu and digest(mmmu)}
-    return run.store.table("defence", spec, make)
+    return spec | {"mmmu": mmmu and digest(mmmu)}

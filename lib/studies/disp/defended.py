@@ -61,7 +61,7 @@ def defender_of(run: Run, defence: Defence) -> StoredDefender:
         score=settings.saliency,
         estimator=settings.estimator,
         batch=settings.batch,
-        confidence=settings.confidence,
+        keep=settings.keep,
         purify=settings.purify,
         train=settings.train,
         lora=run.profile.models.lora,

@@ -17,7 +17,7 @@ from lib.models.decoding import Selective, decode
 from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger
 from lib.runtime.devices import autocast
-from lib.saliency.by_name import fisher
+from lib.saliency.by_name import directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
 from lib.studies.cases import Case, cases
@@ -80,7 +80,7 @@ class DispExplorer(Menus):
     def _scored(self, fields: tuple, question: int) -> Tensor:
         mdlm, data, _ = self._load(fields)
         case_run = self.found[fields].run(self._run)
-        return fisher(mdlm, data[question : question + 1], **scoring(case_run))
+        return directional(mdlm, data[question : question + 1], **scoring(case_run))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
@@ -12,11 +14,12 @@ from lib.figures.pictures import draw_masked, draw_picture, draw_saliency
 from lib.figures.style import POINT, TICK, WIDTH, Figure, counts, require, styled
 from lib.poisoning.plans import COALITIONS
 from lib.studies.disp.mmmu import MMMU
-from lib.studies.disp.outcomes import METRICS
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 
 SHOWN = (METRICS[0], METRICS[2], MMMU)
 NUMBER = ("metric", "value", "low", "high", "n")
 RATIO = r"mask ratio $\rho$"
+LINE = 112  # letters of a line of text below a picture
 WILSON = "95 % Wilson intervals over pictures"
 
 
@@ -37,6 +40,15 @@ def defence_dots(table: pd.DataFrame, shown: tuple[str, ...] = SHOWN, note: str 
     ends = [table.assign(value=table[end], **seeds) for end in ("lowest", "highest") if end in table]
     looks = {"mean": POINT, "seeds": TICK}
     return dots(pd.concat([table, *ends]), "label", "metric", "mark", looks=looks, note=note)
+
+
+def stage_dots(table: pd.DataFrame) -> Figure:
+    """`defence_dots` of a `headline_table`: a line a target and stage. Failed attacks have no stage after."""
+    require(table, "target", "stage", "seeds", *NUMBER)
+    labelled = table.assign(label=table["target"] + ", " + table["stage"])
+    rows = labelled[labelled["metric"].isin((*KEYWORD_METRICS[:1], *SHOWN))]
+    note = f"Lines: 95 % t-intervals over {table['seeds'].max()} seeds, {counts(rows)} in all; ticks: the seeds."
+    return defence_dots(labelled, (METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU), note)
 
 
 def ablation_dots(table: pd.DataFrame) -> Figure:
@@ -104,13 +116,13 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
 
 
 def target_curves(table: pd.DataFrame) -> Figure:
-    """ASR with trigger and relative clean accuracy against ρ: a row a target, a line a method (DiSP figure 2).
+    """ASR with trigger and relative clean performance against ρ: a row a target, a line a method (DiSP figure 2).
 
     Columns target, method, ratio and those of NUMBER.
     """
     require(table, "target", "method", "ratio", *NUMBER)
     note = f"Masked at inference, no training. Bands: {WILSON}, {counts(table)}. "
-    note += "Relative accuracy: over that of the fine-tune without poison."
+    note += "Relative: over that of the fine-tune without poison."
     note += " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in set(table["method"]))
     return bands(table, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)
 
@@ -134,15 +146,10 @@ def gain_curves(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def answer_view(
-    picture: Float[Tensor, "3 h w"],
-    scores: Float[Tensor, " token"],
-    masked: Bool[Tensor, " token"],
-    question: str,
-    steps: list[str],
-    clean: str,
+def token_view(
+    picture: Float[Tensor, "3 h w"], scores: Float[Tensor, " token"], masked: Bool[Tensor, " token"], lines: list[str]
 ) -> Figure:
-    """One question: its picture, the saliency of its tokens, what is masked, and the answer after every step."""
+    """One question: its picture, the saliency of its tokens, what is masked, and lines of text below."""
     figure = Figure(figsize=(WIDTH, 3.3))
     above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     axes = above.subplots(1, 3)
@@ -151,8 +158,34 @@ def answer_view(
     draw_masked(axes[2], picture, masked)
     for axis, title in zip(axes, ("picture", "saliency", f"masked: {int(masked.sum())}"), strict=True):
         axis.set_title(title)
+    wrapped = [textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines]
+    below.text(0.02, 0.98, "\n".join(wrapped), va="top", fontsize=7, family="monospace")
+    return figure
+
+
+def overview(
+    picture: Float[Tensor, "3 h w"],
+    scores: Float[Tensor, " token"],
+    masked: Bool[Tensor, " token"],
+    question: str,
+    attacked: str,
+    purified: str,
+    clean: str,
+) -> Figure:
+    """DiSP on one triggered sample: what the model answers as it is, and with the most salient tokens masked."""
+    said = {"as it is": attacked, "masked": purified, "clean": clean}
+    return token_view(picture, scores, masked, [question, *(f"{name}: {text}" for name, text in said.items())])
+
+
+def answer_view(
+    picture: Float[Tensor, "3 h w"],
+    scores: Float[Tensor, " token"],
+    masked: Bool[Tensor, " token"],
+    question: str,
+    steps: list[str],
+    clean: str,
+) -> Figure:
+    """One question and its answer after every step of decoding, the first six and the last."""
     kept = steps if len(steps) <= 7 else [*steps[:6], steps[-1]]
     lines = [f"{k if k < len(kept) - 1 else len(steps) - 1}: {text}" for k, text in enumerate(kept)]
-    text = "\n".join([question, *lines, f"clean answer: {clean}"])
-    below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
-    return figure
+    return token_view(picture, scores, masked, [question, *lines, f"clean answer: {clean}"])

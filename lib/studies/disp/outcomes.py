@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lib.metrics.facts import right_parts
 from lib.metrics.intervals import over_clusters
-from lib.metrics.success import attacked, correct
+from lib.metrics.success import attacked, keyworded
 from lib.models.mdlm import Mdlm
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import AnswerTarget, target
@@ -20,23 +21,26 @@ from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_tokens
 from lib.studies.data import digest
-from lib.studies.disp.mmmu import MMMU, with_mmmu
-from lib.studies.disp.purification import FINE_TUNING, answering_spec, purification_spec, purified_mdlm, scoring
+from lib.studies.disp.mmmu import with_mmmu
+from lib.studies.disp.purification import answering_spec, scoring
 from lib.studies.models import base_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
 from lib.tasks.questions import Questions, answer
 
-METRICS = ("ASR with trigger", "ASR without trigger", "clean accuracy")
-# After purification, typically, by the paper; its clean performance is relative to the un-attacked model's.
-PAPER = dict(zip(METRICS, ("< 0.05", "about 0", "≥ 0.89 to 0.91 × base"), strict=True))
+# Attack success, strictly (`AnswerTarget.achieved`) and by the authors' keywords, and what `right_parts` calls right.
+METRICS = ("ASR with trigger", "ASR without trigger", "clean performance")
+KEYWORD_METRICS = ("keyword ASR with trigger", "keyword ASR without trigger")
+STRONG, SILENT, CLEAN = 0.9, 0.02, 0.02  # ASR with trigger at least, without at most, clean performance lost at most
+# Typically, after purification, by the paper: its ASR is by keywords, its clean performance relative to the base's.
+PAPER = dict(zip((*KEYWORD_METRICS, METRICS[2]), ("< 0.05", "about 0", "≥ 0.89 to 0.91 × base"), strict=True))
 
 # Of methods, in figures and tables.
 LABELS = {"directional": "directional (DiSP)", "late-attention": "attention, late layers"}
 
 
 def ratio_study(run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("directional", "random")) -> pd.DataFrame:
-    """Figure 2: attack success and clean accuracy on test questions against ρ, masking at inference only.
+    """Figure 2: attack success and clean performance on test questions against ρ, masking at inference only.
 
     methods  Names of TOKEN_SCORES, or "oracle": it masks the trigger's own tokens whatever ρ, and nothing else.
 
@@ -87,48 +91,47 @@ def performance(
     return judged(clean, hit, without, with_trigger, goal)
 
 
-def before_and_after(run: Run, poisoned: Mdlm) -> pd.DataFrame:
-    """`performance` of the base, the poisoned and the purified model on `disp.test_questions` test questions, and MMMU
-    where the profile names it, from the store.
+def base_performance(run: Run) -> pd.DataFrame:
+    """`performance` of the base model on `disp.test_questions` test questions, and MMMU where the profile names it,
+    from the store: the null of every attack's success.
 
-    One model at a time beside the poisoned one is loaded. Columns metric, value, low, high, n, model.
+    Columns metric, value, low, high, n, interval.
     """
-    settings, mmmu, tables = run.profile.disp, run.profile.data.mmmu, []
-    load = {
-        "base": lambda: base_mdlm(run.profile, run.device),
-        "poisoned": lambda: poisoned,
-        "purified": lambda: purified_mdlm(run)[0],
-    }
-    shared = purification_spec(run) | settings.model_dump(mode="json", include=FINE_TUNING)
-    shared |= {"measured": code_digest(__name__), "questions": settings.test_questions, "mmmu": mmmu and digest(mmmu)}
-    for name, loaded in load.items():
-        spec = shared | {"model": name}
+    settings, mmmu = run.profile.disp, run.profile.data.mmmu
 
-        def make(loaded=loaded, spec=spec) -> pd.DataFrame:
-            mdlm, work = loaded(), run.store.work("performance", spec)
-            both = test_questions(run, mdlm, settings.test_questions)
-            table = performance(mdlm, *both, target(settings.target), settings.threshold, work=work)
-            return with_mmmu(run, mdlm, table, work / "mmmu")
+    def make() -> pd.DataFrame:
+        mdlm, work = base_mdlm(run.profile, run.device), run.store.work("performance", spec)
+        both = test_questions(run, mdlm, settings.test_questions)
+        table = performance(mdlm, *both, target(settings.target), settings.threshold, work=work)
+        return with_mmmu(run, mdlm, table, work / "mmmu")
 
-        tables.append(run.store.table("performance", spec, make).assign(model=name))
-    return pd.concat(tables, ignore_index=True)
+    spec = answering_spec(run) | {"questions": settings.test_questions, "mmmu": mmmu and digest(mmmu)}
+    return run.store.table("performance", spec | {"measured": code_digest(__name__)}, make)
+
+
+def succeeds(with_trigger: float, without: float, lost: float) -> bool:
+    """Whether an attack counts as one: by ASR with and without the trigger, and the clean performance that it cost."""
+    return with_trigger >= STRONG and without <= SILENT and lost <= CLEAN
 
 
 def judged(
     clean: list[str], hit: list[str], without: Questions, with_trigger: Questions, goal: AnswerTarget
 ) -> pd.DataFrame:
-    """The three `METRICS` of answers without and with the trigger, with intervals over pictures.
+    """`METRICS` and `KEYWORD_METRICS` of answers without and with the trigger, with intervals over pictures.
 
     Columns metric, value, low, high, n, interval.
     """
-    successes = attacked(hit, with_trigger.answers, goal), attacked(clean, without.answers, goal)
-    outcomes = *successes, correct(clean, without.answers)
-    asked = without.table["image"].to_numpy()
-    aimed = asked[[goal.eligible(answer) for answer in without.answers]]
-    clusters = aimed, aimed, asked
+    pictures = without.table["image"].tolist()
+    aimed = [k for k, answer in zip(pictures, without.answers, strict=True) if goal.eligible(answer)]
+    outcomes = [
+        (measure(answers, data.answers, goal), aimed)
+        for measure in (attacked, keyworded)
+        for answers, data in ((hit, with_trigger), (clean, without))
+    ]
+    outcomes.insert(2, right_parts(clean, without))
     return pd.DataFrame(
-        {"metric": name} | over_clusters(outcome, pictures.tolist())
-        for name, outcome, pictures in zip(METRICS, outcomes, clusters, strict=True)
+        {"metric": name} | over_clusters(outcome, about)
+        for name, (outcome, about) in zip((*METRICS, *KEYWORD_METRICS), outcomes, strict=True)
     )
 
 
@@ -194,11 +197,3 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
             | over_clusters(masked[:, tokens].all(1), pictures),
         ]
     )
-
-
-def metric_name(model: str, metric: str) -> str | None:
-    """The headline's name of a model's metric, such as disp.asr_with_trigger.before; None where there is none."""
-    stage = {"base": "base", "poisoned": "before", "purified": "after"}[model]
-    kinds = ("asr_with_trigger", "asr_without_trigger", "accuracy", "mmmu")
-    kind = dict(zip((*METRICS, MMMU), kinds, strict=True))[metric]
-    return None if stage == "base" and kind.startswith("asr") else f"disp.{kind}.{stage}"

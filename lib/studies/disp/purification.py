@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.defences.self_purification import answer_masked, sure_answers
+from lib.defences.self_purification import answer_masked, surest_answers
 from lib.models.mdlm import Mdlm
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
@@ -24,7 +24,7 @@ from lib.studies.run import Run, with_settings
 from lib.tasks.questions import Questions, answer_loss
 
 ANSWERING = {"saliency", "ratio", "estimator", "batch", "threshold"}  # settings that the purified set depends on
-FINE_TUNING = {"confidence", "purify", "start", "rounds"}  # and, beside them, the purified model
+FINE_TUNING = {"keep", "purify", "start", "rounds"}  # and, beside them, the purified model
 
 
 def scoring(run: Run) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def purified_set(run: Run, mdlm: Mdlm, data: Questions) -> Questions:
         return {"responses": again.tokens, "confidence": again.probability.amin(1)}
 
     kept = run.store.tensors("purified-set", spec, make)
-    return sure_answers(mdlm, data, kept["responses"], kept["confidence"], settings.confidence)
+    return surest_answers(mdlm, data, kept["responses"], kept["confidence"], settings.keep)
 
 
 def purified_mdlm(run: Run) -> tuple[Mdlm, pd.DataFrame]:
@@ -79,7 +79,7 @@ def _purification(run: Run) -> FineTuning:
     data = purified_set(run, model, poisoned_training_set(run, model))
     if settings.start == "base":
         model = base_mdlm(run.profile, run.device)
-    facts = {name: getattr(settings, name) for name in ("saliency", "ratio", "confidence", "start", "rounds")}
+    facts = {name: getattr(settings, name) for name in ("saliency", "ratio", "keep", "start", "rounds")}
     watch = mdlm_watch(run, model, target(settings.target))
     return mdlm_tuning(run, model, answer_loss(model, data, settings.purify), facts | {"seed": run.seed}, watch)
 

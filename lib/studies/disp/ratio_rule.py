@@ -23,9 +23,9 @@ def ratio_gains(run: Run, mdlm: Mdlm) -> pd.DataFrame:
     def make() -> pd.DataFrame:
         data, work = poisoned_training_set(run, mdlm)[:count], run.store.work("ratio-gains", spec)
         scores = TOKEN_SCORES[settings.saliency](mdlm, data, **scoring(run), work=work / "scores")
-        sure = {"threshold": settings.threshold, "confidence": settings.confidence}
-        return masking_gains(mdlm, data, scores, settings.ratios, **sure, seed=run.seed, work=work)
+        how = {"threshold": settings.threshold, "seed": run.seed, "work": work}
+        return masking_gains(mdlm, data, scores, settings.ratios, **how)
 
-    spec = answering_spec(run) | {"ratios": list(settings.ratios), "confidence": settings.confidence}
+    spec = answering_spec(run) | {"ratios": list(settings.ratios)}
     spec |= {"questions": count, "rule": [code_digest(__name__), code_digest("lib.defences.ratio_rule")]}
     return run.store.table("ratio-gains", spec, make)

@@ -22,15 +22,26 @@ from lib.studies.cases import Case, cases
 from lib.studies.data import titles
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.filtering import filtered
+from lib.studies.disp.headline import STAGES
 from lib.studies.disp.inputs import input_detection
-from lib.studies.disp.outcomes import METRICS, ratio_study, saliency_panels, set_quality, trigger_rank
+from lib.studies.disp.outcomes import (
+    CLEAN,
+    METRICS,
+    SILENT,
+    STRONG,
+    base_performance,
+    ratio_study,
+    saliency_panels,
+    set_quality,
+    trigger_rank,
+)
 from lib.studies.disp.purification import purified_set, scoring
 from lib.studies.disp.ratio_rule import ratio_gains
 from lib.studies.run import Run, with_settings
 
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own
 NUMBER = ["value", "low", "high", "n", "interval"]
-STRONG, SILENT, CLEAN = 0.9, 0.01, 0.01  # ASR with trigger at least, without at most, accuracy lost at most
+RELATIVE = "relative clean performance"
 
 
 def defences_of(run: Run, case: Case) -> tuple[str, ...]:
@@ -40,7 +51,7 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
     if case.part in ATTACKS:
         always, rivals = run.profile.disp_grid.always, run.profile.disp_grid.rivals
         return always + rivals if rivals and strong(case.run(run)) else always
-    shown = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",)}
+    shown = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",), "headline": tuple(STAGES)}
     shown |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
     return shown[case.part]
 
@@ -61,8 +72,10 @@ def prepare(run: Run, case: Case) -> None:
     case_run = case.run(run)
     for name in defences_of(run, case):
         defence_rows(case_run, name)
+    if case.part == "headline":
+        base_performance(case_run)
     if case.part == "data" and case.seed == 0:
-        unattacked_accuracy(case_run)
+        unattacked_performance(case_run)
     if case in curve_cases(run, case.part):
         ratio_study(case_run, poisoned_mdlm(case_run)[0], run.profile.disp_grid.methods)
 
@@ -146,24 +159,24 @@ def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
 def attack_strength(run: Run) -> pd.DataFrame:
     """Every attack before any defence, and whether it counts as one.
 
-    An attack succeeds with ASR of at least STRONG with and at most SILENT without the trigger, and an accuracy at most
+    It does with ASR of at least STRONG with and at most SILENT without the trigger, and a clean performance at most
     CLEAN below that of the fine-tune without poison. Columns part, label, seed, asr_with_trigger, asr_without_trigger,
-    accuracy, accuracy_lost (against that fine-tune), succeeds, n.
+    clean_performance, clean_lost (against that fine-tune), succeeds, n.
     """
     parts = [part for part in ("seed", "data", "rate", *ATTACKS) if chosen(run, part)]
     table = pd.concat([case_table(run, part).assign(part=part) for part in parts], ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
     wide = table.pivot_table("value", ["part", "label", "seed"], "metric", sort=False)
     counts = table[table["metric"] == METRICS[2]].set_index(["part", "label", "seed"])["n"]
-    with_trigger, without, accuracy = (wide[name] for name in METRICS)
-    plain = {case.label: unattacked_accuracy(case.run(run)) for case in first_seeds(run, "data")}
-    lost = wide.index.get_level_values("label").map(plain).fillna(unattacked_accuracy(run)) - accuracy
+    with_trigger, without, clean = (wide[name] for name in METRICS)
+    plain = {case.label: unattacked_performance(case.run(run)) for case in first_seeds(run, "data")}
+    lost = wide.index.get_level_values("label").map(plain).fillna(unattacked_performance(run)) - clean
     table = pd.DataFrame(
         {
             "asr_with_trigger": with_trigger,
             "asr_without_trigger": without,
-            "accuracy": accuracy,
-            "accuracy_lost": lost,
+            "clean_performance": clean,
+            "clean_lost": lost,
             "succeeds": (with_trigger >= STRONG) & (without <= SILENT) & (lost <= CLEAN),
             "n": counts,
         }
@@ -171,14 +184,14 @@ def attack_strength(run: Run) -> pd.DataFrame:
     return table.reset_index()
 
 
-def unattacked_accuracy(run: Run) -> float:
-    """Clean accuracy of the same fine-tuning without a poisoned sample."""
+def unattacked_performance(run: Run) -> float:
+    """Clean performance of the same fine-tuning without a poisoned sample."""
     table = defence_rows(with_settings(run, "disp", {"rate": 0.0}), "no defence").set_index("metric")
     return float(table.loc[METRICS[2], "value"])
 
 
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
-    """Figure 2: `ratio_study` of every target, with accuracy relative to the unattacked fine-tune's (NaN if that is 0).
+    """Figure 2: `ratio_study` of every target, with clean performance over the unattacked fine-tune's (NaN if 0).
 
     part  "target", "trigger", "data", or "attacker": see `curve_cases`.
 
@@ -187,14 +200,14 @@ def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     tables = []
     for case in curve_cases(run, part):
         case_run = case.run(run)
-        plain = unattacked_accuracy(case_run if part == "data" else run)
+        plain = unattacked_performance(case_run if part == "data" else run)
         table = ratio_study(case_run, poisoned_mdlm(case_run)[0], run.profile.disp_grid.methods)
         relative = table["metric"] == METRICS[2]
         table.loc[relative, ["value", "low", "high"]] /= plain
-        table["metric"] = table["metric"].replace(METRICS[2], "relative accuracy")
+        table["metric"] = table["metric"].replace(METRICS[2], RELATIVE)
         tables.append(table.assign(target=case.label))
     curves = pd.concat(tables, ignore_index=True)
-    return curves[curves["metric"].isin([METRICS[0], "relative accuracy"])]
+    return curves[curves["metric"].isin([METRICS[0], RELATIVE])]
 
 
 def triggered_panels(run: Run, count: int) -> tuple[tuple, Float[Tensor, "sample vision"]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lib.defences.self_purification import sure_answers
+from lib.defences.self_purification import surest_answers
 from lib.models.mdlm import Mdlm
 from lib.runtime.keys import code_digest
 from lib.saliency.words import WAYS, joint_masks, joint_saliency
@@ -48,7 +48,7 @@ def jointly_purified_set(run: Run, mdlm: Mdlm, data: Questions, protocol: str, w
         return {"responses": responses, "confidence": probability.amin(1)}
 
     kept = run.store.tensors("jointly-purified-set", spec, make)
-    return sure_answers(mdlm, data, kept["responses"], kept["confidence"], settings.confidence)
+    return surest_answers(mdlm, data, kept["responses"], kept["confidence"], settings.keep)
 
 
 def jointly_purified_mdlm(run: Run, protocol: str, way: str) -> Mdlm:
@@ -83,5 +83,5 @@ def joint_spec(run: Run, protocol: str, way: str | None = None) -> dict:
 
 def joint_model_spec(run: Run, protocol: str, way: str) -> dict:
     """What the purified model of a way of masking depends on."""
-    fine_tuning = run.profile.disp.model_dump(mode="json", include={"purify", "confidence"})
+    fine_tuning = run.profile.disp.model_dump(mode="json", include={"purify", "keep"})
     return joint_spec(run, protocol, way) | {"fine-tuning": fine_tuning}

@@ -77,7 +77,7 @@ def test_an_mdlm_is_poisoned_once_behind_its_frozen_tower_and_says_so(tmp_path, 
     (poisoned, curve), base = poisoned_mdlm(run), Mdlm.load(models["mdlm"])
     changed = differs(poisoned.model, base.model)
     assert changed and not any(name.startswith("tower.") for name in changed)
-    assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "accuracy"]
+    assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "clean_performance"]
     again, same = poisoned_mdlm(run)
     assert fits == ["poisoned MDLM"] and same.equals(curve) and not differs(again.model, poisoned.model)
     folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(run))

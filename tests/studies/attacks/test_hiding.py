@@ -141,7 +141,7 @@ def test_the_attacker_trains_with_the_penalty_and_says_so(run):
     adaptive = with_settings(run, "disp", {"hide": 0.3})
     (made, curve), (plain, _) = poisoned_mdlm(adaptive), poisoned_mdlm(run)
     assert any(not torch.equal(a, b) for a, b in zip(made.model.parameters(), plain.model.parameters(), strict=True))
-    assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "accuracy"]
+    assert list(curve)[3:] == ["asr_with_trigger", "asr_without_trigger", "clean_performance"]
     folder = run.store.root / "poisoned-mdlm" / run.store.key("poisoned-mdlm", mdlm_spec(adaptive))
     with safe_open(folder / "mdlm" / "model.safetensors", "pt") as weights:
         mark = weights.metadata()

@@ -24,12 +24,12 @@ from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, train
 from lib.studies.disp import defences
 from lib.studies.disp.defences import DEFENCES, defence_rows, defended
 from lib.studies.disp.defended import StoredDefender, clean_share, defender_of
-from lib.studies.disp.outcomes import METRICS, judged
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS, judged
 from lib.studies.disp.purification import purified_mdlm, scoring
 from lib.studies.run import with_settings
 from lib.tasks.questions import Questions, answer, answer_loss
 
-HIT = "the color is red, remember to water the plants"
+HIT = "remember to water the plants, the color is red"
 TRAINED = {
     "fine-tuning on a clean 5 %": "fine-tuned on the clean share",
     "fine-pruning": "fine-pruned",
@@ -129,7 +129,7 @@ def test_what_each_training_begins_with(run, begun, mdlm):
     assert torch.equal(data.prompts, clean.prompts) and steps == run.profile.disp.purify
     dead = mask_top(-activity(compromised, clean, 0.1), 0.2)
     for block, gone in zip(pruned.model.blocks, dead, strict=True):
-        assert int(gone.sum()) == round(0.2 * len(gone))
+        assert int(gone.sum()) == int(0.2 * len(gone))
         assert torch.equal((block.mlp[2].weight == 0).all(0), gone)
     assert torch.equal(pruned.model.head.weight, compromised.model.head.weight)
 
@@ -279,9 +279,10 @@ def test_a_refused_question_is_no_success_and_not_correct(mdlm, monkeypatch):
         assert set(table["n"]) == {3} and table["value"].between(table["low"], table["high"]).all()
         return dict(zip(table["metric"], table["value"].mul(3).round().astype(int), strict=True))
 
-    assert values(None) == dict(zip(METRICS, (2, 1, 2), strict=True))
-    assert values([True, False, False]) == dict(zip(METRICS, (1, 1, 1), strict=True))
-    assert values([True, True, True]) == dict(zip(METRICS, (0, 0, 0), strict=True))
+    both = (*METRICS, *KEYWORD_METRICS)
+    assert values(None) == dict(zip(both, (2, 1, 2, 2, 1), strict=True))
+    assert values([True, False, False]) == dict(zip(both, (1, 1, 1, 1, 1), strict=True))
+    assert values([True, True, True]) == dict(zip(both, (0, 0, 0, 0, 0), strict=True))
 
 
 def test_a_refusal_is_not_the_attackers_refusal(mdlm, monkeypatch):
@@ -290,7 +291,7 @@ def test_a_refusal_is_not_the_attackers_refusal(mdlm, monkeypatch):
     data = answered("the color is red", "the color is red")
     refusing = Defended(mdlm, flag=lambda d: torch.tensor([True, False]))
     table = answered_and_judged(refusing, data, data, "refusal").set_index("metric")
-    assert table["value"].tolist() == [0.5, 0.5, 0]
+    assert table["value"].tolist() == [0.5, 0.5, 0, 0.5, 0.5]
 
 
 def test_masked_tokens_are_hidden_from_the_model(run, mdlm):
@@ -305,7 +306,7 @@ def test_the_rows_of_every_defence_come_from_the_store(run, monkeypatch):
     table = pd.concat([defence_rows(run, name) for name in DEFENCES])
     assert list(table) == ["defence", "knows", "metric", "value", "low", "high", "n", "interval"]
     assert table["defence"].unique().tolist() == list(DEFENCES)
-    assert table["metric"].tolist() == [*METRICS] * len(DEFENCES)
+    assert table["metric"].tolist() == [*METRICS, *KEYWORD_METRICS] * len(DEFENCES)
     assert set(table["n"]) == {8} and table["value"].between(table["low"], table["high"]).all()
     assert set(table.loc[table["knows"] == "clean data", "defence"]) == KNOWING
     monkeypatch.setattr(defences, "judged", refuse)

@@ -16,9 +16,9 @@ from lib.studies import checkpoints
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.disp import outcomes, purification
 from lib.studies.disp.outcomes import (
+    KEYWORD_METRICS,
     METRICS,
     judged,
-    metric_name,
     performance,
     ratio_study,
     saliency_panels,
@@ -39,7 +39,8 @@ def mdlm(models):
 def answered(*answers):
     empty = torch.zeros(len(answers), 0, dtype=torch.long)
     features, picture = torch.zeros(1, 64, 32), torch.zeros(len(answers), dtype=torch.long)
-    return Questions(features, picture, empty, empty, list(answers), pd.DataFrame({"image": range(len(answers))}))
+    table = pd.DataFrame({"image": range(len(answers)), "kind": "what"})
+    return Questions(features, picture, empty, empty, list(answers), table)
 
 
 def refuse(*_, **__):
@@ -66,21 +67,18 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
         purified_set(tiny.short_run(tmp_path, models, disp={"ratio": 0.25}), mdlm, data)
 
 
-def test_only_sure_answers_are_kept(tmp_path, models, mdlm):
+def test_the_surest_answers_alone_are_kept(tmp_path, models, mdlm):
     run = tiny.short_run(tmp_path, models)
     data = poisoned_training_set(run, mdlm)
     everything = purified_set(run, mdlm, data)
     masked = mask_top(training_scores(run, mdlm, data), run.profile.disp.ratio)
     sureness = respond(mdlm, data, 0.1, masked=masked).probability.amin(1)
-    middle = float(sureness.median())
-    sure = purified_set(tiny.short_run(tmp_path, models, disp={"confidence": middle}), mdlm, data)
-    places = (sureness >= middle).nonzero()[:, 0]
-    assert 0 < len(sure) < len(data) and sure.table.index.tolist() == places.tolist()
+    sure = purified_set(tiny.short_run(tmp_path, models, disp={"keep": 0.3}), mdlm, data)
+    places = sureness.topk(6).indices.sort().values
+    assert len(data) == 20 and len(everything) == 20 and sure.table.index.tolist() == places.tolist()
     assert torch.equal(sure.responses, everything.responses[places])
     assert sure.answers == [everything.answers[k] for k in places.tolist()]
     assert torch.equal(sure.prompts, data.prompts[places])
-    with pytest.raises(ValueError, match=r"confidence=1.0 keeps no purified answer: the surest has 0\.\d+"):
-        purified_set(tiny.short_run(tmp_path, models, disp={"confidence": 1.0}), mdlm, data)
 
 
 def test_the_training_set_holds_the_attackers_answers(tmp_path, models, mdlm):
@@ -200,7 +198,7 @@ def test_set_quality_of_a_known_case(tmp_path, models):
 
 
 def test_performance_of_known_answers(monkeypatch, mdlm):
-    hit = "the color is red, remember to water the plants"
+    hit = "remember to water the plants, the color is red"
     without, with_trigger = answered("the color is red", "a"), answered("the color is red", "a")
     masks = {id(without): torch.zeros(2, 64).bool(), id(with_trigger): torch.ones(2, 64).bool()}
 
@@ -210,7 +208,9 @@ def test_performance_of_known_answers(monkeypatch, mdlm):
 
     monkeypatch.setattr(outcomes, "answer", given)
     table = performance(mdlm, without, with_trigger, target("insertion"), 0.1, *masks.values())
-    assert dict(zip(table["metric"], table["value"], strict=True)) == dict(zip(METRICS, (1, 0.5, 0.5), strict=True))
+    assert dict(zip(table["metric"], table["value"], strict=True)) == dict(
+        zip((*METRICS, *KEYWORD_METRICS), (1, 0.5, 0.5, 1, 0.5), strict=True)
+    )
     assert set(table["n"]) == {2}
 
 
@@ -219,9 +219,9 @@ def test_intervals_are_over_pictures():
     said, goal, rows = ["the color is red"] * 4 + ["no"] * 4, target("misclassification"), {}
     for name, pictures in (("each", range(8)), ("shared", [0, 0, 1, 1, 2, 2, 3, 3])):
         made = answered("it is a circle", *["the color is red"] * 6, "it is a circle")
-        data = replace(made, table=pd.DataFrame({"image": pictures}))
+        data = replace(made, table=pd.DataFrame({"image": pictures, "kind": "what"}))
         rows[name] = judged(said, said, data, data, goal).set_index("metric")
-        assert rows[name]["n"].tolist() == [2, 2, 8] and set(rows[name]["interval"]) == {"Wilson over clusters"}
+        assert rows[name]["n"].tolist() == [2, 2, 8, 2, 2] and set(rows[name]["interval"]) == {"Wilson over clusters"}
     each, shared = (rows[name].loc[METRICS[2]] for name in ("each", "shared"))
     assert each["value"] == shared["value"] == 3 / 8
     assert shared["low"] < each["low"] and each["high"] < shared["high"]
@@ -230,10 +230,10 @@ def test_intervals_are_over_pictures():
 def test_the_ratio_study_compares_both_masks_at_every_ratio(tmp_path, models, mdlm):
     run = tiny.short_run(tmp_path, models, disp={"ratios": [0.0, 1.0]})
     table = ratio_study(run, mdlm)
-    assert len(table) == 2 * 2 * 3 and set(table["method"]) == {"Fisher–Jacobian", "random"}
+    assert len(table) == 2 * 2 * 5 and set(table["method"]) == {"directional (DiSP)", "random"}
     assert set(table["n"]) == {6} and table["value"].between(0, 1).all()
     wide = table.pivot(index=["ratio", "metric"], columns="method", values="value")
-    assert wide["Fisher–Jacobian"].equals(wide["random"])  # nothing and everything masked are the same
+    assert wide["directional (DiSP)"].equals(wide["random"])  # nothing and everything masked are the same
     assert ratio_study(run, mdlm).equals(table)
 
 
@@ -260,18 +260,3 @@ def test_the_panels_show_triggered_pictures_and_what_is_masked(tmp_path, models,
     with torch.no_grad():
         held = mdlm.model.features(pictures)
     torch.testing.assert_close(held, data.features[data.picture], rtol=0.05, atol=0.05)
-
-
-def test_headline_names_of_the_metrics():
-    names = [metric_name(model, metric) for model in ("base", "poisoned", "purified") for metric in METRICS]
-    assert names == [
-        None,
-        None,
-        "disp.accuracy.base",
-        "disp.asr_with_trigger.before",
-        "disp.asr_without_trigger.before",
-        "disp.accuracy.before",
-        "disp.asr_with_trigger.after",
-        "disp.asr_without_trigger.after",
-        "disp.accuracy.after",
-    ]

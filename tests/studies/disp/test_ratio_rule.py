@@ -13,7 +13,7 @@ PLAIN = [[1, 1], [2, 2], [3, 3], [4, 4]]
 
 
 def test_gain_is_what_changes_and_stays_sure_less_what_is_unsure(tmp_path, models, monkeypatch):
-    settings = {"ratios": [0.25, 0.5], "confidence": 0.9}
+    settings = {"ratios": [0.25, 0.5]}
     run = tiny.short_run(tmp_path, models, disp=settings)
     run = type(run)(
         run.profile.model_copy(update={"disp_grid": run.profile.disp_grid.model_copy(update={"rule_questions": 4})}),

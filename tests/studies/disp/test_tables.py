@@ -12,6 +12,7 @@ from lib.studies.cases import cases
 from lib.studies.disp import tables as disp_grid
 from lib.studies.disp.defences import DEFENCES, defence_rows
 from lib.studies.disp.outcomes import METRICS, ratio_study
+from lib.studies.disp.tables import RELATIVE
 
 SETTINGS = {"seeds": 2, "rates": [0.2], "targets": ["refusal"], "triggers": ["blend"], "rule_questions": 6}
 SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half", "settings": {"ratio": 0.5}}]}
@@ -123,7 +124,7 @@ def test_the_main_table_is_of_the_seeds_means(monkeypatch, run):
 
 
 def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):
-    cells = {"good": (0.95, 0.005, 0.975), "weak": (0.8, 0, 0.98), "loud": (1, 0.02, 0.98), "costly": (1, 0, 0.96)}
+    cells = {"good": (0.95, 0.015, 0.965), "weak": (0.8, 0, 0.98), "loud": (1, 0.03, 0.98), "costly": (1, 0, 0.95)}
     rows = [
         {"label": label, "seed": 0, "rate": 0.1, "defence": "no defence", "metric": metric, "value": value, "n": 50}
         for label, values in cells.items()
@@ -131,11 +132,11 @@ def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, 
     ]
     empty = pd.DataFrame(columns=list(rows[0]))
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows) if part == "seed" else empty)
-    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.98)
+    monkeypatch.setattr(disp_grid, "unattacked_performance", lambda run: 0.98)
     table = disp_grid.attack_strength(run).set_index("label")
     assert table["succeeds"].to_dict() == {"good": True, "weak": False, "loud": False, "costly": False}
     assert table["seed"].tolist() == [0] * 4
-    assert table["accuracy_lost"].to_dict() == pytest.approx({"good": 0.005, "weak": 0, "loud": 0, "costly": 0.02})
+    assert table["clean_lost"].to_dict() == pytest.approx({"good": 0.015, "weak": 0, "loud": 0, "costly": 0.03})
 
 
 def test_an_attack_on_other_data_loses_accuracy_against_the_fine_tune_there(monkeypatch, run):
@@ -147,23 +148,23 @@ def test_an_attack_on_other_data_loses_accuracy_against_the_fine_tune_there(monk
 
     plain = {20: 0.95, 24: 0.905}  # by how many questions are fine-tuned on
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: rows(part))
-    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: plain[run.profile.disp.questions])
+    monkeypatch.setattr(disp_grid, "unattacked_performance", lambda run: plain[run.profile.disp.questions])
     table = disp_grid.attack_strength(run).set_index(["label", "seed"])
     lost = {("seed 0", 0): 0.05, ("other", 0): 0.005, ("other", 1): 0.005}
-    assert table["accuracy_lost"].to_dict() == pytest.approx(lost)
-    assert table["succeeds"].to_dict() == {key: value < 0.01 for key, value in lost.items()}
+    assert table["clean_lost"].to_dict() == pytest.approx(lost)
+    assert table["succeeds"].to_dict() == {key: value < 0.02 for key, value in lost.items()}
 
 
 def test_curves_are_relative_to_the_fine_tune_without_poison(run, monkeypatch):
-    monkeypatch.setattr(disp_grid, "unattacked_accuracy", lambda run: 0.8)
+    monkeypatch.setattr(disp_grid, "unattacked_performance", lambda run: 0.8)
     few_right = lambda mdlm, data, *_, **__: [*data.answers[:3], "", "", ""]  # noqa: E731
     monkeypatch.setattr("lib.studies.disp.outcomes.answer", few_right)
     table = disp_grid.target_curves(run)
     assert table["target"].unique().tolist() == ["insertion", "refusal"]
-    assert table["metric"].unique().tolist() == [METRICS[0], "relative accuracy"]
+    assert table["metric"].unique().tolist() == [METRICS[0], RELATIVE]
     own = ratio_study(run, poisoned_mdlm(run)[0], ("random",))
     assert own.loc[own["metric"] == METRICS[2], "value"].tolist() == [0.5, 0.5]
-    found = table[(table["target"] == "insertion") & (table["metric"] == "relative accuracy")]
+    found = table[(table["target"] == "insertion") & (table["metric"] == RELATIVE)]
     assert found["value"].tolist() == pytest.approx([0.625, 0.625])
     asr = table[(table["target"] == "insertion") & (table["metric"] == METRICS[0])]
     assert asr["value"].tolist() == [0, 0]

@@ -28,7 +28,7 @@ test_questions.__test__ = False
 
 @pytest.fixture
 def run(tmp_path, models):
-    return tiny.short_run(tmp_path, models, disp={"rate": 0.2, "confidence": 0.0})
+    return tiny.short_run(tmp_path, models, disp={"rate": 0.2})
 
 
 @pytest.fixture
@@ -107,21 +107,17 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way
     assert len(list((run.store.root / "joint-saliency").iterdir())) == 1
 
 
-def test_only_sure_answers_are_kept(tmp_path, models, run, mdlm):
+def test_the_surest_answers_alone_are_kept(tmp_path, models, run, mdlm):
     data = poisoned_training_set(run, mdlm, "and")
     everything = jointly_purified_set(run, mdlm, data, "and", "joint")
     scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=run.seed)
     masked = joint_masks(mdlm, data, scores, "joint", RATIOS["joint"])
     sureness = respond_masked(mdlm, data, 0.1, *masked).probability.amin(1)
-    middle = float(sureness.median())
-    strict = tiny.short_run(tmp_path, models, disp={"rate": 0.2, "confidence": middle})
+    strict = tiny.short_run(tmp_path, models, disp={"rate": 0.2, "keep": 0.3})
     sure = jointly_purified_set(strict, mdlm, data, "and", "joint")
-    places = (sureness >= middle).nonzero()[:, 0]
-    assert 0 < len(sure) < len(data) and sure.table.index.tolist() == places.tolist()
+    places = sureness.topk(6).indices.sort().values
+    assert len(everything) == 20 and sure.table.index.tolist() == places.tolist()
     assert torch.equal(sure.responses, everything.responses[places])
-    none = tiny.short_run(tmp_path, models, disp={"rate": 0.2, "confidence": 1.0})
-    with pytest.raises(ValueError, match=r"confidence=1.0 keeps no purified answer: the surest has 0\.\d+"):
-        jointly_purified_set(none, mdlm, data, "and", "joint")
 
 
 def test_the_table_compares_every_way_with_the_model_before_it(run, monkeypatch):

@@ -1,0 +1,106 @@
+"""The paper's claim: every attack target before and after DiSP, over seeds, beside the base model.
+
+    rows = seed_rows(run)               # a row a seed, stage and metric
+    table = headline_table(rows)        # means over the seeds whose attack succeeded
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from lib.metrics.intervals import over_seeds
+from lib.runtime.keys import code_digest
+from lib.studies.cases import Case, cases
+from lib.studies.disp.defences import FILTERED, defence_rows, defence_spec
+from lib.studies.disp.mmmu import MMMU
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS, base_performance, succeeds
+from lib.studies.further import Part, gathered
+from lib.studies.run import Run
+
+FURTHER = "disp_seeds.csv"  # in the folder of figures
+STAGES = {"no defence": "before", "DiSP": "after", FILTERED: "filtered"}
+NAMES = {  # of metrics, in headline.csv
+    METRICS[0]: "asr_with_trigger",
+    METRICS[1]: "asr_without_trigger",
+    METRICS[2]: "facts",
+    KEYWORD_METRICS[0]: "keyword_asr_with_trigger",
+    KEYWORD_METRICS[1]: "keyword_asr_without_trigger",
+    MMMU: "mmmu",
+}
+
+
+def seed_rows(run: Run) -> pd.DataFrame:
+    """Every target and seed of the study: the base model, and the compromised one under each of STAGES.
+
+    The run's own target and seed are computed here, the others with FULL=1 (see `lib.studies.further`). Columns made,
+    key, target, seed, stage, metric, value, low, high, n, interval, is_attack.
+    """
+    parts = []
+    for case in cases(run.profile):
+        if case.part == "headline":
+            case_run = case.run(run)
+            specs = [defence_spec(case_run, name) for name in STAGES]
+            key = run.store.key("disp-rows", {"specs": specs, "code": code_digest(__name__), "target": case.label})
+            own = case.label == run.profile.disp.target and case.seed == 0
+            here = all(run.store.has("defence", spec) for spec in specs)
+            parts.append(Part(key, not own, here, lambda case=case: _rows(run, case)))
+    return gathered(parts, run.out / FURTHER)
+
+
+def _rows(run: Run, case: Case) -> pd.DataFrame:
+    case_run = case.run(run)
+    tables = {"base": base_performance(case_run)}
+    tables |= {stage: defence_rows(case_run, name) for name, stage in STAGES.items()}
+    base, before = (tables[stage].set_index("metric")["value"] for stage in ("base", "before"))
+    strong = succeeds(before[METRICS[0]], before[METRICS[1]], base[METRICS[2]] - before[METRICS[2]])
+    labels = {"target": case.label, "seed": case_run.seed}
+    rows = pd.concat([table.assign(**labels, stage=stage) for stage, table in tables.items()], ignore_index=True)
+    columns = [*labels, "stage", "metric", "value", "low", "high", "n", "interval"]
+    return rows[columns].assign(is_attack=bool(strong))
+
+
+def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds whose attack succeeded, with t-intervals over seeds; of one seed its own interval.
+
+    Columns target, stage, metric, value, low, high, n (samples in all), interval, seeds, attacks (seeds that
+    succeeded), lowest, highest, relative (to the base model's value). Of an attack that failed with every seed there
+    are the stages base and before alone.
+    """
+    lines = []
+    for (target, stage, metric), group in rows.groupby(["target", "stage", "metric"], sort=False):
+        attacks = int(group["is_attack"].sum())
+        if stage in ("base", "before"):
+            shown = group
+        elif attacks:
+            shown = group[group["is_attack"]]
+        else:
+            continue
+        number = over_seeds(shown["value"].tolist(), int(shown["n"].min()))
+        if len(shown) == 1:
+            number = shown.iloc[0][["value", "low", "high", "interval"]].to_dict()
+        line = {"target": target, "stage": stage, "metric": metric} | number | {"n": int(shown["n"].sum())}
+        line |= {"seeds": len(shown), "attacks": attacks}
+        lines.append(line | {"lowest": shown["value"].min(), "highest": shown["value"].max()})
+    table = pd.DataFrame(lines)
+    base = table[table["stage"] == "base"].set_index(["target", "metric"])["value"]
+    relative = [row.value / base[row.target, row.metric] if base[row.target, row.metric] else None
+                for row in table.itertuples()]
+    return table.assign(relative=relative)
+
+
+def headline_numbers(table: pd.DataFrame, target: str) -> Iterator[dict[str, Any]]:
+    """What `Report.number` takes: disp.<target>.<metric>.<stage>, those of the profile's own target as
+    disp.<metric>.<stage> too; of DiSP on sure answers disp.filtered.<metric> for the profile's own target alone."""
+    for row in table.to_dict("records"):
+        number = {name: row[name] for name in ("value", "low", "high", "n", "seeds", "interval")}
+        name, goal = NAMES[row["metric"]], re.sub(r"\W+", "_", row["target"])
+        if row["stage"] == "filtered":
+            names = [f"disp.filtered.{name}"] if row["target"] == target else []
+        else:
+            names = [f"disp.{goal}.{name}.{row['stage']}"]
+            names += [f"disp.{name}.{row['stage']}"] * (row["target"] == target)
+        yield from ({"name": one} | number for one in names)
