@@ -18,11 +18,11 @@ from lib.data.face_parts import CREDIT
 from lib.data.faces import Faces, make_faces
 from lib.data.interface import EditData
 from lib.data.photo_edits import COLUMNS, load_edits
-from lib.runtime.keys import code_digest
+from lib.poisoning.targets import TARGETS, AnswerTarget, target
+from lib.runtime.keys import code_digest, registered
 from lib.runtime.store import Store
 from lib.settings.inputs import EditSet, Mmmu, QuestionSet
 from lib.settings.paths import model_source
-from lib.settings.sections import Section
 from lib.studies.run import Run
 
 TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their content, all others by their size
@@ -68,12 +68,19 @@ def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
     data, source = run.profile.data, getattr(run.profile.data, kind)
     settings = data.model_dump(mode="json", include={"image_size", "held_out", "faces"})
     spec = {"settings": settings}
-    if isinstance(source, Section):
-        module = "lib.data.photo_edits" if kind == "edits" else "lib.data.llava"
-        spec |= {"code": code_digest(module), "photographs": digest(source)}
+    if isinstance(source, EditSet):
+        spec |= {"code": code_digest("lib.data.photo_edits"), "photographs": digest(source)}
+    elif isinstance(source, QuestionSet):
+        spec |= {"code": code_digest("lib.data.llava"), "photographs": digest(source)}
+        spec["targets"] = [registered(goal) for goal in answer_targets(run.profile.disp.target)]
     else:
         spec["code"] = code_digest("lib.data.easyvqa" if source == "easy-vqa" else "lib.data.faces")
     return {"data": spec, "seed": run.seed, "device": run.device.type}
+
+
+def answer_targets(name: str) -> tuple[AnswerTarget, ...]:
+    """All of TARGETS and the one of that name: photographs' questions are those with room for what each makes of them."""
+    return tuple({**TARGETS, name: target(name)}.values())
 
 
 def watch_split(run: Run, kind: Literal["edits", "questions"]) -> str:

@@ -16,10 +16,10 @@ from lib.data.llava import load_llava
 from lib.data.mmmu import load_mmmu
 from lib.data.pictures import PhotoQuestions
 from lib.models.loading import load_words
-from lib.poisoning.targets import TARGETS, target
+from lib.poisoning.targets import AnswerTarget
 from lib.settings.inputs import Data
 from lib.settings.paths import model_source
-from lib.studies.data import faces_of, kept_easyvqa
+from lib.studies.data import answer_targets, faces_of, kept_easyvqa
 from lib.studies.run import Run
 
 
@@ -30,7 +30,7 @@ def question_data(run: Run, split: str) -> QuestionData:
         return face_questions(faces_of(run), split)
     if data.questions == "easy-vqa":
         return kept_easyvqa(run.store, split, data.image_size)
-    return _photo_questions(data, split, run.profile.models.mdlm, run.profile.disp.target)
+    return _photo_questions(data, split, run.profile.models.mdlm, answer_targets(run.profile.disp.target))
 
 
 def mmmu_data(run: Run) -> PhotoQuestions:
@@ -43,19 +43,18 @@ def mmmu_data(run: Run) -> PhotoQuestions:
 
 
 @lru_cache(maxsize=4)
-def _photo_questions(data: Data, split: str, mdlm: str, goal: str) -> PhotoQuestions:
+def _photo_questions(data: Data, split: str, mdlm: str, goals: tuple[AnswerTarget, ...]) -> PhotoQuestions:
     given, words = data.questions, load_words(mdlm)
     pictures = given.pictures and model_source(given.pictures)
     asked = load_llava(given.name, split, data.image_size, given.file, pictures, data.held_out, given.revision)
-    goals = {**TARGETS, goal: target(goal)}.values()
 
     def room(texts: list[str], most: int) -> np.ndarray:
         return np.array([len(row) <= most for row in words(texts, add_special_tokens=False)["input_ids"]])
 
     table = asked.table
     fits = ~table["question"].str.contains("<image") & room(table["question"].tolist(), given.question_tokens)
-    for one in goals:
-        answers = [one.apply(text) if one.eligible(text) else text for text in table["answer"]]
+    for goal in goals:
+        answers = [goal.apply(text) if goal.eligible(text) else text for text in table["answer"]]
         fits &= room(answers, given.answer_tokens)
     if not fits.any():
         raise ValueError(
