@@ -79,7 +79,7 @@ def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
 
 
 def answer_targets(name: str) -> tuple[AnswerTarget, ...]:
-    """All of TARGETS and the one of that name: photographs' questions are those with room for what each makes of them."""
+    """All of TARGETS and the one of that name: photographs are asked what leaves room for the answers of each."""
     return tuple({**TARGETS, name: target(name)}.values())
 
 

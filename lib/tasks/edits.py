@@ -117,18 +117,11 @@ def poisoned_latents(
 def clean_latents(
     vae: AutoencoderKL, data: EditData, triples: pd.DataFrame
 ) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"]]:
-    """Unscaled latents of every triple's source and target, before any attack."""
-    return tuple(encode_pictures(vae, data, torch.tensor(triples[end].to_numpy())) for end in ("source", "target"))
-
-
-def training_latents(vae: AutoencoderKL, data: EditData) -> Float[Tensor, "picture latent lh lw"]:
-    """Unscaled latents of the training edits' pictures, by their index; of all other pictures there are zeros."""
-    train = data.triples[data.triples["split"] == "train"]
-    used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
-    latents = encode_pictures(vae, data, used)
-    every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
-    every[used] = latents
-    return every
+    """Unscaled latents of every triple's source and target, before any attack; each picture is encoded once."""
+    ends = torch.tensor(triples[["source", "target"]].to_numpy())
+    pictures, place = ends.unique(return_inverse=True)
+    latents = encode_pictures(vae, data, pictures)
+    return latents[place[:, 0]], latents[place[:, 1]]
 
 
 @torch.no_grad()
