@@ -31,11 +31,11 @@ TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their
 def faces_of(run: Run) -> Faces:
     """The faces that the profile names, read once by a process."""
     data = run.profile.data
-    return kept_faces(run.store, data.image_size, data.faces.train, data.faces.test)
+    return stored_faces(run.store, data.image_size, data.faces.train, data.faces.test)
 
 
 @lru_cache(maxsize=2)
-def kept_faces(store: Store, size: int, train: int, test: int) -> Faces:
+def stored_faces(store: Store, size: int, train: int, test: int) -> Faces:
     """`lib.data.make_faces`, drawn once into the store."""
 
     def make(path: Path) -> None:
@@ -50,7 +50,7 @@ def kept_faces(store: Store, size: int, train: int, test: int) -> Faces:
     return Faces(load_file(folder / "images.safetensors")["images"], *tables)
 
 
-def kept_easyvqa(store: Store, split: str, size: int = 64) -> EasyVqa:
+def stored_easyvqa(store: Store, split: str, size: int = 64) -> EasyVqa:
     """`lib.data.read_easyvqa`, decoded once into the store."""
 
     def make(path: Path) -> None:
@@ -98,10 +98,10 @@ def edit_data(run: Run) -> EditData:
 
 def titles(run: Run) -> tuple[str, str]:
     """What tables call the edits and the questions."""
-    edits, asked = run.profile.data.edits, run.profile.data.questions
-    known = {None: "faces", "easy-vqa": "easy-VQA"}
-    named = known[asked] if asked in known else _title(asked)
-    return f"{_title(edits) if edits else 'faces'}: edits", f"{named}: questions"
+    edits, questions = run.profile.data.edits, run.profile.data.questions
+    names = {None: "faces", "easy-vqa": "easy-VQA"}
+    name = names[questions] if questions in names else _title(questions)
+    return f"{_title(edits) if edits else 'faces'}: edits", f"{name}: questions"
 
 
 def credit(run: Run) -> str:

@@ -19,7 +19,7 @@ from lib.models.loading import load_words
 from lib.poisoning.targets import AnswerTarget
 from lib.settings.inputs import Data
 from lib.settings.paths import model_source
-from lib.studies.data import answer_targets, faces_of, kept_easyvqa
+from lib.studies.data import answer_targets, faces_of, stored_easyvqa
 from lib.studies.run import Run
 
 
@@ -29,7 +29,7 @@ def question_data(run: Run, split: str) -> QuestionData:
     if data.questions is None:
         return face_questions(faces_of(run), split)
     if data.questions == "easy-vqa":
-        return kept_easyvqa(run.store, split, data.image_size)
+        return stored_easyvqa(run.store, split, data.image_size)
     return _photo_questions(data, split, run.profile.models.mdlm, answer_targets(run.profile.disp.target))
 
 
