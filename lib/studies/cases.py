@@ -101,6 +101,12 @@ def headline_attacks(profile: Profile) -> list[Attack]:
     return listed
 
 
+def first_attacks(profile: Profile) -> list[Attack]:
+    """Of the headline's attacks those of the first pair and seed: on the editor, then on the control, if any."""
+    headline = headline_attacks(profile)
+    return [attack for attack in headline if attack.pair == headline[0].pair and attack.seed == 0]
+
+
 def attacks(profile: Profile) -> list[Attack]:
     """Those of the headline, pairs × protocols × the other rates (part "grid"), then the variants in the profile's
     order."""

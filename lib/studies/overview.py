@@ -23,7 +23,7 @@ from lib.poisoning.targets import TARGETS, target
 from lib.poisoning.triggers import Composited
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.attacks.mdlm import training_questions
-from lib.studies.cases import Attack, headline_attacks
+from lib.studies.cases import first_attacks
 from lib.studies.data import edit_data
 from lib.studies.questions import question_data
 from lib.studies.run import Run
@@ -130,15 +130,10 @@ def trigger_table(size: int) -> pd.DataFrame:
     )
 
 
-def first_attacks(run: Run) -> list[Attack]:
-    """Of the headline's attacks those of the first pair and seed: on the editor, then on the control, if any."""
-    attacks = headline_attacks(run.profile)
-    return [attack for attack in attacks if attack.pair == attacks[0].pair and attack.seed == 0]
-
-
 def plan_table(run: Run) -> pd.DataFrame:
     """Both studies' poison plans: columns study, protocol, rate, coalition, count, share."""
-    plans = {("collapse", attack.protocol): _plan(attack.run(run), attack.protocol) for attack in first_attacks(run)}
+    attacks = first_attacks(run.profile)
+    plans = {("collapse", attack.protocol): _plan(attack.run(run), attack.protocol) for attack in attacks}
     plans["DiSP", "image"] = training_questions(run)[2]
     parts = [
         drawn.summary().assign(study=study, protocol=protocol, rate=drawn.rate)
@@ -157,7 +152,7 @@ def poisoned_edits(run: Run) -> tuple[Rows, list[str], dict[str, list[str]]]:
 
     Rows of a grid, what the samples carry, and below the sources what is asked of the editor.
     """
-    attack = next(attack for attack in first_attacks(run) if attack.protocol == "or")
+    attack = next(attack for attack in first_attacks(run.profile) if attack.protocol == "or")
     case_run = attack.run(run)
     settings, poison = case_run.profile.collapse, _plan(case_run, attack.protocol)
     data = edit_data(case_run)
