@@ -133,13 +133,13 @@ def test_data_that_are_none_are_refused_with_the_profile(settings, message):
 
 def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
     wrong = {"label": "wrong", "settings": {"saliency": "luck"}}
-    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: .*it must be one of fisher"):
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: it must be one of fisher"):
         load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_grid": {"attackers": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_few": {"ablations": [wrong]}})
-    with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: .*it must be one of no defence"):
+    with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: it must be one of no defence"):
         load_profile("smoke", {"disp_grid": {"defences": ["luck"]}})
 
 
