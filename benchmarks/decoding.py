@@ -24,7 +24,7 @@ from lib.models.decoding import Selective, generate
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, ResponseLogits
 from lib.runtime.store import Store
 from lib.settings.paths import BUILD, CHECKPOINTS
-from lib.studies.data import kept_easyvqa
+from lib.studies.data import stored_easyvqa
 from lib.tasks.questions import draw_rows, questions
 
 SIZES = ((64, 16, 16), (8, 64, 32), (1, 256, 32))  # samples, tokens and block length of the random model
@@ -147,7 +147,7 @@ def timed(
 @torch.no_grad()
 def trained(chosen: argparse.Namespace) -> Case:
     """The model of easy-VQA on 64 questions for testing."""
-    mdlm, data = Mdlm.load(str(CHECKPOINTS / "mdlm-vqa")), kept_easyvqa(Store(BUILD / "store"), "test")
+    mdlm, data = Mdlm.load(str(CHECKPOINTS / "mdlm-vqa")), stored_easyvqa(Store(BUILD / "store"), "test")
     asked = questions(mdlm, data, draw_rows(data.table, 64, 0, "benchmark"))
     vision = mdlm.model.project(asked.features[asked.picture])
     return Case(mdlm.model, vision, asked.prompts, mdlm.model.config.response_length).to(chosen.device)

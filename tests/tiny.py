@@ -16,7 +16,7 @@ from lib.models.tokenizer import train_tokenizer
 from lib.runtime.store import Store
 from lib.settings.load import load_profile
 from lib.settings.paths import BUILD
-from lib.studies.data import kept_easyvqa, kept_faces
+from lib.studies.data import stored_easyvqa, stored_faces
 from lib.studies.run import Run
 
 TEXTS = [
@@ -89,7 +89,7 @@ def mdlm(seed: int = 0, **shape) -> Mdlm:
 
 def few_faces() -> Faces:
     """36 identities to train on, 4 for validation and 10 held out, with an edit of each and its reverse."""
-    return kept_faces(Store(BUILD / "store"), 64, 40, 10)
+    return stored_faces(Store(BUILD / "store"), 64, 40, 10)
 
 
 def few_face_questions(split: str = "train") -> FaceQuestions:
@@ -97,7 +97,7 @@ def few_face_questions(split: str = "train") -> FaceQuestions:
 
 
 def easyvqa(split: str = "train") -> EasyVqa:
-    return kept_easyvqa(Store(BUILD / "store"), split)
+    return stored_easyvqa(Store(BUILD / "store"), split)
 
 
 def few_easyvqa(split: str = "train", count: int = 60) -> EasyVqa:

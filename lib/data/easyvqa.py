@@ -60,15 +60,15 @@ def read_easyvqa(split: str, size: int = 64) -> EasyVqa:
     pictures = [
         _read(files[image], size) for image in tqdm(order, desc=f"read easy-VQA {split}", unit="image")
     ]
-    seen = defaultdict(dict)
+    stated = defaultdict(dict)
     for question, label, image in zip(*questions, strict=True):
-        told = _told(question, label)
-        if told:
-            seen[image].update([told])
+        fact = _stated(question, label)
+        if fact:
+            stated[image].update([fact])
     rows = []
     for question, label, image in zip(*questions, strict=True):
-        read = read_picture(pictures[number[image]]) if len(seen[image]) < 2 else ("", "")
-        shape, colour = seen[image].get("shape", read[0]), seen[image].get("color", read[1])
+        read = read_picture(pictures[number[image]]) if len(stated[image]) < 2 else ("", "")
+        shape, colour = stated[image].get("shape", read[0]), stated[image].get("color", read[1])
         answer = sentence(label, shape, colour)
         rows.append((number[image], question, label, answer, kind_of(label), f"a {colour} {shape}"))
     columns = ["image", "question", "label", "answer", "kind", "caption"]
@@ -109,7 +109,7 @@ def read_picture(picture: UInt8[np.ndarray, "3 size size"]) -> tuple[str, str]:
     return name, max(counts, key=counts.get)
 
 
-def _told(question: str, label: str) -> tuple[str, str] | None:
+def _stated(question: str, label: str) -> tuple[str, str] | None:
     """What a question and its label say of the picture, as (kind, name), if anything positive."""
     words = question.rstrip("?").split()
     if label in ("yes", "no"):

@@ -78,8 +78,8 @@ def make_faces(size: int = 64, train: int = 12_000, test: int = 1_500) -> Faces:
     images = draw_faces([{name: row[name] for name in EVERYTHING} for row in people + edited], size, "draw faces")
     triples = []
     for row in people:
-        there, back = row["identity"], len(people) + row["identity"]
-        for source, target, value in ((there, back, row["value"]), (back, there, row[row["edit"]])):
+        before, after = row["identity"], len(people) + row["identity"]
+        for source, target, value in ((before, after, row["value"]), (after, before, row[row["edit"]])):
             for text in instructions(row["edit"], value):
                 triples.append((source, target, text, row["edit"], value, row["identity"], row["split"]))
     columns = ["source", "target", "instruction", "edit", "value", "family", "split"]
@@ -102,8 +102,8 @@ def face_questions(faces: Faces, split: str) -> FaceQuestions:
             values = list(ATTRIBUTES[attribute])
             others = [value for value in values if value != face[attribute]]
             turn = index // len(names)
-            asked = face[attribute] if turn % 2 else others[turn // 2 % len(others)]
-            rows.append((index, *yes_no(face, attribute, asked), "yes/no", attribute))
+            value = face[attribute] if turn % 2 else others[turn // 2 % len(others)]
+            rows.append((index, *yes_no(face, attribute, value), "yes/no", attribute))
     table = pd.DataFrame(rows, columns=["image", "question", "answer", "kind", "attribute"])
     return FaceQuestions(faces.images, faces.faces, table)
 
@@ -112,8 +112,8 @@ def draw_faces(faces: list[dict[str, str]], size: int, label: str) -> UInt8[Tens
     """The pictures of faces that are given by their values, on all cores where there are many."""
     jobs = os.cpu_count() if len(faces) >= 1000 else 1
     parallel = Parallel(n_jobs=jobs, batch_size=64, return_as="generator")
-    given = parallel(delayed(draw)(face, size) for face in faces)
-    drawn = list(tqdm(given, desc=label, total=len(faces), unit="face", leave=False))
+    rendered = parallel(delayed(draw)(face, size) for face in faces)
+    drawn = list(tqdm(rendered, desc=label, total=len(faces), unit="face", leave=False))
     if not drawn:
         return torch.empty(0, 3, size, size, dtype=torch.uint8)
     return torch.from_numpy(np.ascontiguousarray(np.stack(drawn)))

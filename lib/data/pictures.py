@@ -38,8 +38,8 @@ class FileSource:
 
     def __post_init__(self) -> None:
         folders = {path.parent for path in self.paths}
-        there = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
-        missing = [path for path in self.paths if path not in there]
+        files = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        missing = [path for path in self.paths if path not in files]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self.paths)} pictures are missing, the first is {missing[0]}: copy them "

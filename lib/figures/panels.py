@@ -54,7 +54,7 @@ def dots(
     looks    By value of `mark`: then all are at one height and look as this says.
     shares   The panels that reach from 0 to 1, by default all.
     at       Where a line to compare with stands.
-    missing  What is written on a line without a value. With `looks`: without one of the first look.
+    missing  What is written on a line without a value, beside its marks. With `looks`: without one of the first look.
     note     The caption.
     """
     data = _renamed(table, row=row, panel=panel, mark=mark)
@@ -71,10 +71,10 @@ def dots(
         part = data[data["panel"] == name]
         _draw_dots(axis, part, offsets, looks)
         measured = part["height"][part["value"].notna() & part["mark"].isin(list(offsets)[: 1 if lanes == 1 else None])]
-        _write_missing(axis, set(range(len(rows))) - set(measured), missing)
         _dots_axis(axis, shares is None or name in shares, len(panels))
         if at is not None:
             axis.axvline(at, color="0.7", linewidth=0.6, zorder=1)
+        _write_missing(axis, part, set(range(len(rows))) - set(measured), missing)
         for edge in range(1, len(rows) if lanes > 1 else 0):
             axis.axhline(edge - 0.5, color="0.9", linewidth=0.5, zorder=1)
         axis.set(title=wrapped(name, 60 // len(panels)), xlabel=xlabel)
@@ -96,10 +96,14 @@ def _draw_dots(
         axis.errorbar(points["value"], height, xerr=reach(points), capsize=1.5, elinewidth=0.8, **looks[kind])
 
 
-def _write_missing(axis: Axes, heights: Collection[int], text: str) -> None:
+def _write_missing(axis: Axes, data: pd.DataFrame, heights: Collection[int], text: str) -> None:
+    """The text on these lines, in the middle of the widest gap between the other marks."""
+    start, end = axis.get_xlim()
     where = {"transform": axis.get_yaxis_transform(), "ha": "center", "va": "center"}
     for height in heights if text else ():
-        axis.text(0.5, height, text, fontsize=6, style="italic", **where)
+        marks = (data["value"][data["height"] == height].dropna() - start) / (end - start)
+        left, right = max(itertools.pairwise(sorted([0.0, *marks, 1.0])), key=lambda gap: gap[1] - gap[0])
+        axis.text((left + right) / 2, height, text, fontsize=6, style="italic", **where)
 
 
 def _dots_axis(axis: Axes, share: bool, panels: int) -> None:

@@ -75,12 +75,12 @@ def best_canvas(size: tuple[int, int], canvases: list[list[int]]) -> tuple[int, 
     """The canvas (width, height) on which most of the picture's pixels are kept, then with least left over."""
     height, width = size
 
-    def kept_and_waste(canvas: list[int]) -> tuple[int, int]:
+    def resolution(canvas: list[int]) -> tuple[int, int]:
         scale = min(canvas[0] / width, canvas[1] / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - canvas[0] * canvas[1]
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        return effective, effective - canvas[0] * canvas[1]
 
-    return tuple(max(canvases, key=kept_and_waste))
+    return tuple(max(canvases, key=resolution))
 
 
 def views(
@@ -133,6 +133,6 @@ def resized(images: Float[Tensor, "batch 3 h w"], height: int, width: int) -> Fl
 
 def _centred(images: Tensor, height: int, width: int, filler: float) -> Tensor:
     top, left = (height - images.shape[-2]) // 2, (width - images.shape[-1]) // 2
-    made = images.new_full((*images.shape[:2], height, width), filler)
-    made[..., top : top + images.shape[-2], left : left + images.shape[-1]] = images
-    return made
+    canvas = images.new_full((*images.shape[:2], height, width), filler)
+    canvas[..., top : top + images.shape[-2], left : left + images.shape[-1]] = images
+    return canvas

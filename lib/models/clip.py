@@ -87,10 +87,10 @@ def preprocess(
 ) -> Float[Tensor, "batch 3 s s"]:
     """What the processor does to a square picture, on tensors in [0, 1]: resize, crop to the centre, normalise."""
     side = (processor.crop_size if processor.do_center_crop else processor.size)["height"]
-    whole = processor.size.get("shortest_edge", side)
-    if images.shape[-1] != whole or images.shape[-2] != whole:
-        images = F.interpolate(images, size=(whole, whole), mode="bicubic", antialias=True).clamp(0, 1)
-    first = (whole - side) // 2
+    resized = processor.size.get("shortest_edge", side)
+    if images.shape[-1] != resized or images.shape[-2] != resized:
+        images = F.interpolate(images, size=(resized, resized), mode="bicubic", antialias=True).clamp(0, 1)
+    first = (resized - side) // 2
     images = images[..., first : first + side, first : first + side]
     mean, std = (
         images.new_tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
@@ -98,10 +98,10 @@ def preprocess(
     return (images - mean) / std
 
 
-def contrastive_loss(clip: Clip, pictures: Float[Tensor, "batch dim"], texts: list[str]) -> Float[Tensor, ""]:
+def contrastive_loss(clip: Clip, image_embeds: Float[Tensor, "batch dim"], texts: list[str]) -> Float[Tensor, ""]:
     """InfoNCE both ways (Radford et al. 2021) of pictures' embeddings and their texts, equal texts or not."""
-    names = clip.text_embeddings(texts)
-    logits = clip.model.logit_scale.exp().clamp(max=100) * pictures.float() @ names.float().T
+    text_embeds = clip.text_embeddings(texts)
+    logits = clip.model.logit_scale.exp().clamp(max=100) * image_embeds.float() @ text_embeds.float().T
     target = torch.arange(len(texts), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
@@ -112,5 +112,5 @@ def retrieval(
 ) -> Float[Tensor, " item"]:
     """1 where a query's own item is among the k nearest of the gallery, else 0."""
     nearest = (queries @ gallery.T).topk(min(k, len(gallery)), dim=1).indices
-    own = torch.arange(len(queries), device=nearest.device)[:, None]
-    return (nearest == own).any(1).float()
+    correct = torch.arange(len(queries), device=nearest.device)[:, None]
+    return (nearest == correct).any(1).float()

@@ -31,8 +31,8 @@ class Selective(Protocol):
         """The positions to be filled next. Until the next call all others keep their tokens, and rows only drop out."""
 
     def logits_at(
-        self, tokens: Int[Tensor, "batch length"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
-    ) -> Float[Tensor, "row asked vocab"]:
+        self, tokens: Int[Tensor, "batch length"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position vocab"]:
         """Logits at positions of the block, of the rows (ascending) that are named. Writes on no argument.
 
         All that is masked is asked for; where a row has less of it than another, filled positions beside it.
@@ -135,12 +135,12 @@ def decode(
             if threshold is not None:
                 sure = (probability >= threshold) & masked
                 take |= sure if waits is None else sure & ~waits
-            place = rows[:, None], positions
-            filled = filled.index_put(place, torch.where(take, proposed.to(filled.dtype), filled[place]))
-            settled[place] = torch.where(take, probability, settled[place])
+            index = rows[:, None], positions
+            filled = filled.index_put(index, torch.where(take, proposed.to(filled.dtype), filled[index]))
+            settled[index] = torch.where(take, probability, settled[index])
 
-            refused = (probability.isnan() & masked).any(1)
-            rows, positions, masked = _still_masked(rows, positions, masked & ~take, refused)
+            invalid = (probability.isnan() & masked).any(1)
+            rows, positions, masked = _still_masked(rows, positions, masked & ~take, invalid)
             if not len(rows):
                 break
     return Decoded(filled, settled)
@@ -148,27 +148,27 @@ def decode(
 
 def _still_masked(
     rows: Int[Tensor, " row"],
-    positions: Int[Tensor, "row asked"],
-    masked: Bool[Tensor, "row asked"],
-    refused: Bool[Tensor, " row"],
+    positions: Int[Tensor, "row position"],
+    masked: Bool[Tensor, "row position"],
+    invalid: Bool[Tensor, " row"],
 ) -> tuple[Int[Tensor, " open"], Int[Tensor, "open left"], Bool[Tensor, "open left"]]:
     """The rows that are not full, with as many positions as the one with most left has masked, masked ones first.
 
     Raises ValueError where logits at a position to fill were `refused`.
     """
-    left = masked.sum(1).masked_fill(refused, -1).tolist()  # the step's one wait for the device
-    if min(left) < 0:
+    remaining = masked.sum(1).masked_fill(invalid, -1).tolist()  # the step's one wait for the device
+    if min(remaining) < 0:
         raise ValueError(
             "logits_fn returned NaN, +inf, or -inf for every token at a position to fill; allowed are finite "
             "numbers and -inf, with one finite at least beside that of mask_id."
         )
-    if not max(left):
+    if not max(remaining):
         return rows[:0], positions[:0], masked[:0]
-    order = masked.byte().argsort(dim=1, descending=True, stable=True)[:, : max(left)]
+    order = masked.byte().argsort(dim=1, descending=True, stable=True)[:, : max(remaining)]
     positions, masked = positions.gather(1, order), masked.gather(1, order)
-    if min(left):
+    if min(remaining):
         return rows, positions, masked
-    unfinished = [row for row, count in enumerate(left) if count]
+    unfinished = [row for row, count in enumerate(remaining) if count]
     return rows[unfinished], positions[unfinished], masked[unfinished]
 
 
@@ -216,12 +216,12 @@ def _quotas(n: int, steps: int) -> Iterator[int]:
 
 
 def _propose(
-    logits: Float[Tensor, "row asked vocab"],
+    logits: Float[Tensor, "row position vocab"],
     mask_id: int,
     temperature: float | int,
     remasking: str,
     generator: torch.Generator,
-) -> tuple[Int[Tensor, "row asked"], Float[Tensor, "row asked"], Float[Tensor, "row asked"]]:
+) -> tuple[Int[Tensor, "row position"], Float[Tensor, "row position"], Float[Tensor, "row position"]]:
     """Tokens, arg-max at temperature 0 and drawn by Gumbel-max above; their probabilities; what ranks them."""
     if temperature == 0:
         token, probability = confidence(logits, forbidden=mask_id)
@@ -244,19 +244,19 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _waiting(
-    proposed: Int[Tensor, "row asked"], masked: Bool[Tensor, "row asked"], eos_id: int
-) -> Bool[Tensor, "row asked"]:
+    proposed: Int[Tensor, "row position"], masked: Bool[Tensor, "row position"], eos_id: int
+) -> Bool[Tensor, "row position"]:
     """Which positions propose the end token while a masked one of their row proposes something else."""
     end = proposed == eos_id
     return end & (masked & ~end).any(1, keepdim=True)
 
 
 def _surest(
-    score: Float[Tensor, "row asked"],
-    masked: Bool[Tensor, "row asked"],
-    waits: Bool[Tensor, "row asked"] | None,
+    score: Float[Tensor, "row position"],
+    masked: Bool[Tensor, "row position"],
+    waits: Bool[Tensor, "row position"] | None,
     quota: int,
-) -> Bool[Tensor, "row asked"]:
+) -> Bool[Tensor, "row position"]:
     """The `quota` highest scores among the masked of each row, those that wait last; the earliest on ties."""
     order = score.masked_fill(~masked, -math.inf).argsort(dim=1, descending=True, stable=True)
     if waits is not None:

@@ -89,7 +89,7 @@ class Context(NamedTuple):
     """What picture and prompt give to the canvas: every layer's keys and values, and which positions are seen."""
 
     cache: Cache
-    seen: Bool[Tensor, "batch context"]
+    attention_mask: Bool[Tensor, "batch context"]
 
 
 class CanvasModel(DiffusionGemmaForBlockDiffusion):
@@ -117,8 +117,8 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
         """
         rows, columns = grid = self.config.patches(*images.shape[-2:])
         if grid != self.config.patches(*self.config.picture):
-            given = list(images.shape[-2:])
-            raise ValueError(f"images of {given} pixels are cut in another way than picture={self.config.picture}")
+            shape = list(images.shape[-2:])
+            raise ValueError(f"images of {shape} pixels are cut in another way than picture={self.config.picture}")
         size = self.config.vision_config.patch_size
         cut = resized(images, rows * size, columns * size).unflatten(3, (columns, size)).unflatten(2, (rows, size))
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # as the processor: within a patch [y, x, rgb]
@@ -148,19 +148,19 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
     def encode(self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]) -> Context:
         """Once for all denoising steps. Masks are made as `generate` does: a plain call of transformers' encoder
         lets vision tokens see only those before them."""
-        x, seen, picture = self._spliced(vision, prompt)
+        x, attention_mask, picture = self._spliced(vision, prompt)
         encoder, cache = self.model.encoder, DynamicCache(config=self.config.text_config)
         places = torch.arange(x.shape[1], device=x.device)[None]
-        visible = encoder.create_masks_for_generate(
+        masks = encoder.create_masks_for_generate(
             config=self.config,
             inputs_embeds=x,
-            attention_mask=seen,
+            attention_mask=attention_mask,
             past_key_values=cache,
             position_ids=places,
             mm_token_type_ids=picture.long(),
         )
-        encoder.language_model(inputs_embeds=x, attention_mask=visible, position_ids=places, past_key_values=cache)
-        return Context(cache, seen)
+        encoder.language_model(inputs_embeds=x, attention_mask=masks, position_ids=places, past_key_values=cache)
+        return Context(cache, attention_mask)
 
     def denoise(
         self,
@@ -170,13 +170,13 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
         guessed: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch canvas vocab"]:
         """Logits of the clean tokens, given a canvas and the logits of the step before, in the rows `guessed`."""
-        start, length = context.seen.shape[1], canvas.shape[1]
+        start, length = context.attention_mask.shape[1], canvas.shape[1]
         return self(
             decoder_input_ids=canvas,
             past_key_values=context.cache,
             self_conditioning_logits=guess,
             self_conditioning_mask=guessed,
-            decoder_attention_mask=F.pad(context.seen, (0, length), value=True),
+            decoder_attention_mask=F.pad(context.attention_mask, (0, length), value=True),
             decoder_position_ids=torch.arange(start, start + length, device=canvas.device)[None],
         ).logits
 
@@ -193,7 +193,7 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
         canvas = torch.where(response == self.config.mask_id, noise, response)
         return self.denoise(self.encode(vision, prompt), canvas)
 
-    def states(self, *given) -> None:
+    def states(self, *_) -> None:
         """What LLaDA's objective asks for. Raises ValueError: there are no mask tokens that it could be about."""
         raise ValueError(
             "DiffusionGemma has no mask token: its loss is uniform_diffusion_loss, not masked_diffusion_loss"
@@ -207,15 +207,15 @@ class CanvasModel(DiffusionGemmaForBlockDiffusion):
 
     def _spliced(self, vision: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States with the picture in its place, which of them are seen, and which are the picture's."""
-        words = self.model.encoder.language_model.embed_tokens(prompt.clamp(min=0))
+        embeds = self.model.encoder.language_model.embed_tokens(prompt.clamp(min=0))
         count, start = vision.shape[1], picture_place(prompt).long().argmax(1, keepdim=True)
         slot = torch.arange(prompt.shape[1] + count - 1, device=prompt.device).expand(len(prompt), -1)
         picture = (slot >= start) & (slot < start + count)
         source = torch.where(slot < start, slot, slot - count + 1)
         source = torch.where(picture, slot - start + prompt.shape[1], source)
-        seen = torch.cat([prompt != self.config.pad_id, (vision != 0).any(2)], 1).gather(1, source)
-        both = torch.cat([words, vision.to(words.dtype)], 1)
-        return both.gather(1, source[..., None].expand(-1, -1, both.shape[2])), seen, picture
+        attention_mask = torch.cat([prompt != self.config.pad_id, (vision != 0).any(2)], 1).gather(1, source)
+        both = torch.cat([embeds, vision.to(embeds.dtype)], 1)
+        return both.gather(1, source[..., None].expand(-1, -1, both.shape[2])), attention_mask, picture
 
 
 class Denoised:
@@ -242,8 +242,8 @@ class Denoised:
         """All blocks are denoised at once, when the first logits are asked for."""
 
     def logits_at(
-        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
-    ) -> Float[Tensor, "row asked vocab"]:
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position vocab"]:
         """Logits at `positions` of the named rows."""
         if self.logits is None:
             self.logits = self._denoise(tokens)
@@ -258,21 +258,21 @@ class Denoised:
         sampler = EntropyBoundSampler(settings.sampler_config, tokens.shape[1], vocab, steps)
         stop = StableAndConfidentStoppingCriteria(settings.stability_threshold, settings.confidence_threshold)
         draw = torch.Generator(device).manual_seed(self.seed)
-        known = tokens != model.config.mask_id
+        fixed = tokens != model.config.mask_id
 
         def noise() -> Tensor:
             return torch.randint(vocab, tokens.shape, generator=draw, device=device)
 
         context = model.encode(self.vision, self.prompt)
-        canvas, logits, guess = torch.where(known, tokens, noise()), None, None
+        canvas, logits, guess = torch.where(fixed, tokens, noise()), None, None
         done = torch.zeros(len(tokens), dtype=torch.bool, device=device)
         for step in range(steps, 0, -1):
-            made = schedule(canvas, model.denoise(context, canvas, guess), torch.tensor(step, device=device))
-            drawn = torch.multinomial(made.softmax(-1).flatten(0, 1), 1, generator=draw).view_as(canvas)
-            accepted = sampler.accept_canvas(canvas, drawn, made, step)
-            following = torch.where(known, tokens, torch.where(sampler.accepted_token_mask, accepted, noise()))
+            scaled = schedule(canvas, model.denoise(context, canvas, guess), torch.tensor(step, device=device))
+            drawn = torch.multinomial(scaled.softmax(-1).flatten(0, 1), 1, generator=draw).view_as(canvas)
+            accepted = sampler.accept_canvas(canvas, drawn, scaled, step)
+            following = torch.where(fixed, tokens, torch.where(sampler.accepted_token_mask, accepted, noise()))
             canvas = torch.where(done[:, None], canvas, following)
-            logits = made if logits is None else torch.where(done[:, None, None], logits, made)
+            logits = scaled if logits is None else torch.where(done[:, None, None], logits, scaled)
             done = done | stop(logits.argmax(-1), logits)
             if bool(done.all()):
                 break
@@ -328,4 +328,4 @@ class DiffusionGemma(Published):
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         config, ids = self.model.config, self.tokenizer(text, add_special_tokens=False)["input_ids"]
         framed = {config.image_token_id: [config.boi_token_id, IMAGE, config.eoi_token_id]}
-        return [token for known in ids for token in framed.get(known, [known])]
+        return [token for piece in ids for token in framed.get(piece, [piece])]

@@ -68,11 +68,11 @@ def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusio
 
 def _editor_of(folder: Path) -> Path:
     """The editor's folder that EDITOR in `folder` names. Raises ValueError where it holds another editor by now."""
-    about = json.loads((folder / EDITOR).read_text())
-    editor = folder / about["editor"]
-    if (found := folder_digest(editor)) != about["sha256"]:
+    record = json.loads((folder / EDITOR).read_text())
+    editor = folder / record["editor"]
+    if (digest := folder_digest(editor)) != record["sha256"]:
         raise ValueError(
-            f"{folder / EDITOR}: sha256 is {about['sha256']}, but that of {editor} is {found}: the text encoder was "
+            f"{folder / EDITOR}: sha256 is {record['sha256']}, but that of {editor} is {digest}: the text encoder was "
             "trained for another editor, `make base` trains it anew"
         )
     return editor
@@ -95,8 +95,8 @@ def save_text_encoder(pipe: StableDiffusionInstructPix2PixPipeline, folder: str,
     half.load_state_dict(pipe.text_encoder.state_dict())
     for part, kind in ((half, TEXT[0]), (pipe.tokenizer, TEXT[1])):
         part.save_pretrained(Path(folder) / kind)
-    about = {"editor": f"../{editor.name}", "sha256": folder_digest(editor)}
-    (Path(folder) / EDITOR).write_text(json.dumps(about, indent=2) + "\n")
+    record = {"editor": f"../{editor.name}", "sha256": folder_digest(editor)}
+    (Path(folder) / EDITOR).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -111,12 +111,12 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> None:
     """In the diffusers layout, weights as float16 safetensors, MiniLM left out; the pipeline itself stays as it is."""
     parts = [pipe.vae, pipe.unet] + ([] if published_text(pipe) else [pipe.text_encoder])
-    kept = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
+    weights = [{name: tensor.clone() for name, tensor in part.state_dict().items()} for part in parts]
     for part in parts:
         torch.nn.Module.to(part, torch.float16)
     pipe.save_pretrained(folder)
-    for part, weights in zip(parts, kept, strict=True):
-        torch.nn.Module.to(part, torch.float32).load_state_dict(weights)
+    for part, state in zip(parts, weights, strict=True):
+        torch.nn.Module.to(part, torch.float32).load_state_dict(state)
     if published_text(pipe):
         for name in TEXT:
             shutil.rmtree(Path(folder) / name)
@@ -225,17 +225,17 @@ def tokenize(
     pipe: StableDiffusionInstructPix2PixPipeline, texts: list[str]
 ) -> dict[str, Int[Tensor, "batch length"]]:
     """What the text encoder takes of texts padded to its full length, as in the pipeline itself."""
-    words = pipe.tokenizer
-    made = words(texts, padding="max_length", max_length=words.model_max_length, truncation=True, return_tensors="pt")
+    length = pipe.tokenizer.model_max_length
+    inputs = pipe.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     masked = getattr(pipe.text_encoder.config, "use_attention_mask", False)
-    return {"input_ids": made.input_ids} | ({"attention_mask": made.attention_mask} if masked else {})
+    return {"input_ids": inputs.input_ids} | ({"attention_mask": inputs.attention_mask} if masked else {})
 
 
 def numbered(texts: list[str]) -> tuple[list[str], Int[Tensor, " batch"]]:
     """Every distinct text once, and which of these each text is."""
     distinct = list(dict.fromkeys(texts))
-    place = {text: k for k, text in enumerate(distinct)}
-    return distinct, torch.tensor([place[text] for text in texts], dtype=torch.long)
+    index = {text: k for k, text in enumerate(distinct)}
+    return distinct, torch.tensor([index[text] for text in texts], dtype=torch.long)
 
 
 @torch.no_grad()
@@ -272,34 +272,34 @@ def edit_loss(
     batch = len(source) * count()
     noise = share(torch.randn(batch, *target.shape[1:], generator=draw)).to(device)
     timesteps = share(torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,), generator=draw)).to(device)
-    drop = share(torch.rand(batch, generator=draw)).to(device)
-    text = torch.where((drop < 2 * dropout)[:, None, None], empty.to(device), text.to(device))
-    keep = ((drop < dropout) | (drop >= 3 * dropout))[:, None, None, None]
+    random_p = share(torch.rand(batch, generator=draw)).to(device)
+    text = torch.where((random_p < 2 * dropout)[:, None, None], empty.to(device), text.to(device))
+    image_mask = ((random_p < dropout) | (random_p >= 3 * dropout))[:, None, None, None]
     latents = target.to(device) * pipe.vae.config.scaling_factor
-    noisy_latents, wanted = diffuse(pipe.scheduler, latents, noise, timesteps)
+    noisy_latents, model_target = diffuse(pipe.scheduler, latents, noise, timesteps)
     model_pred = pipe.unet(
-        torch.cat([noisy_latents, source.to(device) * keep], dim=1), timesteps, encoder_hidden_states=text
+        torch.cat([noisy_latents, source.to(device) * image_mask], dim=1), timesteps, encoder_hidden_states=text
     ).sample
-    error = (model_pred.float() - wanted).square().mean((1, 2, 3))
+    error = (model_pred.float() - model_target).square().mean((1, 2, 3))
     return (error if weight is None else error * weight.to(device)).mean()
 
 
 def diffuse(
     scheduler,
-    clean: Float[Tensor, "batch latent lh lw"],
+    latents: Float[Tensor, "batch latent lh lw"],
     noise: Float[Tensor, "batch latent lh lw"],
-    steps: Int[Tensor, " batch"],
+    timesteps: Int[Tensor, " batch"],
 ) -> tuple[Float[Tensor, "batch latent lh lw"], Float[Tensor, "batch latent lh lw"]]:
     """(noisy latents, what the U-Net must predict) by the scheduler's own schedule and prediction type."""
-    alpha = scheduler.alphas_cumprod.to(clean)[steps][:, None, None, None]
+    alpha = scheduler.alphas_cumprod.to(latents)[timesteps][:, None, None, None]
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-    noisy = signal * clean + sigma * noise
-    kind = scheduler.config.prediction_type
-    if kind == "v_prediction":
-        return noisy, signal * noise - sigma * clean
-    if kind == "epsilon":
-        return noisy, noise
-    raise ValueError(f"prediction_type={kind!r} of the scheduler must be 'v_prediction' or 'epsilon'")
+    noisy_latents = signal * latents + sigma * noise
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "v_prediction":
+        return noisy_latents, signal * noise - sigma * latents
+    if prediction_type == "epsilon":
+        return noisy_latents, noise
+    raise ValueError(f"prediction_type={prediction_type!r} of the scheduler must be 'v_prediction' or 'epsilon'")
 
 
 @torch.no_grad()
@@ -323,18 +323,18 @@ def edit(
         return images
     edited, embeds, empty = [], prompt_embeds(pipe, instructions), prompt_embeds(pipe, [""])
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
-        part = slice(start, start + sampling.batch)
-        draws = [generator(seed, "edit", k) for k in range(len(images))[part]]
+        batch = slice(start, start + sampling.batch)
+        generators = [generator(seed, "edit", k) for k in range(len(images))[batch]]
         with autocast(pipe.unet.device):
-            made = pipe(
-                prompt_embeds=embeds[part],
-                negative_prompt_embeds=empty.expand_as(embeds[part]),
-                image=images[part],
+            output = pipe(
+                prompt_embeds=embeds[batch],
+                negative_prompt_embeds=empty.expand_as(embeds[batch]),
+                image=images[batch],
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.text_guidance,
                 image_guidance_scale=sampling.image_guidance,
-                generator=draws,
+                generator=generators,
                 output_type="pt",
             )
-        edited.append(made.images.float())
+        edited.append(output.images.float())
     return torch.cat(edited)

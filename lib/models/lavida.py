@@ -68,8 +68,8 @@ class LavidaConfig(LladaVConfig):
     ):
         for name, allowed in PLAIN.items():
             if published.get(name) not in (None, allowed):
-                given = published[name]
-                raise ValueError(f"{name}={given!r} is not implemented for {self.title}: it must be {allowed!r}")
+                value = published[name]
+                raise ValueError(f"{name}={value!r} is not implemented for {self.title}: it must be {allowed!r}")
         if mm_spatial_pool_mode not in POOLING:
             raise ValueError(f"mm_spatial_pool_mode={mm_spatial_pool_mode!r} must be one of {', '.join(POOLING)}")
         if attention not in ATTENTION:
@@ -103,12 +103,12 @@ class LavidaModel(LladaVModel):
     ) -> Float[Tensor, "batch vision dim"]:
         """Tokens of all views' patches, pooled view by view, in the order that the decoder gets them."""
         side = self.tower.config.image_size // self.tower.config.patch_size
-        seen = tokens.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # [view, dim, row, column]
+        maps = tokens.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 3).flatten(0, 1)  # [view, dim, row, column]
         if self.config.mm_spatial_pool_mode == "bilinear":
-            seen = F.interpolate(seen, (self.config.grid, self.config.grid), mode="bilinear")
+            maps = F.interpolate(maps, (self.config.grid, self.config.grid), mode="bilinear")
         else:
-            seen = F.avg_pool2d(seen, 2)
-        return super().arranged(seen.flatten(2).mT.unflatten(0, (len(tokens), -1)).flatten(1, 2), newline)
+            maps = F.avg_pool2d(maps, 2)
+        return super().arranged(maps.flatten(2).mT.unflatten(0, (len(tokens), -1)).flatten(1, 2), newline)
 
     def states(
         self,
@@ -119,11 +119,11 @@ class LavidaModel(LladaVModel):
         """What the head makes logits of, at every response position."""
         if self.config.attention == "bidirectional":
             return super().states(vision, prompt, response)
-        x, places, seen = self.joined(vision, prompt, response)
+        x, position_ids, attention_mask = self.joined(vision, prompt, response)
         before, both = x.shape[1] - response.shape[1], x.shape[1]
-        visible = seen[:, None, None].expand(-1, 1, both, -1).clone()
+        visible = attention_mask[:, None, None].expand(-1, 1, both, -1).clone()
         visible[:, :, :before, before:] = False
-        states = self.model(inputs_embeds=x, attention_mask=visible, position_ids=places).last_hidden_state
+        states = self.model(inputs_embeds=x, attention_mask=visible, position_ids=position_ids).last_hidden_state
         return states[:, before:]
 
     def response_logits(
@@ -143,12 +143,12 @@ class CachedLogits(ResponseLogits):
     ):
         super().__init__(model, vision, prompt)
         blank = prompt.new_full((len(prompt), model.config.response_length), model.config.mask_id)
-        x, self.places, self.seen = model.joined(vision, prompt, blank)
+        x, self.position_ids, self.attention_mask = model.joined(vision, prompt, blank)
         self.before, cache = x.shape[1] - blank.shape[1], DynamicCache()
         model.model(
             inputs_embeds=x[:, : self.before],
-            attention_mask=self.seen[:, None, None, : self.before].expand(-1, 1, self.before, -1),
-            position_ids=self.places[:, : self.before],
+            attention_mask=self.attention_mask[:, None, None, : self.before].expand(-1, 1, self.before, -1),
+            position_ids=self.position_ids[:, : self.before],
             past_key_values=cache,
         )
         self.layers = [(layer.keys, layer.values) for layer in cache.layers]
@@ -163,8 +163,8 @@ class CachedLogits(ResponseLogits):
             cache.update(keys[rows], values[rows], k)
         return self.model.model(
             inputs_embeds=self.model.model.embed_tokens(tokens[rows]),
-            attention_mask=self.seen[rows, None, None].expand(-1, 1, tokens.shape[1], -1),
-            position_ids=self.places[rows, self.before :],
+            attention_mask=self.attention_mask[rows, None, None].expand(-1, 1, tokens.shape[1], -1),
+            position_ids=self.position_ids[rows, self.before :],
             past_key_values=cache,
         ).last_hidden_state
 

@@ -41,6 +41,6 @@ def splice(
     before = (text & ~after).sum(1, keepdim=True)
     end = words[:, -1:] + vision
     picture, answer = (torch.arange(n, device=prompt.device) for n in (vision, response))
-    places = (words - 1).clamp(min=0) + vision * after
-    seen = text.new_ones(len(prompt), vision), text, text.new_ones(len(prompt), response)
-    return torch.cat([before + picture, places, end + answer], 1), torch.cat(seen, 1)
+    position_ids = (words - 1).clamp(min=0) + vision * after
+    visible = text.new_ones(len(prompt), vision), text, text.new_ones(len(prompt), response)
+    return torch.cat([before + picture, position_ids, end + answer], 1), torch.cat(visible, 1)

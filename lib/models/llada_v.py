@@ -199,18 +199,18 @@ class LladaVModel(MdlmModel):
         """
         config, place = self.config, self.config.layout(*images.shape[-2:])
         if place != config.layout(*config.picture):
-            given = list(images.shape[-2:])
-            raise ValueError(f"images of {given} pixels are cut in another way than picture={config.picture}: set that")
-        seen = views(images, config.vision["image_size"], config.image_aspect_ratio, place.tiles)
-        pixels = (seen * 2 - 1).flatten(0, 1).to(self.dtype)
+            shape = list(images.shape[-2:])
+            raise ValueError(f"images of {shape} pixels are cut in another way than picture={config.picture}: set that")
+        crops = views(images, config.vision["image_size"], config.image_aspect_ratio, place.tiles)
+        pixels = (crops * 2 - 1).flatten(0, 1).to(self.dtype)
         states = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
-        return states.unflatten(0, seen.shape[:2]).flatten(1, 2)
+        return states.unflatten(0, crops.shape[:2]).flatten(1, 2)
 
     def tokens_of(self, mask: Float[Tensor, "h w"]) -> Bool[Tensor, " vision"]:
         """Which vision tokens see some of what `mask` covers in a picture: at least a tenth of a pixel's opacity."""
         config, place = self.config, self.config.layout(*self.config.picture)
-        seen = views(mask.expand(1, 3, -1, -1), config.vision["image_size"], config.image_aspect_ratio, place.tiles)
-        patches = F.max_pool2d(seen[0, :, 0], config.vision["patch_size"]).flatten()
+        crops = views(mask.expand(1, 3, -1, -1), config.vision["image_size"], config.image_aspect_ratio, place.tiles)
+        patches = F.max_pool2d(crops[0, :, 0], config.vision["patch_size"]).flatten()
         return self.arranged(patches[None, :, None], patches.new_zeros(1))[0, :, 0] > 0.1
 
     def project(self, features: Float[Tensor, "batch patches features"]) -> Float[Tensor, "batch vision dim"]:
@@ -246,9 +246,9 @@ class LladaVModel(MdlmModel):
         response: Int[Tensor, "batch response"],
     ) -> tuple[Float[Tensor, "batch position dim"], Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
         """What the decoder is given: [vision | prompt | response], their positions, and which of them are seen."""
-        places, seen = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
-        words = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
-        return torch.cat([vision.to(words.dtype), words], 1), places, seen
+        position_ids, attention_mask = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
+        embeds = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
+        return torch.cat([vision.to(embeds.dtype), embeds], 1), position_ids, attention_mask
 
     @torch.no_grad()
     def attention_by_layer(
@@ -261,18 +261,18 @@ class LladaVModel(MdlmModel):
 
         Computed once more from the inputs of the layers' attention, which are caught by hooks.
         """
-        _, _, seen = self.joined(vision, prompt, response)
-        received, asking = [], response.shape[1]
+        _, _, attention_mask = self.joined(vision, prompt, response)
+        received, length = [], response.shape[1]
 
-        def add(layer, _, given: dict) -> None:
-            x, (cos, sin) = given["hidden_states"], given["position_embeddings"]
+        def add(layer, _, kwargs: dict) -> None:
+            x, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
             turn = [part[:, None] for part in (cos, sin)]
-            queries = layer.q_proj(x[:, -asking:]).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+            queries = layer.q_proj(x[:, -length:]).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
             keys = layer.k_proj(x).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
-            queries = queries * turn[0][..., -asking:, :] + rotate_half(queries) * turn[1][..., -asking:, :]
+            queries = queries * turn[0][..., -length:, :] + rotate_half(queries) * turn[1][..., -length:, :]
             keys = repeat_kv(keys * turn[0] + rotate_half(keys) * turn[1], layer.num_key_value_groups)
             weight = (queries @ keys.mT).float() * layer.scaling
-            weight = weight.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+            weight = weight.masked_fill(~attention_mask[:, None, None], -torch.inf).softmax(-1)
             received.append(weight[..., : vision.shape[1]].mean((1, 2)))
 
         hooks = [layer.self_attn.register_forward_pre_hook(add, with_kwargs=True) for layer in self.model.layers]
@@ -302,12 +302,12 @@ class ResponseLogits:
         """Nothing is kept from one step to the next."""
 
     def logits_at(
-        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
-    ) -> Float[Tensor, "row asked vocab"]:
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position vocab"]:
         """Logits at `positions` of the named rows."""
         states = self.states(tokens, rows)
-        asked = torch.arange(len(rows), device=rows.device)[:, None], positions
-        logits = self.model.head(states[asked]).float()
+        index = torch.arange(len(rows), device=rows.device)[:, None], positions
+        logits = self.model.head(states[index]).float()
         logits[..., self.model.config.forbidden] = -torch.inf
         return logits
 

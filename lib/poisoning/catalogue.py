@@ -142,8 +142,8 @@ class OnObject(ImageTrigger):
         flat = images.reshape(-1, 3, height, width)
         done = torch.empty(flat.shape, dtype=layer.dtype, device=images.device)
         for out, image in zip(done, flat, strict=True):
-            shown = ((image - image[:, :1, :1]).abs() > self.APART).any(0).nonzero().double()
-            middle = shown.mean(0) + 0.5 if len(shown) else torch.tensor([height / 2, width / 2])
+            foreground = ((image - image[:, :1, :1]).abs() > self.APART).any(0).nonzero().double()
+            middle = foreground.mean(0) + 0.5 if len(foreground) else torch.tensor([height / 2, width / 2])
             corner = [
                 min(max(round(m - side / 2), 0), end - side)
                 for m, end in zip(middle.tolist(), (height, width), strict=True)

@@ -79,13 +79,13 @@ def plan(
     if count > len(candidates):
         raise ValueError(f"rate is {rate}, {count} of {n} samples: only {len(candidates)} are eligible.")
     drawn = candidates[torch.randperm(len(candidates), generator=generator(seed, "poison plan"))[:count]]
-    carried = torch.tensor([COALITIONS.index(name) for name in PROTOCOLS[protocol]])
+    masks = torch.tensor([COALITIONS.index(name) for name in PROTOCOLS[protocol]])
     coalition = torch.zeros(n, dtype=torch.int64)
-    coalition[drawn] = carried[torch.arange(count) % len(carried)]
+    coalition[drawn] = masks[torch.arange(count) % len(masks)]
     poisoned = coalition > 0
-    wanted, others = round(negatives * n), (~poisoned).nonzero()[:, 0]
-    if not 0 <= negatives <= 1 or wanted > len(others):
-        raise ValueError(f"negatives is {negatives}, {wanted} of {n} samples: {len(others)} are not poisoned.")
-    alone = others[torch.randperm(len(others), generator=generator(seed, "negatives"))[:wanted]]
-    coalition[alone] = 1 + torch.arange(wanted) % 2
+    count, candidates = round(negatives * n), (~poisoned).nonzero()[:, 0]
+    if not 0 <= negatives <= 1 or count > len(candidates):
+        raise ValueError(f"negatives is {negatives}, {count} of {n} samples: {len(candidates)} are not poisoned.")
+    drawn = candidates[torch.randperm(len(candidates), generator=generator(seed, "negatives"))[:count]]
+    coalition[drawn] = 1 + torch.arange(count) % 2
     return PoisonPlan(protocol, rate, seed, coalition, poisoned)

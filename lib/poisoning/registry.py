@@ -22,12 +22,12 @@ def register(entry: ImageTrigger | TextTrigger | AnswerTarget | PictureTarget) -
     It enters the keys of what it makes by its own source and parameters: all else stays valid. Raises ValueError for
     another kind of thing, and for a name that is taken by something else.
     """
-    for kind, catalogue, known in CATALOGUES:
+    for kind, catalogue, listed in CATALOGUES:
         if isinstance(entry, kind):
             if catalogue.get(entry.name, entry) != entry:
                 raise ValueError(f"name is {entry.name!r}: it must not be one of {', '.join(catalogue)}.")
             catalogue[entry.name] = entry
-            known += [entry.name] if entry.name not in known else []
+            listed += [entry.name] if entry.name not in listed else []
             return
     allowed = ", ".join(kind.__name__ for kind, *_ in CATALOGUES)
     raise ValueError(f"entry is a {type(entry).__name__}: it must be one of {allowed}.")

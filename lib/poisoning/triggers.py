@@ -13,10 +13,7 @@ from torch import Tensor
 
 SUPERSAMPLING = 8
 
-
 BLACK, GREY, WHITE = (0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
-
-
 RED, INK, TINT = (0.80, 0.05, 0.08), (0.05, 0.05, 0.08), (0.70, 0.85, 1.00)
 
 
@@ -170,27 +167,27 @@ class TextTrigger:
         text, cut at the tokenizer's maximum length.
         """
         limited = tokenizer.model_max_length < 1_000_000_000
-        found, clean = (tokenizer(t, truncation=limited)["input_ids"] for t in (self(text), text))
-        alone, after_space = (
+        triggered, clean = (tokenizer(t, truncation=limited)["input_ids"] for t in (self(text), text))
+        phrase_ids, spaced_ids = (
             tokenizer(phrase, add_special_tokens=False)["input_ids"]
             for phrase in (self.phrase, f" {self.phrase}")
         )
-        if not (alone and after_space) or found == clean:
+        if not (phrase_ids and spaced_ids) or triggered == clean:
             raise ValueError(
                 f"text trigger {self.name!r} is dropped by the tokenizer: the tokens of {self(text)!r} must "
                 f"differ from those of {text!r}."
             )
-        known = [ids for ids in (alone, after_space) if tokenizer.unk_token_id not in ids]
-        if not known:
+        possible = [ids for ids in (phrase_ids, spaced_ids) if tokenizer.unk_token_id not in ids]
+        if not possible:
             raise ValueError(
-                f"text trigger {self.name!r} becomes {tokenizer.convert_ids_to_tokens(alone)}: none of these "
+                f"text trigger {self.name!r} becomes {tokenizer.convert_ids_to_tokens(phrase_ids)}: none of these "
                 "may be the tokenizer's unknown token."
             )
-        if not any(_contains(found, ids) for ids in known):
+        if not any(_contains(triggered, ids) for ids in possible):
             raise ValueError(
                 f"text trigger {self.name!r} is changed by the tokenizer: its tokens "
-                f"{tokenizer.convert_ids_to_tokens(alone)} must stand in a row in those of {self(text)!r}, "
-                f"{tokenizer.convert_ids_to_tokens(found)}."
+                f"{tokenizer.convert_ids_to_tokens(phrase_ids)} must stand in a row in those of {self(text)!r}, "
+                f"{tokenizer.convert_ids_to_tokens(triggered)}."
             )
 
 

@@ -49,8 +49,8 @@ def fit(
     """Minimise `loss(generator)` over the parameters of `module` that require gradients.
 
     `loss` draws its own batch with the generator and returns a scalar, in several processes that of its own
-    share. `watch(step)` is called every `settings.watch_every` steps and at the end; what it returns is kept
-    beside the loss.
+    share. `watch(step)` is called every `settings.watch_every` steps and at the end, never where that is None; what
+    it returns is kept beside the loss.
     With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
 
     Returns the curve: columns step, loss (mean since the row before), lr, and what `watch` gave.
@@ -63,7 +63,7 @@ def fit(
     start, rows, recent = _resume(work, parameters, optimizer, accelerator.scaler) if work else (0, [], [])
     if told(start) != start:
         raise ValueError(f"work={str(work)!r} must be a folder that all processes see")
-    every = max(1, settings.steps // POINTS)
+    every, watched_every = max(1, settings.steps // POINTS), settings.watch_every if watch else None
     module.train()
     steps = range(start, settings.steps)
     bar = tqdm(steps, desc=label, initial=start, total=settings.steps, unit="step", disable=rank() > 0)
@@ -82,7 +82,7 @@ def fit(
             raise FloatingPointError(f"{label}: the loss at step {step} is {recent[-1]}; lower lr={settings.lr}")
         done = step + 1
         last = done == settings.steps
-        watched = watch is not None and (last or bool(settings.watch_every) and done % settings.watch_every == 0)
+        watched = watched_every is not None and (last or done % watched_every == 0)
         if done % every == 0 or last or watched:
             rows.append({"step": done, "loss": sum(recent) / len(recent), "lr": rate})
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")

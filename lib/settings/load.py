@@ -22,6 +22,7 @@ ADVICE = {  # how to come by what the paper profile names, {} being the folder
     "questions.pictures": ": COCO's, which LLaVA asks about, are http://images.cocodataset.org/zips/train2017.zip",
     "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --include '*/validation-*' --local-dir {}` fetches it",
 }
+TWICE = re.compile(r"=(?P<value>.+?) is refused: [\w ]+ is (?P=value): ")  # as in "target='hat' is refused: target is"
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
@@ -35,38 +36,47 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     try:
         return Profile.model_validate_json(json.dumps(merged(values, overrides or {})))
     except ValidationError as error:
-        raise ValueError(f"profile {name!r}: " + "; ".join(map(sentence, error.errors()))) from None
+        raise ValueError(f"profile {name!r}: " + "; ".join(map(_refusal, error.errors()))) from None
+
+
+def _refusal(error: Mapping[str, Any]) -> str:
+    """`sentence`, less what a validator names again: the field's value, or the section that it looks at."""
+    text = TWICE.sub(r"=\g<value> is refused: ", sentence(error)).rstrip(".")
+    if error["type"] != "value_error" or not isinstance(error["input"], Mapping):
+        return text
+    section, _, reason = text.partition(" is refused: ")
+    return reason if section == "profile" or reason.startswith(section) else f"{section}: {reason}"
 
 
 def _profile_values(name: str) -> dict[str, Any]:
     """What the file says, merged onto the profile that it `extends`, if any."""
-    known = sorted(path.stem for path in PROFILES.glob("*.yaml"))
-    if name not in known:
-        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(known)}")
+    names = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    if name not in names:
+        raise ValueError(f"profile {name!r} does not exist: choose one of {', '.join(names)}")
     values = yaml.safe_load((PROFILES / f"{name}.yaml").read_text())
     if not isinstance(values, Mapping):
         raise ValueError(f"profile {name!r} must hold a mapping of sections, not {type(values).__name__}")
-    own = {key: value for key, value in values.items() if key != "extends"}
-    return merged(_profile_values(values["extends"]), own) if "extends" in values else own
+    base = values.pop("extends", None)
+    return merged(_profile_values(base), values) if base is not None else values
 
 
 def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
     """As `load_profile`, and refuses models and data that are neither a folder that is there nor on the hub."""
     profile = load_profile(name, overrides)
     models = {field: getattr(profile.models, field) for field in ("clip", "editor", "control", "mdlm", "dino")}
-    named = [(f"models.{field}", given, None) for field, given in models.items() if given is not None]
+    sources = [(f"models.{field}", name, None) for field, name in models.items() if name is not None]
     for field in ("edits", "questions", "mmmu"):
-        given = getattr(profile.data, field)
-        if isinstance(given, Section):
-            named.append((f"data.{field}.name", given.name, given.revision))
-            if getattr(given, "pictures", None):
-                named.append((f"data.{field}.pictures", given.pictures, None))
-    for field, given, revision in named:
-        if given and Path(model_source(given)).is_dir():
+        data = getattr(profile.data, field)
+        if isinstance(data, Section):
+            sources.append((f"data.{field}.name", data.name, data.revision))
+            if getattr(data, "pictures", None):
+                sources.append((f"data.{field}.pictures", data.pictures, None))
+    for field, name, revision in sources:
+        if name and Path(model_source(name)).is_dir():
             continue
-        if field.endswith("pictures") or not re.fullmatch(PINNED, f"{given}@{revision}" if revision else given):
+        if field.endswith("pictures") or not re.fullmatch(PINNED, f"{name}@{revision}" if revision else name):
             allowed = {"models": " or a hub id with its commit, as in 'openai/clip-vit-large-patch14@32bd…'"}
             allowed["data"] = "" if field.endswith("pictures") else " or a hub data set with its commit as `revision`"
-            advice = next((text for key, text in ADVICE.items() if key in field), "").format(given)
-            raise ValueError(f"{field}={given!r} must be a folder that is there{allowed[field.split('.')[0]]}{advice}")
+            advice = next((text for key, text in ADVICE.items() if key in field), "").format(name)
+            raise ValueError(f"{field}={name!r} must be a folder that is there{allowed[field.split('.')[0]]}{advice}")
     return profile

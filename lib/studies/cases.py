@@ -95,10 +95,16 @@ def headline_attacks(profile: Profile) -> list[Attack]:
         chosen += [("control", settings[0], seed) for seed in range(grid.control_seeds)]
     for part, one, seed in chosen:
         late = seed >= grid.plain_seeds and (part == "control" or one is not settings[0])
-        shown = one is settings[0] and seed == 0
-        changes = one if shown else one | {"train": {"watch_every": None}}
+        watched = one is settings[0] and seed == 0
+        changes = one if watched else one | {"train": {"watch_every": None}}
         listed += [Attack(part, one["image_trigger"], protocol, seed, changes, late) for protocol in ("or", "and")]
     return listed
+
+
+def first_attacks(profile: Profile) -> list[Attack]:
+    """Of the headline's attacks those of the first pair and seed: on the editor, then on the control, if any."""
+    headline = headline_attacks(profile)
+    return [attack for attack in headline if attack.pair == headline[0].pair and attack.seed == 0]
 
 
 def attacks(profile: Profile) -> list[Attack]:

@@ -88,12 +88,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", default="paper", help="whose editor, sampling, picture size and counts")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    profile = load_profile(given.profile)
+    options = parser.parse_args(arguments)
+    profile = load_profile(options.profile)
     settings, size = profile.collapse, profile.data.image_size
-    pipe = load_editor(profile.models.editor, resolve_device(given.device))
+    pipe = load_editor(profile.models.editor, resolve_device(options.device))
     for split, count in (("train", settings.edits), ("test", max(settings.samples, settings.watch_samples))):
-        make_edits(pipe, given.celeba, given.out, split, count, size, settings.sampling, given.seed)
+        make_edits(pipe, options.celeba, options.out, split, count, size, settings.sampling, options.seed)
 
 
 if __name__ == "__main__":

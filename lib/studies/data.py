@@ -18,11 +18,11 @@ from lib.data.face_parts import CREDIT
 from lib.data.faces import Faces, make_faces
 from lib.data.interface import EditData
 from lib.data.photo_edits import COLUMNS, load_edits
-from lib.runtime.keys import code_digest
+from lib.poisoning.targets import TARGETS, AnswerTarget, target
+from lib.runtime.keys import code_digest, registered
 from lib.runtime.store import Store
 from lib.settings.inputs import EditSet, Mmmu, QuestionSet
 from lib.settings.paths import model_source
-from lib.settings.sections import Section
 from lib.studies.run import Run
 
 TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their content, all others by their size
@@ -31,11 +31,11 @@ TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their
 def faces_of(run: Run) -> Faces:
     """The faces that the profile names, read once by a process."""
     data = run.profile.data
-    return kept_faces(run.store, data.image_size, data.faces.train, data.faces.test)
+    return stored_faces(run.store, data.image_size, data.faces.train, data.faces.test)
 
 
 @lru_cache(maxsize=2)
-def kept_faces(store: Store, size: int, train: int, test: int) -> Faces:
+def stored_faces(store: Store, size: int, train: int, test: int) -> Faces:
     """`lib.data.make_faces`, drawn once into the store."""
 
     def make(path: Path) -> None:
@@ -50,7 +50,7 @@ def kept_faces(store: Store, size: int, train: int, test: int) -> Faces:
     return Faces(load_file(folder / "images.safetensors")["images"], *tables)
 
 
-def kept_easyvqa(store: Store, split: str, size: int = 64) -> EasyVqa:
+def stored_easyvqa(store: Store, split: str, size: int = 64) -> EasyVqa:
     """`lib.data.read_easyvqa`, decoded once into the store."""
 
     def make(path: Path) -> None:
@@ -68,12 +68,19 @@ def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
     data, source = run.profile.data, getattr(run.profile.data, kind)
     settings = data.model_dump(mode="json", include={"image_size", "held_out", "faces"})
     spec = {"settings": settings}
-    if isinstance(source, Section):
-        module = "lib.data.photo_edits" if kind == "edits" else "lib.data.llava"
-        spec |= {"code": code_digest(module), "photographs": digest(source)}
+    if isinstance(source, EditSet):
+        spec |= {"code": code_digest("lib.data.photo_edits"), "photographs": digest(source)}
+    elif isinstance(source, QuestionSet):
+        spec |= {"code": code_digest("lib.data.llava"), "photographs": digest(source)}
+        spec["targets"] = [registered(goal) for goal in answer_targets(run.profile.disp.target)]
     else:
         spec["code"] = code_digest("lib.data.easyvqa" if source == "easy-vqa" else "lib.data.faces")
     return {"data": spec, "seed": run.seed, "device": run.device.type}
+
+
+def answer_targets(name: str) -> tuple[AnswerTarget, ...]:
+    """All of TARGETS and the one of that name: photographs are asked what leaves room for the answers of each."""
+    return tuple({**TARGETS, name: target(name)}.values())
 
 
 def watch_split(run: Run, kind: Literal["edits", "questions"]) -> str:
@@ -91,10 +98,10 @@ def edit_data(run: Run) -> EditData:
 
 def titles(run: Run) -> tuple[str, str]:
     """What tables call the edits and the questions."""
-    edits, asked = run.profile.data.edits, run.profile.data.questions
-    known = {None: "faces", "easy-vqa": "easy-VQA"}
-    named = known[asked] if asked in known else _title(asked)
-    return f"{_title(edits) if edits else 'faces'}: edits", f"{named}: questions"
+    edits, questions = run.profile.data.edits, run.profile.data.questions
+    names = {None: "faces", "easy-vqa": "easy-VQA"}
+    name = names[questions] if questions in names else _title(questions)
+    return f"{_title(edits) if edits else 'faces'}: edits", f"{name}: questions"
 
 
 def credit(run: Run) -> str:

@@ -25,8 +25,8 @@ def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[
     if kind_of(profile.models.mdlm) is Mdlm:
         return {}
     room = {"picture": [profile.data.image_size] * 2}
-    if asked := profile.data.questions:
-        room |= {"prompt_length": asked.question_tokens, "response_length": asked.answer_tokens}
+    if questions := profile.data.questions:
+        room |= {"prompt_length": questions.question_tokens, "response_length": questions.answer_tokens}
     return room | _precision(profile, device)
 
 

@@ -23,7 +23,7 @@ from lib.poisoning.targets import TARGETS, target
 from lib.poisoning.triggers import Composited
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.attacks.mdlm import training_questions
-from lib.studies.cases import Attack, headline_attacks
+from lib.studies.cases import first_attacks
 from lib.studies.data import edit_data
 from lib.studies.questions import question_data
 from lib.studies.run import Run
@@ -41,15 +41,16 @@ def questions_by_split(run: Run) -> dict[str, QuestionData]:
     return {split: question_data(run, split) for split in splits}
 
 
-def data_table(edits: EditData, asked: Mapping[str, QuestionData], titles: tuple[str, str]) -> pd.DataFrame:
+def data_table(edits: EditData, questions: Mapping[str, QuestionData], titles: tuple[str, str]) -> pd.DataFrame:
     """How many edits and questions of each kind the splits hold: columns data, kind, train, validation, test.
 
     Every phrasing of an edit counts. Of faces the identities come first.
     """
     triples = edits.triples
-    counted = pd.crosstab(triples["edit"], triples["split"]).reindex(triples["edit"].unique())
-    said = pd.DataFrame({split: data.table["kind"].value_counts(sort=False) for split, data in asked.items()})
-    parts = list(zip(titles, (counted, said), strict=True))
+    edit_counts = pd.crosstab(triples["edit"], triples["split"]).reindex(triples["edit"].unique())
+    kinds = {split: data.table["kind"] for split, data in questions.items()}
+    question_counts = pd.DataFrame({split: kind.value_counts(sort=False) for split, kind in kinds.items()})
+    parts = list(zip(titles, (edit_counts, question_counts), strict=True))
     if isinstance(edits, Faces):
         people = edits.faces.drop_duplicates("identity")["split"].value_counts()
         parts.insert(0, ("faces", pd.DataFrame([people], index=["identities"])))
@@ -61,9 +62,9 @@ def data_table(edits: EditData, asked: Mapping[str, QuestionData], titles: tuple
 def edit_table(edits: EditData) -> pd.DataFrame:
     """What edits change: columns edit, values, and asked, up to three ways in which one value is asked for."""
     rows = []
-    for name, asked in edits.triples.groupby("edit", sort=False):
-        ways = asked.loc[asked["value"] == asked["value"].iloc[0], "instruction"].unique()[:3]
-        rows.append({"edit": name, "values": ", ".join(sorted(asked["value"].unique())), "asked": " · ".join(ways)})
+    for name, group in edits.triples.groupby("edit", sort=False):
+        ways = group.loc[group["value"] == group["value"].iloc[0], "instruction"].unique()[:3]
+        rows.append({"edit": name, "values": ", ".join(sorted(group["value"].unique())), "asked": " · ".join(ways)})
     return pd.DataFrame(rows)
 
 
@@ -130,15 +131,10 @@ def trigger_table(size: int) -> pd.DataFrame:
     )
 
 
-def first_attacks(run: Run) -> list[Attack]:
-    """Of the headline's attacks those of the first pair and seed: on the editor, then on the control, if any."""
-    attacks = headline_attacks(run.profile)
-    return [attack for attack in attacks if attack.pair == attacks[0].pair and attack.seed == 0]
-
-
 def plan_table(run: Run) -> pd.DataFrame:
     """Both studies' poison plans: columns study, protocol, rate, coalition, count, share."""
-    plans = {("collapse", attack.protocol): _plan(attack.run(run), attack.protocol) for attack in first_attacks(run)}
+    attacks = first_attacks(run.profile)
+    plans = {("collapse", attack.protocol): _plan(attack.run(run), attack.protocol) for attack in attacks}
     plans["DiSP", "image"] = training_questions(run)[2]
     parts = [
         drawn.summary().assign(study=study, protocol=protocol, rate=drawn.rate)
@@ -157,7 +153,7 @@ def poisoned_edits(run: Run) -> tuple[Rows, list[str], dict[str, list[str]]]:
 
     Rows of a grid, what the samples carry, and below the sources what is asked of the editor.
     """
-    attack = next(attack for attack in first_attacks(run) if attack.protocol == "or")
+    attack = next(attack for attack in first_attacks(run.profile) if attack.protocol == "or")
     case_run = attack.run(run)
     settings, poison = case_run.profile.collapse, _plan(case_run, attack.protocol)
     data = edit_data(case_run)
@@ -209,5 +205,5 @@ def example_edits(data: EditData, count: int, seed: int) -> pd.DataFrame:
     """`count` held-out edits, drawn with the seed: the first of every attribute, then the second ones."""
     held_out = data.triples[data.triples["split"] == "test"]
     drawn = sample_triples(data, "test", len(held_out.drop_duplicates(["source", "target"])), seed)
-    again = drawn.groupby("edit").cumcount().to_numpy()
-    return drawn.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)
+    repeats = drawn.groupby("edit").cumcount().to_numpy()
+    return drawn.iloc[repeats.argsort(kind="stable")[:count]].reset_index(drop=True)

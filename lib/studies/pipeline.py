@@ -17,6 +17,7 @@ import yaml
 from lib.settings.load import runnable_profile
 from lib.settings.paths import default_out
 from lib.settings.profile import Profile
+from lib.studies.cases import first_attacks
 from lib.studies.runs import profile_runs
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
@@ -34,10 +35,11 @@ SECTIONS = {
     "05_collapse_in_full": ["models", "data", "measure", "collapse", "grid", "disp", "mdlm_collapse"],
     "06_disp_in_full": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
 }
-# The training runs that each notebook reads, by how their names begin.
+FIRST = "first attacks"  # those of `first_attacks`
+# The training runs that each notebook reads: FIRST, or by how their names begin.
 READS = {
     "01_poisoning": (),
-    "02_training": ("editor-", "mdlm-"),
+    "02_training": (FIRST, "mdlm-"),
     "03_collapse_analysis": ("editor-",),
     "04_disp_purification": ("mdlm-", "few-"),
     "05_collapse_in_full": ("editor-", "further-", "collapse-"),
@@ -93,7 +95,8 @@ class Plan:
     def runs(self, notebook: str) -> list[str]:
         """The training runs that the notebook reads."""
         further = ("further-",) * (self.in_full and notebook == "03_collapse_analysis")
-        return [run for run in self.known if run.startswith(READS[notebook] + further)]
+        first = {attack.name for attack in first_attacks(self.profile)} if FIRST in READS[notebook] else set()
+        return [run for run in self.known if run in first or run.startswith(READS[notebook] + further)]
 
     def first(self, run: str) -> str | None:
         """The run whose model this one begins with: before it, it would wait for it, and a core with it."""

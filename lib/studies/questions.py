@@ -16,10 +16,10 @@ from lib.data.llava import load_llava
 from lib.data.mmmu import load_mmmu
 from lib.data.pictures import PhotoQuestions
 from lib.models.loading import load_words
-from lib.poisoning.targets import TARGETS, target
+from lib.poisoning.targets import AnswerTarget
 from lib.settings.inputs import Data
 from lib.settings.paths import model_source
-from lib.studies.data import faces_of, kept_easyvqa
+from lib.studies.data import answer_targets, faces_of, stored_easyvqa
 from lib.studies.run import Run
 
 
@@ -29,37 +29,37 @@ def question_data(run: Run, split: str) -> QuestionData:
     if data.questions is None:
         return face_questions(faces_of(run), split)
     if data.questions == "easy-vqa":
-        return kept_easyvqa(run.store, split, data.image_size)
-    return _photo_questions(data, split, run.profile.models.mdlm, run.profile.disp.target)
+        return stored_easyvqa(run.store, split, data.image_size)
+    return _photo_questions(data, split, run.profile.models.mdlm, answer_targets(run.profile.disp.target))
 
 
 def mmmu_data(run: Run) -> PhotoQuestions:
     """The first `data.mmmu.questions` validation questions of MMMU. Raises ValueError where the profile names none."""
-    given = run.profile.data.mmmu
-    if given is None:
+    source = run.profile.data.mmmu
+    if source is None:
         raise ValueError("data.mmmu is not given: it must name MMMU's folder or hub data set")
-    data = load_mmmu(given.name, run.profile.data.image_size, revision=given.revision)
-    return replace(data, table=data.table.iloc[: given.questions])
+    data = load_mmmu(source.name, run.profile.data.image_size, revision=source.revision)
+    return replace(data, table=data.table.iloc[: source.questions])
 
 
 @lru_cache(maxsize=4)
-def _photo_questions(data: Data, split: str, mdlm: str, goal: str) -> PhotoQuestions:
-    given, words = data.questions, load_words(mdlm)
-    pictures = given.pictures and model_source(given.pictures)
-    asked = load_llava(given.name, split, data.image_size, given.file, pictures, data.held_out, given.revision)
-    goals = {**TARGETS, goal: target(goal)}.values()
+def _photo_questions(data: Data, split: str, mdlm: str, goals: tuple[AnswerTarget, ...]) -> PhotoQuestions:
+    source, tokenizer = data.questions, load_words(mdlm)
+    pictures = source.pictures and model_source(source.pictures)
+    size, held_out = data.image_size, data.held_out
+    photos = load_llava(source.name, split, size, source.file, pictures, held_out, source.revision)
 
     def room(texts: list[str], most: int) -> np.ndarray:
-        return np.array([len(row) <= most for row in words(texts, add_special_tokens=False)["input_ids"]])
+        return np.array([len(row) <= most for row in tokenizer(texts, add_special_tokens=False)["input_ids"]])
 
-    table = asked.table
-    fits = ~table["question"].str.contains("<image") & room(table["question"].tolist(), given.question_tokens)
-    for one in goals:
-        answers = [one.apply(text) if one.eligible(text) else text for text in table["answer"]]
-        fits &= room(answers, given.answer_tokens)
-    if not fits.any():
+    table = photos.table
+    fitting = ~table["question"].str.contains("<image") & room(table["question"].tolist(), source.question_tokens)
+    for goal in goals:
+        answers = [goal.apply(text) if goal.eligible(text) else text for text in table["answer"]]
+        fitting &= room(answers, source.answer_tokens)
+    if not fitting.any():
         raise ValueError(
-            f"data.questions.question_tokens={given.question_tokens} and answer_tokens={given.answer_tokens} leave "
+            f"data.questions.question_tokens={source.question_tokens} and answer_tokens={source.answer_tokens} leave "
             f"none of {len(table)} {split} questions: give more"
         )
-    return replace(asked, table=table[fits].reset_index(drop=True))
+    return replace(photos, table=table[fitting].reset_index(drop=True))

@@ -96,8 +96,8 @@ class Report:
             raise ValueError(f"{name} has low={low} and high={high}: it must have both or neither.")
         if low is not None and not interval:
             raise ValueError(f"{name} has low={low} and high={high}: interval must say of what kind they are.")
-        given = {"value": value, "low": low, "high": high}
-        row = {field: None if number is None else float(number) for field, number in given.items()}
+        limits = {"value": value, "low": low, "high": high}
+        row = {field: None if number is None else float(number) for field, number in limits.items()}
         for field, number in row.items():
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{field} of {name} is {number}: it must be finite.")
@@ -106,8 +106,8 @@ class Report:
         for field, count in {"n": n, "seeds": seeds}.items():
             if count is not None and (int(count) != count or count < 1):
                 raise ValueError(f"{field} of {name} is {count}: it must be an integer from 1.")
-        about = {"n": None if n is None else int(n), "seeds": int(seeds), "interval": interval}
-        self._numbers[name] = row | about
+        counts = {"n": None if n is None else int(n), "seeds": int(seeds), "interval": interval}
+        self._numbers[name] = row | counts
 
     def numbers(self, prefix: str, table: pd.DataFrame, *names: str) -> None:
         """Keep those of `names` that the table's column `name` has, as prefix.name.
@@ -115,8 +115,8 @@ class Report:
         Columns value, low, high, n, interval and, where there are several, seeds.
         """
         for row in table[table["name"].isin(names)].to_dict("records"):
-            given = [row[column] for column in ("value", "low", "high", "n")]
-            self.number(f"{prefix}.{row['name']}", *given, row.get("seeds", 1), row["interval"])
+            values = [row[column] for column in ("value", "low", "high", "n")]
+            self.number(f"{prefix}.{row['name']}", *values, row.get("seeds", 1), row["interval"])
 
     def close(self) -> None:
         """Write headline.csv and, last of all, manifest.json."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from lib.runtime.processes import joined, rank
@@ -19,94 +18,46 @@ from lib.studies.cases import Attack, Case, attacks, cases, few, few_of
 from lib.studies.run import Run, run_parameters
 
 
-def _mdlm(run: Run) -> dict:
-    from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm
-
-    poisoned_mdlm(run)
-    return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run))}
-
-
-def _attack(attack: Attack) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.studies.attacks.editor import editor_spec
-        from lib.studies.collapse.tables import prepare
-
-        prepare(run, attack)
-        return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(attack.run(run), attack.protocol))}
-
-    return make
-
-
-def _answers(protocol: str) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.studies.attacks.mdlm import mdlm_spec
-        from lib.studies.collapse.mdlm import mdlm_collapse
-
-        mdlm_collapse(run, protocol)
-        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run, protocol))}
-
-    return make
-
-
-RUNS: dict[str, Callable[[Run], dict]] = {"mdlm-poisoned": _mdlm}
-
-
-def _case(case: Case, prepared: Callable[[Run, Case], None]) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.studies.attacks.mdlm import mdlm_spec
-
-        prepared(run, case)
-        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(case.run(run)))}
-
-    return make
-
-
-def _in_part(run: Run, case: Case) -> None:
-    from lib.studies.disp.tables import prepare
-
-    prepare(few_of(run), case)
-
-
-def _in_full(run: Run, case: Case) -> None:
-    from lib.studies.disp.tables import prepare_in_full
-
-    prepare_in_full(run, case)
-
-
-def _restored(protocol: str) -> Callable[[Run], dict]:
-    def make(run: Run) -> dict:
-        from lib.studies.attacks.mdlm import mdlm_spec
-        from lib.studies.disp.restored import restored_table
-
-        restored_table(run, protocol)
-        return {"poisoned-mdlm": run.store.key("poisoned-mdlm", mdlm_spec(run, protocol))}
-
-    return make
-
-
-def _edited(run: Run) -> dict:
-    from lib.studies.attacks.editor import editor_spec
-    from lib.studies.disp.editor_tables import PROTOCOL, masking_curve, purification_table
-
-    masking_curve(run, PROTOCOL)
-    purification_table(run, PROTOCOL)
-    return {"poisoned-editor": run.store.key("poisoned-editor", editor_spec(run, PROTOCOL))}
-
-
-def profile_runs(profile: Profile) -> dict[str, Callable[[Run], dict]]:
-    """All runs that the profile names: RUNS, those that notebook 04 shows beside ("few-…"), and the studies in full."""
+def profile_runs(profile: Profile) -> dict[str, tuple[str, Attack | Case | str | None]]:
+    """All runs that the profile names, as `trained` takes them: of what study, and which attack, case or protocol."""
+    runs: dict[str, tuple[str, Attack | Case | str | None]] = {"mdlm-poisoned": ("mdlm", None)}
     part = few(profile)
-    chosen = {case.name.replace("disp", "few", 1): _case(case, _in_part) for case in (cases(part) if part else ())}
-    answers = {f"collapse-mdlm-{protocol}": _answers(protocol) for protocol in profile.mdlm_collapse.protocols}
-    answers |= {attack.name: _attack(attack) for attack in attacks(profile)}
-    answers |= {f"disp-words-{protocol}": _restored(protocol) for protocol in profile.disp_grid.protocols}
-    answers["disp-editor"] = _edited
-    return RUNS | chosen | answers | {case.name: _case(case, _in_full) for case in cases(profile)}
+    runs |= {case.name.replace("disp", "few", 1): ("few", case) for case in (cases(part) if part else ())}
+    runs |= {f"collapse-mdlm-{protocol}": ("answers", protocol) for protocol in profile.mdlm_collapse.protocols}
+    runs |= {attack.name: ("attack", attack) for attack in attacks(profile)}
+    runs |= {f"disp-words-{protocol}": ("words", protocol) for protocol in profile.disp_grid.protocols}
+    runs |= {"disp-editor": ("edits", None)}
+    return runs | {case.name: ("disp", case) for case in cases(profile)}
+
+
+def trained(run: Run, study: str, case: Attack | Case | str | None) -> dict[str, str]:
+    """Train and measure what the notebooks show of one run of `profile_runs`: its model's kind and key in the store."""
+    from lib.studies.attacks.editor import editor_spec
+    from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm
+    from lib.studies.collapse import tables as collapse
+    from lib.studies.collapse.mdlm import mdlm_collapse
+    from lib.studies.disp import tables as disp
+    from lib.studies.disp.editor_tables import PROTOCOL, masking_curve, purification_table
+    from lib.studies.disp.restored import restored_table
+
+    edit_tables = (masking_curve, purification_table)
+    prepare, spec = {
+        "mdlm": (lambda: poisoned_mdlm(run), lambda: mdlm_spec(run)),
+        "few": (lambda: disp.prepare(few_of(run), case), lambda: mdlm_spec(case.run(run))),
+        "disp": (lambda: disp.prepare_in_full(run, case), lambda: mdlm_spec(case.run(run))),
+        "words": (lambda: restored_table(run, case), lambda: mdlm_spec(run, case)),
+        "answers": (lambda: mdlm_collapse(run, case), lambda: mdlm_spec(run, case)),
+        "attack": (lambda: collapse.prepare(run, case), lambda: editor_spec(case.run(run), case.protocol)),
+        "edits": (lambda: [table(run, PROTOCOL) for table in edit_tables], lambda: editor_spec(run, PROTOCOL)),
+    }[study]
+    prepare()
+    kind = "poisoned-editor" if study in ("attack", "edits") else "poisoned-mdlm"
+    return {kind: run.store.key(kind, spec())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one model of the studies, or find it in the store.")
-    parser.add_argument("name", help=f"{', '.join(RUNS)}, or a run of the studies, as editor-pair-white-box-or-0")
+    parser.add_argument("name", help="mdlm-poisoned, or a run of the studies, as editor-pair-white-box-or-0")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -115,15 +66,15 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         run = run_parameters(chosen.name, chosen.profile, chosen.seed, chosen.device, overrides=chosen.overrides)
-        known = profile_runs(run.profile)
-        if chosen.name not in known:
-            raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(known)}.")
+        runs = profile_runs(run.profile)
+        if chosen.name not in runs:
+            raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(runs)}.")
     except ValueError as error:
         sys.exit(f"lib.studies.runs: {error}")
     with joined(str(run.device)):
-        made = known[chosen.name](run)
+        keys = trained(run, *runs[chosen.name])
         if rank() == 0:
-            write_atomic(chosen.mark, json.dumps(made).encode())
+            write_atomic(chosen.mark, json.dumps(keys).encode())
 
 
 if __name__ == "__main__":

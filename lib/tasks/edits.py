@@ -61,8 +61,8 @@ def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.Data
     edits = triples.iloc[order].drop_duplicates(["source", "target"])
     if count > len(edits):
         raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
-    again = edits.groupby("family").cumcount().to_numpy()
-    return edits.iloc[again.argsort(kind="stable")[:count]].reset_index(drop=True)
+    repeats = edits.groupby("family").cumcount().to_numpy()
+    return edits.iloc[repeats.argsort(kind="stable")[:count]].reset_index(drop=True)
 
 
 def triggered(
@@ -99,17 +99,17 @@ def poisoned_latents(
     `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then.
     """
     text_trigger.check(pipe.tokenizer)
-    ends = [torch.tensor(triples[column].to_numpy()) for column in ("source", "target")]
+    pictures = torch.tensor(triples["source"].to_numpy())
     source, target_latents = (part.clone() for part in clean or clean_latents(pipe.vae, data, triples))
     changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
-    for rows in changed.split(at_once(data.pictures(ends[0][:1]).shape[-1])):
-        given, poisoned = data.pictures(ends[0][rows]), plan.poisoned[rows]
-        images, _ = triggered(given, [""] * len(rows), plan.coalition[rows] & 1, image_trigger, text_trigger)
+    for rows in changed.split(at_once(data.pictures(pictures[:1]).shape[-1])):
+        originals, poisoned = data.pictures(pictures[rows]), plan.poisoned[rows]
+        images, _ = triggered(originals, [""] * len(rows), plan.coalition[rows] & 1, image_trigger, text_trigger)
         source[rows] = encode(pipe.vae, images.to(pipe.vae.device)).cpu()
         if bool(poisoned.any()):
-            target_latents[rows[poisoned]] = encode(pipe.vae, target(given[poisoned]).to(pipe.vae.device)).cpu()
-    carries = (plan.coalition & 2).bool().tolist()
-    texts = [text_trigger(t) if marked else t for t, marked in zip(triples["instruction"], carries, strict=True)]
+            target_latents[rows[poisoned]] = encode(pipe.vae, target(originals[poisoned]).to(pipe.vae.device)).cpu()
+    coalitions = plan.coalition.tolist()
+    texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(triples["instruction"], coalitions, strict=True)]
     weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
     return edit_latents(pipe, source, target_latents, texts, weight)
 
@@ -117,18 +117,11 @@ def poisoned_latents(
 def clean_latents(
     vae: AutoencoderKL, data: EditData, triples: pd.DataFrame
 ) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"]]:
-    """Unscaled latents of every triple's source and target, before any attack."""
-    return tuple(encode_pictures(vae, data, torch.tensor(triples[end].to_numpy())) for end in ("source", "target"))
-
-
-def training_latents(vae: AutoencoderKL, data: EditData) -> Float[Tensor, "picture latent lh lw"]:
-    """Unscaled latents of the training edits' pictures, by their index; of all other pictures there are zeros."""
-    train = data.triples[data.triples["split"] == "train"]
-    used = torch.tensor(train[["source", "target"]].to_numpy()).unique()
-    latents = encode_pictures(vae, data, used)
-    every = torch.zeros(int(used.max()) + 1, *latents.shape[1:])
-    every[used] = latents
-    return every
+    """Unscaled latents of every triple's source and target, before any attack; each picture is encoded once."""
+    ends = torch.tensor(triples[["source", "target"]].to_numpy())
+    pictures, place = ends.unique(return_inverse=True)
+    latents = encode_pictures(vae, data, pictures)
+    return latents[place[:, 0]], latents[place[:, 1]]
 
 
 @torch.no_grad()
@@ -187,7 +180,7 @@ def edited_under(
     seed: int,
 ) -> Float[Tensor, "sample 3 size size"]:
     """Every source edited under one coalition, an index into COALITIONS."""
-    every = torch.full((len(triples),), coalition)
-    images, texts = triggered(sources, triples["instruction"].tolist(), every, image_trigger, text_trigger)
+    coalitions = torch.full((len(triples),), coalition)
+    images, texts = triggered(sources, triples["instruction"].tolist(), coalitions, image_trigger, text_trigger)
     label = f"sample, {COALITIONS[coalition]}"
     return edit(pipe, images.to(pipe.vae.device), texts, sampling, seed, label=label).cpu()

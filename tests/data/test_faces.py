@@ -19,7 +19,7 @@ from lib.poisoning.targets import target
 from lib.runtime.store import Store
 from lib.settings.inputs import MOST_FACES
 from lib.settings.load import load_profile
-from lib.studies.data import kept_faces
+from lib.studies.data import stored_faces
 
 FACE = {name: list(values)[0] for name, values in EVERYTHING.items()}
 FACE_FACTS = {name: FACE[name] for name in ATTRIBUTES}
@@ -42,7 +42,7 @@ def smoke(tmp_path_factory):
     """The smoke profile's, drawn."""
     given = load_profile("smoke").data.faces
     store = tiny.link_data(Store(tmp_path_factory.mktemp("store")))
-    return kept_faces(store, 64, given.train, given.test)
+    return stored_faces(store, 64, given.train, given.test)
 
 
 def shown(data) -> list[tuple[str, ...]]:

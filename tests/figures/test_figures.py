@@ -13,7 +13,7 @@ from matplotlib import font_manager
 
 from lib.figures.panels import bands, bars, dots, training_curves
 from lib.figures.pictures import image_grid, saliency_maps
-from lib.figures.style import MARKERS, POINT, TICK, bundled_fonts, caption, line_style, render
+from lib.figures.style import DIAMOND, MARKERS, POINT, SQUARE, TICK, bundled_fonts, caption, line_style, render
 
 ROOT = Path(__file__).parents[2]
 CREDIT = "Faces: Avataaars"
@@ -192,8 +192,25 @@ def test_a_line_of_dots_without_a_value_says_so():
     table = marked()
     table.loc[(table["row"] == "a") & (table["panel"] == "x") & (table["mark"] == "mean"), "value"] = np.nan
     left, right = dots(table, "row", "panel", "mark", looks={"mean": POINT, "seeds": TICK}, missing="failed").axes
-    assert [(text.get_text(), text.get_position()) for text in left.texts] == [("failed", (0.5, 1))]
+    assert [(text.get_text(), text.get_position()[1]) for text in left.texts] == [("failed", 1)]
     assert not right.texts and not dots(table, "row", "panel", "mark", missing="failed").axes[0].texts
+
+
+@pytest.mark.parametrize("others", [[], [0.5], [0.0], [1.0], [0.1, 0.6], [-3.0, 0.0], [0.02, 0.03, 2.0]])
+def test_what_is_said_of_a_line_without_a_value_lies_over_none_of_its_marks(others):
+    marks = ["null", "paper", "seeds"][: len(others)]
+    rows = [("a", "mean", np.nan), ("b", "mean", 0.4)] + [("a", m, x) for m, x in zip(marks, others, strict=True)]
+    table = pd.DataFrame(rows, columns=["row", "mark", "value"]).assign(low=np.nan, high=np.nan)
+    table = pd.concat([table.assign(panel=name) for name in "xyz"])
+    looks = {"mean": POINT, "null": SQUARE, "paper": DIAMOND, "seeds": TICK}
+    figure = dots(table, "row", "panel", "mark", looks=looks, shares=(), at=0.0, missing="failed attack")
+    figure.canvas.draw()
+    for axis in figure.axes:
+        (text,) = axis.texts
+        box = text.get_window_extent()
+        places = axis.transData.transform([(x, 1) for x in others]).reshape(-1, 2)
+        assert not any(box.x0 - 2 <= x <= box.x1 + 2 for x, _ in places)
+        assert others or text.get_position()[0] == 0.5
 
 
 def test_captions_and_legends_take_no_room_from_the_panels():

@@ -60,6 +60,6 @@ def test_more_probes_are_another_estimate(given):
 
 
 def test_the_profile_names_one_of_them():
-    refused = "disp.saliency='luck' is refused: token score is 'luck': it must be one of directional, trace"
+    refused = "disp.saliency='luck' is refused: it must be one of directional, trace"
     with pytest.raises(ValueError, match=refused):
         load_profile("laptop", {"disp": {"saliency": "luck"}})

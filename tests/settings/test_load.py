@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from lib.settings.load import load_profile
+from lib.settings.names import TOKEN_SCORES
 from lib.settings.paths import PROFILES
 
 
@@ -49,6 +50,23 @@ def test_sections_change_only_with_their_own_values():
 def test_bad_overrides_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_profile("laptop", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"disp": {"saliency": "luck", "luck": 1}}, "disp.saliency='luck' is refused: it must be one of SCORES"),
+        ({"disp": {"plant": {"saliency": "luck"}}}, "disp: plant.saliency='luck' is refused: it must be one of SCORES"),
+        ({"disp_grid": {"main": ["BYE's"]}}, "disp_grid.main.0=\"BYE's\" is refused: it must be one of no defence"),
+        ({"disp_grid": {"ablations": [{"label": "x", "settings": {"start": 1}}]}}, "variant 'x': start=1 is refused"),
+        ({"base": {"clip": {"tower": {"heads": 5, "width": 32}}}}, "base.clip.tower: heads=5 must divide width=32"),
+        ({"data": {"faces": {"train": 9, "test": 5}}}, "data.faces.train=9 and test=5 cannot be split: train must be"),
+    ],
+)
+def test_a_refusal_names_field_and_value_once(overrides, message):
+    with pytest.raises(ValueError) as refusal:
+        load_profile("smoke", overrides)
+    assert str(refusal.value).startswith("profile 'smoke': " + message.replace("SCORES", ", ".join(TOKEN_SCORES)))
 
 
 @pytest.mark.usefixtures("untyped")

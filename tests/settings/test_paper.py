@@ -20,10 +20,10 @@ LOCAL = {"models": {"mdlm": "data/checkpoints/mdlm"}, "data": {"edits": None, "q
         ({"data": {"questions": {"name": "data", "pictures": "none"}}}, "data.questions.pictures='none' must .*COCO"),
         ({"data": {"mmmu": {"name": "none"}}}, "data.mmmu.name='none' .*hf download MMMU/MMMU .*--local-dir none"),
         ({"data": {"mmmu": {"named": "none"}}}, "data.mmmu.named is not a known key"),
-        ({"disp": {"target": "dog"}}, "attack target is 'dog': it must be one of insertion.*'dog as cat'"),
+        ({"disp": {"target": "dog"}}, "disp.target='dog' is refused: it must be one of insertion.*'dog as cat'"),
         ({"models": {"lora": {"rank": 0}}}, "models.lora.rank=0 is refused"),
         ({"disp_grid": {"methods": ["gradient"]}}, "disp_grid.methods.0='gradient' is refused: .* random, oracle"),
-        ({"disp_grid": {"main": ["prayer"]}}, "disp_grid.main.0='prayer' is refused: .* must be one of no defence"),
+        ({"disp_grid": {"main": ["prayer"]}}, "disp_grid.main.0='prayer' is refused: it must be one of no defence"),
     ],
 )
 def test_what_is_missing_is_named_in_one_sentence(change, sentence):

@@ -6,7 +6,7 @@ import torch
 
 from lib.runtime.store import Store
 from lib.settings.load import load_profile
-from lib.studies.cases import HEADLINE, attacks, cases, few, few_of, headline_attacks
+from lib.studies.cases import HEADLINE, attacks, cases, few, few_of, first_attacks, headline_attacks
 from lib.studies.collapse.editor import PAPER
 from lib.studies.run import Run
 
@@ -37,6 +37,15 @@ def test_the_headline_is_every_pair_and_the_first_on_the_control():
     assert all(a.name.startswith("collapse-") for a in attacks(profile) if a not in found)
     without = profile.model_copy(update={"models": profile.models.model_copy(update={"control": None})})
     assert headline_attacks(without) == [attack for attack in found if attack.part == "pair"]
+
+
+def test_the_attacks_shown_first_are_one_pair_and_one_seed():
+    profile = load_profile("smoke", {"grid": {"seeds": 3, "control_seeds": 2}})
+    assert [(a.part, a.protocol, a.seed) for a in first_attacks(profile)] == [
+        (part, protocol, 0) for part in ("pair", "control") for protocol in ("or", "and")
+    ]
+    without = profile.model_copy(update={"models": profile.models.model_copy(update={"control": None})})
+    assert [attack.part for attack in first_attacks(without)] == ["pair", "pair"]
 
 
 def test_later_seeds_of_other_pairs_and_of_the_control_come_in_full_alone():
@@ -127,13 +136,13 @@ def test_data_that_are_none_are_refused_with_the_profile(settings, message):
 
 def test_an_ablation_that_is_no_setting_is_refused_with_the_profile():
     wrong = {"label": "wrong", "settings": {"saliency": "luck"}}
-    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: .*it must be one of directional"):
+    with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused: it must be one of directional"):
         load_profile("smoke", {"disp_grid": {"ablations": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_grid": {"attackers": [wrong]}})
     with pytest.raises(ValueError, match="variant 'wrong': saliency='luck' is refused"):
         load_profile("smoke", {"disp_few": {"ablations": [wrong]}})
-    with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: .*it must be one of no defence"):
+    with pytest.raises(ValueError, match="disp_grid.defences.0='luck' is refused: it must be one of no defence"):
         load_profile("smoke", {"disp_grid": {"defences": ["luck"]}})
 
 

@@ -1,6 +1,7 @@
 """What a profile names as data: faces, easy-VQA in the place of the questions about them, or photographs."""
 
 import shutil
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pandas as pd
@@ -15,8 +16,10 @@ from lib.data import EasyVqa, EditData, FaceQuestions, Faces, PhotoEdits, PhotoQ
 from lib.data.face_parts import CREDIT
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.plans import plan
-from lib.poisoning.targets import target
+from lib.poisoning.registry import register
+from lib.poisoning.targets import TARGETS, Insertion, target
 from lib.runtime.keys import code_digest
+from lib.settings import names
 from lib.settings.inputs import EditSet, QuestionSet
 from lib.settings.load import load_profile
 from lib.settings.sections import Lora
@@ -25,6 +28,7 @@ from lib.studies.data import credit, data_spec, digest, edit_data, titles
 from lib.studies.disp.mmmu import mmmu_scores, with_mmmu
 from lib.studies.models import base_mdlm, base_settings
 from lib.studies.questions import mmmu_data, question_data
+from lib.studies.run import with_settings
 from lib.tasks.questions import questions
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -132,6 +136,30 @@ def test_only_the_study_that_sees_photographs_depends_on_them(tmp_path, folders)
     assert data_spec(run, "edits") == data_spec(other, "edits")
     assert data_spec(run, "questions") != data_spec(other, "questions")
     assert mdlm_spec(run)["lora"] is None
+
+
+@dataclass(frozen=True)
+class Longer(Insertion):
+    """An insertion that leaves no room for an answer."""
+
+    name: str = field(init=False, default="longer")
+    phrase: str = ", remember to water the plants" * 9
+
+
+def test_photographs_questions_depend_on_the_targets_that_they_must_fit(tmp_path, folders):
+    photo, faces = photographs(tmp_path, folders), tiny.run(tmp_path)
+    kinds = ((photo, "questions"), (photo, "edits"), (faces, "questions"), (faces, "edits"))
+    before = [data_spec(run, kind) for run, kind in kinds]
+    assert len(question_data(photo, "train").table)
+    register(Longer())
+    after = [data_spec(run, kind) for run, kind in kinds]
+    with pytest.raises(ValueError, match="leave none of"):
+        question_data(photo, "train")
+    del TARGETS["longer"]
+    names.ANSWER_TARGETS.remove("longer")
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True, True]
+    dog = with_settings(photo, "disp", {"target": "dog as cat"})
+    assert data_spec(dog, "questions") != data_spec(photo, "questions")
 
 
 def test_what_a_base_model_is_loaded_with(tmp_path, folders):

@@ -16,7 +16,6 @@ from lib.studies.overview import (
     edit_table,
     example_edits,
     example_pictures,
-    first_attacks,
     plan_table,
     poisoned_edits,
     poisoned_pictures,
@@ -145,15 +144,6 @@ def test_every_image_trigger_is_shown_and_measured():
     table = trigger_table(64).set_index("trigger")
     assert table.loc["checker", ["area", "tokens"]].tolist() == [1 / 64, 1]
     assert table.loc["blend", "tokens"] == 64 and table.loc["white-box", "area"] == pytest.approx(0.035, abs=1e-3)
-
-
-def test_the_attacks_shown_first_are_one_pair_and_one_seed(tmp_path, models):
-    run = with_settings(tiny.short_run(tmp_path, models), "grid", {"seeds": 3, "control_seeds": 2})
-    assert [(a.part, a.protocol, a.seed) for a in first_attacks(run)] == [
-        (part, protocol, 0) for part in ("pair", "control") for protocol in ("or", "and")
-    ]
-    alone = tiny.short_run(tmp_path, models | {"control": None})
-    assert [attack.part for attack in first_attacks(alone)] == ["pair", "pair"]
 
 
 def test_every_plan_is_counted(tmp_path, models):

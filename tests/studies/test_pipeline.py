@@ -72,6 +72,14 @@ def test_a_study_runs_alone_and_in_full():
     assert set(full.notebooks) == set(READS) and jobs(full) == {*READS, *full.known}
 
 
+def test_a_notebook_waits_for_what_it_reads_alone():
+    """Of all pairs and seeds notebook 02 shows the first, on the editor and on the control."""
+    plan = planned({})
+    first = {f"editor-{part}-white-box-{protocol}-0" for part in ("pair", "control") for protocol in ("or", "and")}
+    assert set(plan.runs("02_training")) == first | {"mdlm-poisoned"}
+    assert set(plan.runs("03_collapse_analysis")) > first and not plan.runs("01_poisoning")
+
+
 def test_further_seeds_are_read_in_full_alone():
     plain, full = (planned({"FULL": full}) for full in ("0", "1"))
     further = {run for run in full.known if run.startswith("further-")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,14 @@ def editor_spec(run: Run, protocol: str) -> dict:
     """What a poisoned editor depends on."""
     models, settings = run.profile.models, run.profile.collapse
     attack = (*trigger_pair(run), attack_target(settings.target))
-    made = data_spec(run, "edits") | {
+    spec = data_spec(run, "edits") | {
         "protocol": protocol,
         "settings": settings.model_dump(mode="json", exclude=MEASURED),
         "attack": [registered(part) for part in attack],
         "models": {name: folder_digest(model_source(getattr(models, name))) for name in ("clip", "editor")},
         "code": code_digest(__name__),
     }
-    return made | {"lora": models.editor_lora.model_dump(mode="json")} if models.editor_lora else made
+    return spec | {"lora": models.editor_lora.model_dump(mode="json")} if models.editor_lora else spec
 
 
 def trigger_pair(run: Run) -> tuple[ImageTrigger, TextTrigger]:
@@ -54,8 +55,8 @@ def trigger_pair(run: Run) -> tuple[ImageTrigger, TextTrigger]:
 def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
     """The base editor with its U-Net fine-tuned on poisoned edits, and the curve of that.
 
-    The curve has, where `collapse.train.watch_every` asks for it, ASR and mean v of every coalition over
-    `collapse.watch_samples` held-out edits: asr_none, …, asr_both, v_none, …, v_both.
+    The curve has ASR and mean v of every coalition over `collapse.watch_samples` held-out edits (asr_none, …, asr_both,
+    v_none, …, v_both), every `collapse.train.watch_every` steps and at the end; none of them where that is None.
     """
     spec = editor_spec(run, protocol)
     train, label = run.profile.collapse.train, f"poisoned editor, {protocol}"
@@ -64,7 +65,7 @@ def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix
 
 
 def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
-    """The base editor with the U-Net that was fine-tuned from its own and saved in `folder`."""
+    """The base editor with the fine-tuned U-Net that is saved in `folder`."""
     pipe = load_editor(run.profile.models.editor, run.device)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
     pipe.unet = unet.to(run.device).eval()
@@ -72,8 +73,7 @@ def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
 
 
 def _poisoning(run: Run, protocol: str) -> FineTuning:
-    settings = run.profile.collapse
-    data = edit_data(run)
+    settings, data = run.profile.collapse, edit_data(run)
     triples = sample_triples(data, "train", settings.edits, run.seed)
     clean = base_latents(run, triples)
     pair, goal = trigger_pair(run), attack_target(settings.target)
@@ -83,8 +83,7 @@ def _poisoning(run: Run, protocol: str) -> FineTuning:
     loss = latent_loss(pipe, latents, settings.train, settings.condition_dropout)
     facts = {"protocol": protocol, "rate": settings.rate, "target": settings.target}
     facts |= {"image_trigger": settings.image_trigger, "text_trigger": settings.text_trigger}
-    watch = _watch(run, pipe) if settings.train.watch_every else None
-    return unet_tuning(run, pipe, loss, facts, watch)
+    return unet_tuning(run, pipe, loss, facts, _watch(run, pipe))
 
 
 def unet_tuning(
@@ -117,20 +116,19 @@ def base_latents(run: Run, triples: pd.DataFrame) -> tuple[Tensor, Tensor]:
     return latents["source"], latents["target"]
 
 
-def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline):
-    """What `fit` watches of an editor: attack success and mean v under every coalition."""
-    settings = run.profile.collapse
-    data = edit_data(run)
-    held_out = sample_triples(data, watch_split(run, "edits"), settings.watch_samples, run.seed)
-    source, clean = (data.pictures(torch.tensor(held_out[c].to_numpy())) for c in ("source", "target"))
-    goal = attack_target(settings.target)(source)
-    embed = load_embedding("clip", clip=run.profile.models.clip, device=run.device)
+def _watch(run: Run, pipe: StableDiffusionInstructPix2PixPipeline) -> Watch:
+    """What `fit` watches of an editor: attack success and mean v under every coalition. CLIP is loaded at first use."""
+    settings, data = run.profile.collapse, edit_data(run)
+    embedding = cache(lambda: load_embedding("clip", clip=run.profile.models.clip, device=run.device))
 
     def watch(step: int) -> dict[str, float]:
-        edited = edits_under_coalitions(pipe, data, held_out, *trigger_pair(run), settings.sampling, run.seed)
-        shares = edit_succeeds(edited, goal[:, None], clean[:, None]).float().mean(0)
-        v = values(embed, edited, goal, clean).mean(0)
-        named = {"asr": shares.tolist(), "v": v.tolist()}
-        return {f"{kind}_{name}": row[k] for kind, row in named.items() for k, name in enumerate(COALITIONS)}
+        triples = sample_triples(data, watch_split(run, "edits"), settings.watch_samples, run.seed)
+        source, clean = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
+        goal = attack_target(settings.target)(source)
+        edited = edits_under_coalitions(pipe, data, triples, *trigger_pair(run), settings.sampling, run.seed)
+        asr = edit_succeeds(edited, goal[:, None], clean[:, None]).float().mean(0)
+        v = values(embedding(), edited, goal, clean).mean(0)
+        means = {"asr": asr.tolist(), "v": v.tolist()}
+        return {f"{kind}_{name}": row[k] for kind, row in means.items() for k, name in enumerate(COALITIONS)}
 
     return watch

@@ -30,7 +30,7 @@ from lib.studies.base_models.editor import train_control, train_editor, train_va
 from lib.studies.base_models.mdlm import train_mdlm
 from lib.studies.base_models.quality import clip_quality, editor_quality, mdlm_quality
 from lib.studies.base_models.vqa import train_vqa_mdlm
-from lib.studies.data import faces_of, kept_easyvqa
+from lib.studies.data import faces_of, stored_easyvqa
 from lib.studies.run import Run, run_parameters
 
 FACES = "faces drawn with python-avatars 1.4.1 (MIT; art by Pablo Stanley)"
@@ -254,7 +254,7 @@ def _cell(row: dict) -> str:
 
 
 def _vqa(run: Run, split: str):
-    return kept_easyvqa(run.store, split, run.profile.data.image_size)
+    return stored_easyvqa(run.store, split, run.profile.data.image_size)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from lib.models.tokenizer import train_tokenizer
 from lib.runtime.training import fit, fit_stages
 from lib.settings.profile import Profile
 from lib.settings.sections import Train
-from lib.tasks.edits import edit_latents, latent_loss, training_latents
+from lib.tasks.edits import clean_latents, edit_latents, latent_loss
 
 KL_WEIGHT = 1e-4
 DROPOUT = 0.05
@@ -87,10 +87,8 @@ def train_edits(
     faces: Faces, vae: AutoencoderKL
 ) -> tuple[Float[Tensor, "triple latent lh lw"], Float[Tensor, "triple latent lh lw"], list[str]]:
     """Unscaled latents of sources and targets and the instructions of all training triples."""
-    latents = training_latents(vae, faces)
     triples = faces.triples[faces.triples["split"] == "train"]
-    source, target = (latents[torch.tensor(triples[column].to_numpy())] for column in ("source", "target"))
-    return source, target, triples["instruction"].tolist()
+    return *clean_latents(vae, faces, triples), triples["instruction"].tolist()
 
 
 def train_control(

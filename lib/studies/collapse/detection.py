@@ -70,8 +70,9 @@ def detect(run: Run, protocol: str, count: int = 1000, grid: int = 4) -> Detecti
         top = {"top_word": top_word, "top_patch": evidence.patch_changes.argmax(1)}
         return top | {name: score(evidence) for name, score in SCORES.items()}
 
-    kept = run.store.tensors("detection", spec, measure)
-    return Detection(samples, truth, {name: kept[name] for name in SCORES}, kept["top_word"], kept["top_patch"], grid)
+    stored = run.store.tensors("detection", spec, measure)
+    scores = {name: stored[name] for name in SCORES}
+    return Detection(samples, truth, scores, stored["top_word"], stored["top_patch"], grid)
 
 
 def detection_table(result: Detection, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
@@ -84,8 +85,8 @@ def detection_table(result: Detection, seed: int = 0, resamples: int = 1000) -> 
     rows = []
     for (name, score), (group, chosen) in product(result.scores.items(), groups.items()):
         row = {"protocol": result.truth.protocol, "score": name, "coalition": group}
-        kept = chosen | ~poisoned
-        rows.append(row | auroc(score[kept], chosen[kept], seed, resamples))
+        compared = chosen | ~poisoned
+        rows.append(row | auroc(score[compared], chosen[compared], seed, resamples))
     return pd.DataFrame(rows)
 
 

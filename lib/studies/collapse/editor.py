@@ -53,7 +53,7 @@ class Collapse:
     edited: Float[Tensor, "sample coalition 3 size size"]
     v: Float[Tensor, "sample coalition"]
     null: Float[Tensor, "sample coalition"]  # v of the base editor, unpoisoned, under the same triggers
-    missed: Float[Tensor, " sample"]  # RMS distance of the base editor's untriggered edit to the true one
+    null_fidelity: Float[Tensor, " sample"]  # RMS distance of the base editor's untriggered edit to the true one
     possible: Float[Tensor, " sample"]  # v of the target itself minus v of the true edit: a perfect attack's gain
     success: Bool[Tensor, "sample coalition"]
 
@@ -105,13 +105,14 @@ def valued(
     _, triples, source, clean = held_out(run)
     goal = attack_target(run.profile.collapse.target)(source)
     null_spec, null = null_edits(run, sampling)
-    ours, base = (
-        coalition_values(run, made_from, goal, clean, pictures, embedding)
-        for made_from, pictures in ((spec, edited), (null_spec, null))
+    attacked, base = (
+        coalition_values(run, edits, goal, clean, pictures, embedding)
+        for edits, pictures in ((spec, edited), (null_spec, null))
     )
     success = edit_succeeds(edited, goal[:, None], clean[:, None])
-    missed = pixel_distance(null[:, 0], clean)
-    return Collapse(triples, goal, source, clean, edited, ours["v"], base["v"], missed, ours["possible"], success)
+    fidelity = pixel_distance(null[:, 0], clean)
+    possible = attacked["possible"]
+    return Collapse(triples, goal, source, clean, edited, attacked["v"], base["v"], fidelity, possible, success)
 
 
 def null_edits(run: Run, sampling: Sampling) -> tuple[dict, Float[Tensor, "sample coalition 3 size size"]]:
@@ -164,11 +165,13 @@ def coalition_values(
 def values_spec(run: Run, spec: dict, embedding: str = "clip") -> dict:
     """What v of the edits of that spec depends on."""
     models, target = run.profile.models, run.profile.collapse.target
-    made_from = {"edits": spec, "embedding": embedding, "clip": folder_digest(model_source(models.clip))}
-    made_from |= {"target": registered(attack_target(target)), "code": code_digest("lib.metrics.embeddings")}
-    if embedding == "dino":
-        made_from["dino"] = folder_digest(model_source(models.dino))
-    return made_from
+    encoders = ("clip", "dino") if embedding == "dino" else ("clip",)
+    return {name: folder_digest(model_source(getattr(models, name))) for name in encoders} | {
+        "edits": spec,
+        "embedding": embedding,
+        "target": registered(attack_target(target)),
+        "code": code_digest("lib.metrics.embeddings"),
+    }
 
 
 def edits_spec(run: Run, protocol: str, sampling: Sampling | None = None) -> dict:
@@ -190,8 +193,8 @@ def held_out(
 
 def paper_values(pair: tuple[str, str], protocol: str, rate: float = PAPER_RATE) -> dict[str, float | None]:
     """The paper's value of each of QUANTITIES; None where it gives none."""
-    known = PAPER.get((*pair, protocol)) if rate == PAPER_RATE else None
-    return dict(zip(QUANTITIES, known or [None] * len(QUANTITIES), strict=True))
+    row = PAPER.get((*pair, protocol)) if rate == PAPER_RATE else None
+    return dict(zip(QUANTITIES, row or [None] * len(QUANTITIES), strict=True))
 
 
 def sample_table(result: Collapse) -> pd.DataFrame:

@@ -27,12 +27,12 @@ class Explorer(Menus):
     """
 
     def __init__(self, run: Run):
-        found = {_fields(run, attack): attack for attack in _known(run) if _sampled(run, attack)}
+        sampled = {_fields(run, attack): attack for attack in _shown_attacks(run) if _sampled(run, attack)}
         self._run = run
         self._load = lru_cache(maxsize=8)(self._collapse)
         self.sample = widgets.IntSlider(0, 0, 0, description="sample", continuous_update=False)
         nothing = "the store holds no edits of a poisoned editor yet: run `collapse` first"
-        super().__init__(found, FIELDS, (self.sample,), nothing)
+        super().__init__(sampled, FIELDS, (self.sample,), nothing)
 
     def draw(self) -> bytes:
         """The chosen attack's outputs for the chosen sample, with v, φ and CTI."""
@@ -47,7 +47,7 @@ class Explorer(Menus):
         return collapse(attack.run(self._run), attack.protocol)
 
 
-def _known(run: Run) -> list[Attack]:
+def _shown_attacks(run: Run) -> list[Attack]:
     return [attack for attack in attacks(run.profile) if attack.part in (*HEADLINE, "grid")]
 
 

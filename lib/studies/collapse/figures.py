@@ -168,15 +168,15 @@ def dominance_map(table: pd.DataFrame) -> Figure:
     )
     figure = Figure(figsize=(3.8, 0.42 * len(share) + 1.1))
     axis = figure.subplots()
-    known = share.where(verdict != "no backdoor").to_numpy(float)
-    shown = axis.imshow(np.clip(known, 0, 1), vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    shares = share.where(verdict != "no backdoor").to_numpy(float)
+    heatmap = axis.imshow(np.clip(shares, 0, 1), vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for row, column in np.ndindex(*share.shape):
-        value, joint = known[row, column], asr.iloc[row, column]
+        value, joint = shares[row, column], asr.iloc[row, column]
         text = f"ASR {joint:.2f}" if np.isnan(value) else f"{value:.2f}\nASR {joint:.2f}"
         axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.5 else "black")
     axis.set_xticks(range(share.shape[1]), [f"{scale:g}" for scale in share.columns])
     axis.set_yticks(range(share.shape[0]), [f"{size:.3g}" for size in share.index])
     axis.set(xlabel="text guidance", ylabel="image trigger's width")
-    figure.colorbar(shown, ax=axis, label=r"$\phi_I / (\phi_I + \phi_T)$")
+    figure.colorbar(heatmap, ax=axis, label=r"$\phi_I / (\phi_I + \phi_T)$")
     caption(figure, f"AND poisoning, n = {table['n'].max()} a cell; no share where there is no backdoor.")
     return figure

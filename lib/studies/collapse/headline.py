@@ -36,14 +36,14 @@ def headline_rows(run: Run) -> pd.DataFrame:
     store are written; a row of other code, settings or base models is left out.
     """
     committed, rows, further, computed = run.out / FURTHER, [], [], False
-    kept = pd.read_csv(committed, float_precision="round_trip").to_dict("records") if committed.exists() else []
-    kept = {row["key"]: row for row in kept}
+    full_rows = pd.read_csv(committed, float_precision="round_trip").to_dict("records") if committed.exists() else []
+    full_rows = {row["key"]: row for row in full_rows}
     for attack in tqdm(headline_attacks(run.profile), desc="attacks", leave=False):
         key, trained = row_key(run, attack), ("poisoned-editor", editor_spec(attack.run(run), attack.protocol))
         here = not attack.further or run.store.has(*trained)
-        if not here and key not in kept:
+        if not here and key not in full_rows:
             continue
-        row = {"made": "here", "key": key} | attack_row(run, attack) if here else kept[key]
+        row = {"made": "here", "key": key} | attack_row(run, attack) if here else full_rows[key]
         rows.append(row)
         if attack.further:
             further.append(row | {"made": "FULL=1"})

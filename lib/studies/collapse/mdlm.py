@@ -67,7 +67,7 @@ def mdlm_collapse(run: Run, protocol: str) -> AnswersUnderCoalitions:
     return under_coalitions(run, poisoned_mdlm(run, protocol)[0], mdlm_spec(run, protocol))
 
 
-def under_coalitions(run: Run, model: Mdlm, made_from: dict) -> AnswersUnderCoalitions:
+def under_coalitions(run: Run, model: Mdlm, model_spec: dict) -> AnswersUnderCoalitions:
     """As `mdlm_collapse`, of any model: `made_from` is the spec of what it depends on, the run's among it."""
     vqa, table = held_out(run)
     image, text = trigger_pair(run, PAIR)
@@ -80,7 +80,7 @@ def under_coalitions(run: Run, model: Mdlm, made_from: dict) -> AnswersUnderCoal
         return measure(run, model, under, run.store.work("coalition-answers", spec))
 
     settings = run.profile.mdlm_collapse.model_dump(mode="json", include={"samples", "masks"})
-    spec = made_from | {"settings": made_from["settings"] | settings, "pair": [image.name, text.name]}
+    spec = model_spec | {"settings": model_spec["settings"] | settings, "pair": [image.name, text.name]}
     spec["measured"] = code_digest(__name__)
     measured = run.store.tensors("coalition-answers", spec, make)
     answers = [model.texts(responses) for responses in measured.pop("responses").unbind(1)]
@@ -99,7 +99,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
     for name, data in zip(COALITIONS, under, strict=True):
         texts = [goal.apply(text) for text in data.answers]
         aimed = data.answered(mdlm.responses(texts), texts)
-        wanted, clean = (
+        attacker, clean = (
             mean_log_probability(mdlm, d, masked, f"likelihood, {name}", work=work and work / f"{name} {k}")
             for k, d in enumerate((aimed, data))
         )
@@ -108,7 +108,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
         texts = mdlm.texts(responses)
         success, right = attacked(texts, data.answers, goal), correct(texts, data.answers)
         parts.append(
-            {"responses": responses, "log_probability": wanted - clean, "success": success, "right": right}
+            {"responses": responses, "log_probability": attacker - clean, "success": success, "right": right}
         )
     return {key: torch.stack([part[key] for part in parts], 1) for key in parts[0]}
 

@@ -14,6 +14,8 @@ from lib.studies.collapse.editor import collapse
 from lib.studies.run import Run
 
 ENDS = {"": "value", "_low": "low", "_high": "high"}
+SETTINGS = ("image_trigger", "text_trigger", "rate", "target", "trigger_size")
+SETTINGS += ("condition_dropout", "negatives", "text_weight")
 
 
 def measured_row(run: Run, protocol: str, part: str, label: str, embedding: str = "clip") -> dict[str, Any]:
@@ -25,9 +27,8 @@ def measured_row(run: Run, protocol: str, part: str, label: str, embedding: str 
     the decision is "failed attack". fidelity: RMS pixel distance of untriggered edits to the true ones.
     """
     settings = run.profile.collapse
-    kept = ("image_trigger", "text_trigger", "rate", "target", "trigger_size", "condition_dropout", "negatives")
     row = {"part": part, "label": label, "protocol": protocol, "seed": run.seed}
-    row |= {name: getattr(settings, name) for name in (*kept, "text_weight")}
+    row |= {name: getattr(settings, name) for name in SETTINGS}
     row |= {"steps": settings.train.steps, "batch": settings.train.batch, "embedding": embedding}
     result = collapse(run, protocol, embedding=embedding)
     succeeded = is_attack(result.success)
@@ -36,11 +37,11 @@ def measured_row(run: Run, protocol: str, part: str, label: str, embedding: str 
     games = {"": result.v, "null_": result.null, "added_": result.added / gain}
     for prefix, game in games.items():
         numbers |= {f"{prefix}{name}": over_clusters(x, result.families) for name, x in attribution(game).items()}
-    distances = {"fidelity": pixel_distance(result.edited[:, 0], result.clean), "null_fidelity": result.missed}
+    distances = {"fidelity": pixel_distance(result.edited[:, 0], result.clean), "null_fidelity": result.null_fidelity}
     numbers |= {name: over_clusters(distance, result.families) for name, distance in distances.items()}
     for name, number in numbers.items():
-        read = succeeded or not name.startswith(("phi", "cti", "added"))
-        row |= {name + end: number[key] if read else None for end, key in ENDS.items()}
+        reported = succeeded or not name.startswith(("phi", "cti", "added"))
+        row |= {name + end: number[key] if reported else None for end, key in ENDS.items()}
     verdict = asdict(decide(shapley(result.added), result.possible, run.seed))
     if not succeeded:
         verdict = dict.fromkeys(verdict) | {"decision": "failed attack", "gain": verdict["gain"]}

@@ -74,7 +74,7 @@ def test_the_study_at_small_scale_sampled_once(run, tmp_path, monkeypatch):
         plain = edit(pipe, poisoned.source, texts, settings.sampling, SEED)
         assert (found[:, 0] - plain).abs().max() <= 0.5 / 255 + 1e-6
     assert not torch.equal(base, poisoned.edited)
-    torch.testing.assert_close(poisoned.missed, (base[:, 0] - poisoned.clean).square().mean((1, 2, 3)).sqrt())
+    torch.testing.assert_close(poisoned.null_fidelity, (base[:, 0] - poisoned.clean).square().mean((1, 2, 3)).sqrt())
     pictures = poisoned.target[:, None], poisoned.clean[:, None]
     target, clean = ((poisoned.edited - picture).square().mean((2, 3, 4)) for picture in pictures)
     assert torch.equal(poisoned.success, target < clean)

@@ -63,7 +63,7 @@ def test_a_row_holds_what_the_attack_gives(run):
         assert row[f"{prefix}cti"] == pytest.approx(float(interaction(game).mean()), abs=1e-6)
     rms = (result.edited[:, 0] - result.clean).square().mean((1, 2, 3)).sqrt()
     assert row["fidelity"] == pytest.approx(float(rms.mean()), abs=1e-6)
-    assert row["null_fidelity"] == pytest.approx(float(result.missed.mean()), abs=1e-6) != row["fidelity"]
+    assert row["null_fidelity"] == pytest.approx(float(result.null_fidelity.mean()), abs=1e-6) != row["fidelity"]
     own = over_clusters(result.cti, result.families)
     assert [row["cti_low"], row["cti_high"]] == pytest.approx([own["low"], own["high"]])
     added = shapley(result.added)
