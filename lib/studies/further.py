@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -25,26 +26,28 @@ class Part:
 
 
 def gathered(parts: Iterable[Part], committed: Path) -> pd.DataFrame:
-    """The rows of all parts, with the columns made, "here" or "FULL=1", and key.
+    """The rows of all parts after the columns made, "here" or "FULL=1", and key.
 
     Further ones that the store has not are those of the file `committed`; where that has none of the same key, they are
     left out. Where the store has one, the file is written anew, with all that hold.
     """
-    held = pd.read_csv(committed, float_precision="round_trip") if committed.exists() else pd.DataFrame({"key": []})
-    tables, further, computed = [], [], False
+    held, shown, further, computed = _records(committed), [], [], False
     for part in tqdm(list(parts), desc="attacks", leave=False):
         here = part.here or not part.further
-        rows = part.rows().assign(key=part.key) if here else held[held["key"] == part.key]
-        if rows.empty:
-            continue
-        tables.append(rows.assign(made="here" if here else "FULL=1"))
+        known = part.rows().to_dict("records") if here else held.get(part.key, [])
+        rows = [{"made": "here" if here else "FULL=1", "key": part.key} | row for row in known]
+        shown += rows
         if part.further:
-            further.append(rows.assign(made="FULL=1"))
+            further += [row | {"made": "FULL=1"} for row in rows]
             computed |= here
     if computed:
-        write_atomic(committed, _first(pd.concat(further, ignore_index=True)).to_csv(index=False).encode())
-    return _first(pd.concat(tables, ignore_index=True)) if tables else pd.DataFrame(columns=["made", "key"])
+        write_atomic(committed, pd.DataFrame(further).to_csv(index=False).encode())
+    return pd.DataFrame(shown)
 
 
-def _first(table: pd.DataFrame) -> pd.DataFrame:
-    return table[["made", "key", *(name for name in table if name not in ("made", "key"))]]
+def _records(committed: Path) -> dict[str, list[dict[str, Any]]]:
+    """The file's rows by key."""
+    if not committed.exists():
+        return {}
+    table = pd.read_csv(committed, float_precision="round_trip").drop(columns="made")
+    return {key: group.drop(columns="key").to_dict("records") for key, group in table.groupby("key", sort=False)}

@@ -45,6 +45,8 @@ READS = {
     "05_collapse_in_full": ("editor-", "further-", "collapse-"),
     "06_disp_in_full": ("disp-",),
 }
+# Those that it reads with FULL=1 beside them, and else from a committed table (`lib.studies.further`).
+FURTHER = {"03_collapse_analysis": ("further-",), "04_disp_purification": ("disp-headline-",)}
 # The notebooks of each study; those of FULL are added with FULL=1.
 STUDIES = {
     "all": ("01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"),
@@ -94,7 +96,7 @@ class Plan:
 
     def runs(self, notebook: str) -> list[str]:
         """The training runs that the notebook reads."""
-        further = ("further-",) * (self.in_full and notebook == "03_collapse_analysis")
+        further = FURTHER.get(notebook, ()) if self.in_full else ()
         first = {attack.name for attack in first_attacks(self.profile)} if FIRST in READS[notebook] else set()
         return [run for run in self.known if run in first or run.startswith(READS[notebook] + further)]
 

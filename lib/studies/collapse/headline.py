@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from lib.metrics.intervals import ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
 from lib.poisoning.plans import COALITIONS
 from lib.runtime.keys import code_digest
-from lib.runtime.store import write_atomic
 from lib.studies.attacks.editor import editor_spec
 from lib.studies.cases import Attack, headline_attacks, pair_text
 from lib.studies.collapse.editor import PAPER_RATE, QUANTITIES, edits_spec, paper_values, values_spec
 from lib.studies.collapse.rows import ENDS
 from lib.studies.collapse.tables import attack_row
+from lib.studies.further import Part, gathered
 from lib.studies.run import Run
 
 ASR = tuple(f"asr_{name}" for name in COALITIONS)
@@ -30,27 +29,13 @@ FURTHER = "further_seeds.csv"  # in the folder of figures
 
 
 def headline_rows(run: Run) -> pd.DataFrame:
-    """`attack_row` of every attack of the headline, with the column made: "here" or "FULL=1".
+    """`attack_row` of every attack of the headline, with the column made: "here" or "FULL=1" (`lib.studies.further`)."""
 
-    Further attacks are those of the store, or else rows of the committed FURTHER, where those whose model is in the
-    store are written; a row of other code, settings or base models is left out.
-    """
-    committed, rows, further, computed = run.out / FURTHER, [], [], False
-    full_rows = pd.read_csv(committed, float_precision="round_trip").to_dict("records") if committed.exists() else []
-    full_rows = {row["key"]: row for row in full_rows}
-    for attack in tqdm(headline_attacks(run.profile), desc="attacks", leave=False):
-        key, trained = row_key(run, attack), ("poisoned-editor", editor_spec(attack.run(run), attack.protocol))
-        here = not attack.further or run.store.has(*trained)
-        if not here and key not in full_rows:
-            continue
-        row = {"made": "here", "key": key} | attack_row(run, attack) if here else full_rows[key]
-        rows.append(row)
-        if attack.further:
-            further.append(row | {"made": "FULL=1"})
-            computed |= here
-    if computed:
-        write_atomic(committed, pd.DataFrame(further).to_csv(index=False).encode())
-    return pd.DataFrame(rows)
+    def part(attack: Attack) -> Part:
+        here = run.store.has("poisoned-editor", editor_spec(attack.run(run), attack.protocol))
+        return Part(row_key(run, attack), attack.further, here, lambda: pd.DataFrame([attack_row(run, attack)]))
+
+    return gathered(map(part, headline_attacks(run.profile)), run.out / FURTHER)
 
 
 def row_key(run: Run, attack: Attack) -> str:

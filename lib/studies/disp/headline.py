@@ -39,16 +39,17 @@ def seed_rows(run: Run) -> pd.DataFrame:
     The run's own target and seed are computed here, the others with FULL=1 (see `lib.studies.further`). Columns made,
     key, target, seed, stage, metric, value, low, high, n, interval, is_attack.
     """
-    parts = []
-    for case in cases(run.profile):
-        if case.part == "headline":
-            case_run = case.run(run)
-            specs = [defence_spec(case_run, name) for name in STAGES]
-            key = run.store.key("disp-rows", {"specs": specs, "code": code_digest(__name__), "target": case.label})
-            own = case.label == run.profile.disp.target and case.seed == 0
-            here = all(run.store.has("defence", spec) for spec in specs)
-            parts.append(Part(key, not own, here, lambda case=case: _rows(run, case)))
-    return gathered(parts, run.out / FURTHER)
+
+    def part(case: Case) -> Part:
+        case_run = case.run(run)
+        specs = [defence_spec(case_run, name) for name in STAGES]
+        key = run.store.key("disp-rows", {"specs": specs, "code": code_digest(__name__), "target": case.label})
+        further = case.label != run.profile.disp.target or case.seed > 0
+        here = all(run.store.has("defence", spec) for spec in specs)
+        return Part(key, further, here, lambda: _rows(run, case))
+
+    headline = [case for case in cases(run.profile) if case.part == "headline"]
+    return gathered(map(part, headline), run.out / FURTHER)
 
 
 def _rows(run: Run, case: Case) -> pd.DataFrame:
