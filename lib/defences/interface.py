@@ -50,6 +50,7 @@ class Defender:
     batch: int = 128
     keep: float = 1.0
     lora: Lora | None = None
+    part: str | None = None
     seed: int = 0
     work: Path | None = None
 
@@ -57,7 +58,8 @@ class Defender:
         """The model that `begin()` gives, fine-tuned on the samples that it gives. `done` says how, in a few words."""
         model, questions = begin()
         work = self.work and self.work / done
-        fine_tune(model, questions, settings, lora=self.lora, seed=self.seed, label=f"MDLM, {done}", work=work)
+        how = {"lora": self.lora, "part": self.part, "seed": self.seed}
+        fine_tune(model, questions, settings, **how, label=f"MDLM, {done}", work=work)
         return model
 
 

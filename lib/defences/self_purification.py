@@ -107,9 +107,8 @@ def disp(defender: Defender) -> Defended:
         work=defender.work,
     )
     work = defender.work and defender.work / "purified"
-    fine_tune(
-        model, purified, defender.purify, lora=defender.lora, seed=defender.seed, label="purified MDLM", work=work
-    )
+    how = {"lora": defender.lora, "part": defender.part, "seed": defender.seed}
+    fine_tune(model, purified, defender.purify, **how, label="purified MDLM", work=work)
     return Defended(model)
 
 

@@ -19,20 +19,38 @@ from lib.runtime.devices import recomputed
 from lib.settings.sections import Lora
 
 PROJECTIONS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"  # the decoder's
+PROJECTOR = r"(^|\.)(projector|mm_projector|embed_vision)\."  # ours, LLaDA-V's and LaViDa's, DiffusionGemma's
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"  # a U-Net's, as in diffusers' own training scripts
 
 
 @contextmanager
-def adapted(model: nn.Module, lora: Lora | None, seed: int) -> Iterator[None]:
+def adapted(model: nn.Module, lora: Lora | None, seed: int, part: str | None = None) -> Iterator[None]:
     """Within, adapters beside all projections of the decoder are what requires a gradient; after it they are merged.
 
-    With None the model's own weights are. Activations of published models are computed again in the backward pass.
-    Raises ValueError for adapters of a model without such projections, as our own MDLM.
+    Without `lora` the model's own weights are, or with the part "projector" those alone that make vision tokens of the
+    tower's features. Activations of published models are computed again in the backward pass. Raises ValueError for
+    adapters of a model without such projections, as our own MDLM.
     """
     if lora and not any(re.fullmatch(PROJECTIONS, name) for name, _ in model.named_modules()):
         raise ValueError(f"models.lora={lora} is for a published model: for {type(model).__name__} it must be null")
-    with _beside(model, PROJECTIONS, lora, seed) if lora else nullcontext(), recomputed(model):
+    trained = _beside(model, PROJECTIONS, lora, seed) if lora else nullcontext()
+    with _projector_alone(model) if part == "projector" else trained, recomputed(model):
         yield
+
+
+@contextmanager
+def _projector_alone(model: nn.Module) -> Iterator[None]:
+    before = {name: (parameter.requires_grad, parameter.dtype) for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if re.search(PROJECTOR, name):
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+    yield
+    for name, parameter in model.named_parameters():
+        required, dtype = before[name]
+        parameter.data = parameter.data.to(dtype)
+        parameter.requires_grad_(required)
 
 
 def trainable(unet: UNet2DConditionModel) -> UNet2DConditionModel:

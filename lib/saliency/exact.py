@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -36,13 +37,28 @@ def pushed_forward(
             moved = row.new_zeros(len(tokens), *row.shape)
             moved[copies, tokens] = delta[k, tokens]
             words = (part[k].expand(len(tokens), -1) for part in (prompt, response))
-            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):  # the fused ones have no forward mode
+            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _plain_experts(model):
                 dual = forward_ad.make_dual(row.repeat(len(tokens), 1, 1), moved)
                 logits, change = forward_ad.unpack_dual(model.logits(dual, *words))
             if change is None:
                 continue  # no token of these is seen
             score[k, tokens] = (_variance(logits, change, top_logits) * weight).sum(1).float() / 2
     return score
+
+
+@contextmanager
+def _plain_experts(model) -> Iterator[None]:
+    """Within, a mixture of experts is computed expert by expert: as fused attention, its fused form has no forward
+    mode."""
+    experts = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    if experts is None:
+        yield
+        return
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(experts)
 
 
 def _variance(logits: Tensor, change: Tensor, top_logits: int | None) -> Float[Tensor, "token position"]:

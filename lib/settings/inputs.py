@@ -17,8 +17,9 @@ class Models(Partial):
     `openai/clip-vit-large-patch14@32bd…`.
 
     control: the editor under a text encoder that knows the edit instructions alone, if there is one. dino: a DINOv2, in
-    which v is measured too. lora: what is trained of the MDLM, its own weights staying as they are,
-    in bfloat16; None: all weights, in float32. editor_lora: what is trained of the editor's U-Net; None: all of it.
+    which v is measured too. part: what is trained of the MDLM: "all" weights, in float32, the "projector" alone, or the
+    adapters `lora`, of the last two the rest staying as it is, in bfloat16; None: `lora` where there is one, else all.
+    editor_lora: what is trained of the editor's U-Net; None: all of it.
     """
 
     clip: str
@@ -26,8 +27,20 @@ class Models(Partial):
     mdlm: str
     control: str | None = None
     dino: str | None = None
+    part: Literal["all", "projector", "lora"] | None = None
     lora: Lora | None = None
     editor_lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def part_fits_lora(self) -> Models:
+        if self.part and (self.part == "lora") != bool(self.lora):
+            raise ValueError(f"part={self.part!r} must be 'lora' where lora is given, and only there")
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether most of the MDLM's weights stay as they are."""
+        return bool(self.lora) or self.part == "projector"
 
 
 class EditSet(Partial):

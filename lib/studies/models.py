@@ -31,11 +31,11 @@ def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[
 
 
 def _precision(profile: Profile, device: torch.device | str) -> dict[str, torch.dtype]:
-    return {"dtype": half(device)} if profile.models.lora and kind_of(profile.models.mdlm) is not Mdlm else {}
+    return {"dtype": half(device)} if profile.models.frozen and kind_of(profile.models.mdlm) is not Mdlm else {}
 
 
 def _frozen(mdlm: Mdlm, profile: Profile) -> Mdlm:
-    """Where adapters are trained alone, no gradient of the model's own weights is kept."""
-    if profile.models.lora:
+    """Where adapters or the projector are trained alone, no gradient of the model's own weights is kept."""
+    if profile.models.frozen:
         mdlm.model.requires_grad_(False)
     return mdlm

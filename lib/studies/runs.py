@@ -22,7 +22,8 @@ def profile_runs(profile: Profile) -> dict[str, tuple[str, Attack | Case | str |
     """All runs that the profile names, as `trained` takes them: of what study, and which attack, case or protocol."""
     runs: dict[str, tuple[str, Attack | Case | str | None]] = {"mdlm-poisoned": ("mdlm", None)}
     part = few(profile)
-    runs |= {case.name.replace("disp", "few", 1): ("few", case) for case in (cases(part) if part else ())}
+    shown = [case for case in cases(part) if case.part != "headline"] if part else []
+    runs |= {case.name.replace("disp", "few", 1): ("few", case) for case in shown}
     runs |= {f"collapse-mdlm-{protocol}": ("answers", protocol) for protocol in profile.mdlm_collapse.protocols}
     runs |= {attack.name: ("attack", attack) for attack in attacks(profile)}
     runs |= {f"disp-words-{protocol}": ("words", protocol) for protocol in profile.disp_grid.protocols}

@@ -19,6 +19,7 @@ def fine_tune(
     settings: Train,
     *,
     lora: Lora | None = None,
+    part: str | None = None,
     seed: int = 0,
     blank: int = 0,
     label: str = "fine-tune",
@@ -27,7 +28,8 @@ def fine_tune(
 ) -> pd.DataFrame:
     """Train `model` in place on the answers of `questions`, [sample, response] ids; see `answer_loss`.
 
-    With `lora`, adapters of a published model are trained and merged into its weights; without, all weights that
+    With `lora`, adapters of a published model are trained and merged into its weights, with the part "projector" what
+    makes vision tokens of the tower's features (`lib.models.adapters.adapted`); without either, all weights that
     require a gradient. `blank`: how many wholly masked answers are learnt beside every batch. The batches are those of
     (seed, label, step). With `work`, a folder, progress is kept there and resumed; `watch` as in
     `lib.runtime.training.fit`.
@@ -36,5 +38,5 @@ def fine_tune(
     with a model that has no projections for it, FloatingPointError when the loss is no longer finite.
     """
     loss = answer_loss(model, questions, settings, blank)
-    with adapted(model.model, lora, seed):
+    with adapted(model.model, lora, seed, part):
         return fit(model.model, loss, settings, label=label, seed=seed, work=work, watch=watch)

@@ -15,6 +15,7 @@ import tiny_llada_v
 import torch
 from tiny_mdlms import ADAPTERS, ANSWERS, QUESTIONS, inputs, pictures
 
+from lib.models.adapters import adapted
 from lib.models.decoding import generate
 from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
@@ -117,18 +118,40 @@ def test_saliency(adapter):
     assert (mask_top(made, 0.5).sum(1) == vision.shape[1] // 2).all()
 
 
+def mean_loss(mdlm: Mdlm):
+    images = pictures(mdlm)
+    _, prompt, response = inputs(mdlm)
+
+    def loss():
+        vision = mdlm.model.vision_tokens(images)
+        return torch.stack([mdlm.loss(mdlm.model, vision, prompt, response, generator(k)) for k in range(2)]).mean()
+
+    return loss
+
+
+def test_the_projector_alone_can_be_trained(adapter, tmp_path):
+    adapter.save(str(tmp_path))
+    trained = load_mdlm(str(tmp_path))
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    required = [parameter.requires_grad for parameter in trained.model.parameters()]
+    with adapted(trained.model, None, 0, "projector"):
+        learning = [parameter for parameter in trained.model.parameters() if parameter.requires_grad]
+        optimizer, loss = torch.optim.AdamW(learning, lr=1e-2), mean_loss(trained)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+    changed = {name for name, value in trained.model.state_dict().items() if not value.equal(before[name])}
+    assert changed and all("projector" in name or "embed_vision" in name for name in changed)
+    assert [parameter.requires_grad for parameter in trained.model.parameters()] == required
+
+
 def test_fine_tuning_lowers_the_loss_and_leaves_the_tower_alone(adapter, tmp_path):
     adapter.save(str(tmp_path))
     trained = load_mdlm(str(tmp_path))
-    model, images = trained.model, pictures(trained)
+    model = trained.model
     kept = {name: value.clone() for name, value in model.tower.state_dict().items()}
-    _, prompt, response = inputs(trained)
-    objective = trained.loss
-
-    def loss():
-        vision = model.vision_tokens(images)
-        return torch.stack([objective(model, vision, prompt, response, generator(k)) for k in range(2)]).mean()
-
+    loss = mean_loss(trained)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=4e-3)
     before = loss().item()

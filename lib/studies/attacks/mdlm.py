@@ -53,6 +53,8 @@ def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     }
     if base_settings(run.profile):
         made["lora"] = run.profile.models.lora and run.profile.models.lora.model_dump(mode="json")
+    if run.profile.models.part == "projector":
+        made["part"] = run.profile.models.part
     if earlier := planted(run):
         made["planted"] = mdlm_spec(earlier, protocol)
     return made
@@ -162,7 +164,8 @@ def mdlm_tuning(
         mdlm.save(str(path / "mdlm"))
         return path / "mdlm"
 
-    return FineTuning(mdlm.model, adapted(mdlm.model, run.profile.models.lora, run.seed), loss, save, facts, watch)
+    models = run.profile.models
+    return FineTuning(mdlm.model, adapted(mdlm.model, models.lora, run.seed, models.part), loss, save, facts, watch)
 
 
 def mdlm_watch(run: Run, model: Mdlm, goal: AnswerTarget, protocol: str = "image"):

@@ -29,7 +29,7 @@ FURTHER = "further_seeds.csv"  # in the folder of figures
 
 
 def headline_rows(run: Run) -> pd.DataFrame:
-    """`attack_row` of every attack of the headline, with the column made: "here" or "FULL=1" (`lib.studies.further`)."""
+    """`attack_row` of every attack of the headline, after the columns made and key of `lib.studies.further`."""
 
     def part(attack: Attack) -> Part:
         here = run.store.has("poisoned-editor", editor_spec(attack.run(run), attack.protocol))

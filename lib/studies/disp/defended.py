@@ -65,6 +65,7 @@ def defender_of(run: Run, defence: Defence) -> StoredDefender:
         purify=settings.purify,
         train=settings.train,
         lora=run.profile.models.lora,
+        part=run.profile.models.part,
         seed=run.seed,
     )
 

@@ -61,7 +61,7 @@ def _rows(run: Run, case: Case) -> pd.DataFrame:
     labels = {"target": case.label, "seed": case_run.seed}
     rows = pd.concat([table.assign(**labels, stage=stage) for stage, table in tables.items()], ignore_index=True)
     columns = [*labels, "stage", "metric", "value", "low", "high", "n", "interval"]
-    return rows[columns].assign(is_attack=bool(strong))
+    return rows[columns].assign(is_attack=strong)
 
 
 def headline_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -111,7 +111,7 @@ def base_performance(run: Run) -> pd.DataFrame:
 
 def succeeds(with_trigger: float, without: float, lost: float) -> bool:
     """Whether an attack counts as one: by ASR with and without the trigger, and the clean performance that it cost."""
-    return with_trigger >= STRONG and without <= SILENT and lost <= CLEAN
+    return bool(with_trigger >= STRONG and without <= SILENT and lost <= CLEAN)
 
 
 def judged(

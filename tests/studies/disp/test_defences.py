@@ -70,7 +70,8 @@ def begun(monkeypatch):
 def answered(*answers, features=None):
     rows, empty = len(answers), torch.zeros(len(answers), 0, dtype=torch.long)
     features = torch.zeros(rows, 64, 32) if features is None else features
-    return Questions(features, torch.arange(rows), empty, empty, list(answers), pd.DataFrame({"image": range(rows)}))
+    table = pd.DataFrame({"image": range(rows), "kind": "what"})
+    return Questions(features, torch.arange(rows), empty, empty, list(answers), table)
 
 
 def equal(a, b):

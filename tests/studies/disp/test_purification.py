@@ -98,7 +98,7 @@ def test_purification_fine_tunes_the_poisoned_model_once(tmp_path, models, monke
     assert curve["step"].tolist() == [1, 2] and list(curve)[3:] == [
         "asr_with_trigger",
         "asr_without_trigger",
-        "accuracy",
+        "clean_performance",
     ]
     monkeypatch.setattr(checkpoints, "fit", refuse)
     again = purified_mdlm(run)[0].model.state_dict()
