@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import benchmarks.__main__ as bench
-from benchmarks import activations, full_size, gpu, harness, parity_disp
-from benchmarks.plots import cost_curves, ratio_dots
+from benchmarks import activations, full_size, gpu, harness, parity_disp, saliency
+from benchmarks.plots import OVERLAPS, cost_curves, ratio_dots
 from lib.figures.style import render
 from lib.kernels.fisher import fisher_probe
 from lib.settings.paths import ROOT
@@ -115,18 +115,48 @@ def test_the_gpu_script_says_where_there_is_none(monkeypatch):
     assert {"confidence", "fisher", "loss"} <= set(gpu.KERNELS)
 
 
+COSTS = [("a", "sign", 1, 0.8, 2.0), ("a", "sign", 4, 0.96, 6.0), ("a", "occlusion", 0, 0.4, 60.0)]
+COSTS += [("b", *row[1:]) for row in COSTS]
+
+
+def costs() -> pd.DataFrame:
+    """As the benchmark of saliency makes them; overlaps with occlusion are lower by 0.1."""
+    table = pd.DataFrame(COSTS, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
+    limits = {f"{stem}_{end}": at for stem in OVERLAPS for end, at in (("low", 0.3), ("high", 1.0))}
+    return table.assign(occlusion_overlap=table["overlap"] - 0.1, **limits)
+
+
 def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
-    costs = [("a", "sign", 1, 0.8, 2.0), ("a", "sign", 4, 0.9, 6.0), ("a", "occlusion", 0, 0.4, 60.0)]
-    costs += [("b", *row[1:]) for row in costs]
-    table = pd.DataFrame(costs, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
-    figure = cost_curves(table.assign(overlap_low=0.3, overlap_high=1.0), 4, 0.95)
-    left, right = figure.axes
-    assert [axis.get_title() for axis in (left, right)] == ["a", "b"]
-    assert [text.get_text() for text in left.texts] == ["1", "4"]
-    curves = [line.get_xydata().tolist() for line in left.lines]
-    assert [[2, 0.8], [6, 0.9]] in curves and [[60, 0.4]] in curves
-    assert [[4, 0], [4, 1]] in curves and [[0, 0.95], [1, 0.95]] in curves
+    figure = cost_curves(costs(), 0.95)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "", ""]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.texts] == ["1", "4"]
+        assert [[0, 0.95], [1, 0.95]] in [line.get_xydata().tolist() for line in axis.lines]
+    points = [np.concatenate([line.get_xydata() for line in axis.lines]).round(6).tolist() for axis in figure.axes]
+    assert all([2, 0.8] in here and [60, 0.4] in here for here in points[:2])
+    assert all([2, 0.7] in here and [60, 0.3] in here for here in points[2:])
     assert render(figure, "png").startswith(b"\x89PNG")
+
+
+def test_the_cheapest_estimator_that_reaches_the_overlap_is_named_or_the_nearest():
+    lines = saliency.cheapest(costs())
+    assert len(lines) == 4
+    assert lines[0].endswith("top 30%, a: cheapest is sign with 4 probes, 0.960 at 6.0 forward passes")
+    assert lines[3].endswith("b: none reaches it, nearest is sign with 4 probes, 0.860 at 6.0 forward passes")
+
+
+def test_saliency_is_compared_with_both_references_and_an_estimator_that_is_one_agrees_wholly():
+    reference = torch.rand(4, 10)
+    row = saliency.agreement(reference[None], reference, "occlusion_overlap")
+    assert row == dict.fromkeys(("occlusion_overlap", "occlusion_overlap_low", "occlusion_overlap_high"), 1.0) | {
+        "occlusion_spearman": pytest.approx(1.0)
+    }
+    assert saliency.agreement(-reference[None], reference, "overlap")["overlap"] == 0
+    assert set(saliency.REFERENCES) == set(OVERLAPS)
+    model, inputs = scored_models.mdlm(), scored_models.inputs(8)
+    for tried in saliency.estimators():
+        scores = tried.score(model, *inputs, seed=0)
+        assert scores.shape == inputs[0].shape[:2] and scores.min() >= 0, tried.name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
