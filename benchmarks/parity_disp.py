@@ -211,11 +211,12 @@ def answers(theirs, own: LladaVModel) -> Iterator[str]:
     yield f"  {'':34} {'DiSP = ours':>19} {'DiSP':>8} {'LLaDA-V':>8} {'ours':>4}"
     for steps, block in DECODED:
         yield counted(theirs, own, f"{steps:2} steps, blocks of {block:2}", steps, block)
-    favour(theirs, own)
-    yield counted(theirs, own, "the mask token made likely", 16, 16)
+    for name, token in (("an end token made the likeliest", own.config.forbidden[0]), ("the mask token so", MASK)):
+        favour(theirs, own, token)
+        yield counted(theirs, own, name, 16, 16)
     yield "  DiSP's loop takes its quota over the block and ranks no position before the answer: none stays masked."
     yield "  LLaDA-V's ranks masked vision tokens too and fills these in the answer's place. Neither rules out the mask"
-    yield "  token as an answer's, which ours does. Four special tokens are ruled out in all three."
+    yield "  token as an answer's, which ours does. End tokens are ruled out in all three: the same four."
 
 
 def counted(theirs, own: LladaVModel, name: str, steps: int, block: int) -> str:
@@ -231,8 +232,8 @@ def counted(theirs, own: LladaVModel, name: str, steps: int, block: int) -> str:
     return f"  {name:34} {whole:>19} {left[0]:8} {left[1]:8} {left[2]:4}"
 
 
-def favour(theirs, own: LladaVModel) -> None:
-    """The head's row of the mask token becomes what all first states of the answers have in common."""
+def favour(theirs, own: LladaVModel, token: int) -> None:
+    """The head's row of a token becomes what all first states of the answers have in common."""
     states = []
     for k in range(PROMPTS):
         vision, ids, _ = drawn(37, ANSWER, TOP, generator(k, "answers"))
@@ -240,7 +241,7 @@ def favour(theirs, own: LladaVModel) -> None:
     states = torch.cat(states)
     with torch.no_grad():
         for head in (theirs.lm_head, own.lm_head):
-            head.weight[MASK] = 12 * states.sum(0) / states.square().sum(1).mean()
+            head.weight[token] = 12 * states.sum(0) / states.square().sum(1).mean()
 
 
 if __name__ == "__main__":
