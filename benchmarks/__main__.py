@@ -16,6 +16,7 @@ from benchmarks.plots import ratio_dots, save
 from lib.settings.paths import ROOT
 
 NO_QUESTIONS = {"__init__", "__main__", "gpu", "harness", "plots"}
+NO_QUESTIONS |= {"parity_disp", "parity_lavida", "parity_llada_v"}  # they need checkouts and time nothing
 SHOWN = ["file", "case", "ratio", "ratio_low", "ratio_high", "ours", "peer"]
 
 

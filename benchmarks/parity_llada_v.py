@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from lib.models.decoding import generate
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaV, LladaVModel
 from lib.runtime.seeds import generator
+from lib.settings.paths import ROOT
 from lib.tasks.questions import hide
 
 PICTURES = (  # height × width, and what the configuration has as `image_aspect_ratio`
@@ -198,12 +200,22 @@ def main(about: str, name: str, repository: str, compare: Callable[[Path], Itera
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    lines = [f"CPU, torch {version('torch')}, transformers {version('transformers')}"]
+    lines = [
+        f"python -m benchmarks.{Path(sys.argv[0]).stem} --{name} {chosen.checkout}",
+        f"{repository} at {commit(chosen.checkout)}, this repository at {commit(ROOT)}",
+        f"CPU, torch {version('torch')}, transformers {version('transformers')}",
+    ]
     for line in compare(chosen.checkout):
         print(line, flush=True)
         lines.append(line)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"parity-{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def commit(folder: Path) -> str:
+    """The commit of a checkout, or that there is none."""
+    asked = subprocess.run(["git", "-C", folder, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() or "an unknown commit"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
 from lib.figures.panels import bands, dots
 from lib.figures.style import Figure, log_axis, render, styled
 from lib.runtime.store import write_atomic
+
+OVERLAPS = {"overlap": "overlap with the exact score", "occlusion_overlap": "overlap with occlusion"}
 
 
 @styled
@@ -21,24 +25,32 @@ def ratio_dots(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def cost_curves(table: pd.DataFrame, forwards: float, overlap: float) -> Figure:
-    """Overlap with the exact score (95 % intervals) against the cost in forward passes, a panel a kind of pictures.
+def cost_curves(table: pd.DataFrame, overlap: float) -> Figure:
+    """Overlap with each reference (95 % intervals) against the cost in forward passes: a row of panels a reference, a
+    column a kind of pictures.
 
-    Columns pictures, estimator, probes, overlap, overlap_low, overlap_high, forwards. The estimators with several
-    rows are curves, each point with its number of probes. Grey lines: the cost and the overlap to reach.
+    Columns pictures, estimator, probes, forwards, and of each of `OVERLAPS` also …_low and …_high. The estimators with
+    several rows are curves, each point with its number of probes. Grey line: the overlap to reach.
     """
-    rows = table.rename(columns={"overlap": "value", "overlap_low": "low", "overlap_high": "high"})
-    layout = {"xlabel": "cost in forward passes", "ylabel": "overlap of the top 20 %", "whiskers": True}
-    figure = bands(rows, "forwards", "estimator", column="pictures", shares=(), at=overlap, **layout)
-    several = table[table.groupby(["pictures", "estimator"])["probes"].transform("size") > 1]
-    for axis, pictures in zip(figure.axes, table["pictures"].unique(), strict=True):
-        axis.axvline(forwards, color="0.7", linewidth=0.6)
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    rows = pd.concat(
+        [
+            table.assign(reference=name, **{column: table[stem + end] for column, end in ends.items()})
+            for stem, name in OVERLAPS.items()
+        ]
+    )
+    layout = {"row": "reference", "column": "pictures", "xlabel": "cost in forward passes", "whiskers": True}
+    figure = bands(rows, "forwards", "estimator", shares=(), at=overlap, **layout)
+    several = rows[rows.groupby(["reference", "pictures", "estimator"])["probes"].transform("size") > 1]
+    panels = product(OVERLAPS.values(), table["pictures"].unique())
+    for axis, (reference, pictures) in zip(figure.axes, panels, strict=True):
         colours = {line.get_label(): line.get_color() for line in axis.lines}
-        for row in several[several["pictures"] == pictures].itertuples():
+        here = (several["reference"] == reference) & (several["pictures"] == pictures)
+        for row in several[here].itertuples():
             place = {"xytext": (2, -7), "textcoords": "offset points", "fontsize": 5}
-            axis.annotate(str(row.probes), (row.forwards, row.overlap), color=colours[row.estimator], **place)
+            axis.annotate(str(row.probes), (row.forwards, row.value), color=colours[row.estimator], **place)
         axis.set_xscale("log")
-        axis.set_xticks([1, 2, 4, 10, 20, 50], [1, 2, 4, 10, 20, 50])
+        axis.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
         axis.minorticks_off()
     return figure
 

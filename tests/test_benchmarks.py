@@ -9,10 +9,12 @@ import pytest
 import torch
 
 import benchmarks.__main__ as bench
-from benchmarks import activations, full_size, gpu, harness
-from benchmarks.plots import cost_curves, ratio_dots
+from benchmarks import activations, full_size, gpu, harness, parity_disp, saliency
+from benchmarks.plots import OVERLAPS, cost_curves, ratio_dots
 from lib.figures.style import render
+from lib.kernels.fisher import fisher_probe
 from lib.settings.paths import ROOT
+from tests import scored_models
 
 
 @pytest.fixture
@@ -113,18 +115,48 @@ def test_the_gpu_script_says_where_there_is_none(monkeypatch):
     assert {"confidence", "fisher", "loss"} <= set(gpu.KERNELS)
 
 
+COSTS = [("a", "sign", 1, 0.8, 2.0), ("a", "sign", 4, 0.96, 6.0), ("a", "occlusion", 0, 0.4, 60.0)]
+COSTS += [("b", *row[1:]) for row in COSTS]
+
+
+def costs() -> pd.DataFrame:
+    """As the benchmark of saliency makes them; overlaps with occlusion are lower by 0.1."""
+    table = pd.DataFrame(COSTS, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
+    limits = {f"{stem}_{end}": at for stem in OVERLAPS for end, at in (("low", 0.3), ("high", 1.0))}
+    return table.assign(occlusion_overlap=table["overlap"] - 0.1, **limits)
+
+
 def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
-    costs = [("a", "sign", 1, 0.8, 2.0), ("a", "sign", 4, 0.9, 6.0), ("a", "occlusion", 0, 0.4, 60.0)]
-    costs += [("b", *row[1:]) for row in costs]
-    table = pd.DataFrame(costs, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
-    figure = cost_curves(table.assign(overlap_low=0.3, overlap_high=1.0), 4, 0.95)
-    left, right = figure.axes
-    assert [axis.get_title() for axis in (left, right)] == ["a", "b"]
-    assert [text.get_text() for text in left.texts] == ["1", "4"]
-    curves = [line.get_xydata().tolist() for line in left.lines]
-    assert [[2, 0.8], [6, 0.9]] in curves and [[60, 0.4]] in curves
-    assert [[4, 0], [4, 1]] in curves and [[0, 0.95], [1, 0.95]] in curves
+    figure = cost_curves(costs(), 0.95)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "", ""]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.texts] == ["1", "4"]
+        assert [[0, 0.95], [1, 0.95]] in [line.get_xydata().tolist() for line in axis.lines]
+    points = [np.concatenate([line.get_xydata() for line in axis.lines]).round(6).tolist() for axis in figure.axes]
+    assert all([2, 0.8] in here and [60, 0.4] in here for here in points[:2])
+    assert all([2, 0.7] in here and [60, 0.3] in here for here in points[2:])
     assert render(figure, "png").startswith(b"\x89PNG")
+
+
+def test_the_cheapest_estimator_that_reaches_the_overlap_is_named_or_the_nearest():
+    lines = saliency.cheapest(costs())
+    assert len(lines) == 4
+    assert lines[0].endswith("top 30%, a: cheapest is sign with 4 probes, 0.960 at 6.0 forward passes")
+    assert lines[3].endswith("b: none reaches it, nearest is sign with 4 probes, 0.860 at 6.0 forward passes")
+
+
+def test_saliency_is_compared_with_both_references_and_an_estimator_that_is_one_agrees_wholly():
+    reference = torch.rand(4, 10)
+    row = saliency.agreement(reference[None], reference, "occlusion_overlap")
+    assert row == dict.fromkeys(("occlusion_overlap", "occlusion_overlap_low", "occlusion_overlap_high"), 1.0) | {
+        "occlusion_spearman": pytest.approx(1.0)
+    }
+    assert saliency.agreement(-reference[None], reference, "overlap")["overlap"] == 0
+    assert set(saliency.REFERENCES) == set(OVERLAPS)
+    model, inputs = scored_models.mdlm(), scored_models.inputs(8)
+    for tried in saliency.estimators():
+        scores = tried.score(model, *inputs, seed=0)
+        assert scores.shape == inputs[0].shape[:2] and scores.min() >= 0, tried.name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
@@ -158,3 +190,71 @@ def test_the_full_sizes_are_the_published_ones():
     count["U-Net"] = sum(p.numel() for p in pipe.unet.parameters())
     assert 8.3e9 < count["LLaDA-V"] < 8.6e9  # 16.9 GB in bfloat16
     assert 859e6 < count["U-Net"] < 860e6  # Stable Diffusion 1.5's, with eight input channels
+
+
+class Stranger(torch.nn.Module):
+    """Masks the vision tokens whose sum with the noise is highest, where the authors of DiSP do."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Module()
+        self.model.embed_tokens = torch.nn.Embedding(parity_disp.MASK + 1, 4)
+        self.model.forward = lambda inputs_embeds: inputs_embeds
+        self.requires_grad_(False)
+
+    def generate_prompt_mask_kl_approx(self, prompt, *, img_mask_ratio, fisher_num_probes, topk_vocab, **_):
+        first, last = parity_disp.PLACE, prompt.shape[1] - 1
+        prompt = self.model(inputs_embeds=prompt).clone()
+        p = torch.full((1, 1, topk_vocab), 1 / topk_vocab, requires_grad=True)
+        self.attached = torch.sqrt(p).requires_grad
+        noise = sum(torch.randn_like(p).sum() for _ in range(fisher_num_probes))
+        order = torch.argsort(prompt[0, first:last].sum(1) + noise, descending=True)
+        top = first + order[: int(img_mask_ratio * (last - first))]
+        prompt[0, top] = self.model.embed_tokens(torch.tensor([parity_disp.MASK]))
+        self.model(inputs_embeds=prompt)
+        return top
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_parity_reads_the_authors_scores_and_masks_from_what_they_call(constant):
+    model, ids = Stranger(), torch.arange(parity_disp.PLACE + 2)[None]
+    vision, noise = torch.randn(1, 5, 4), torch.randn(2, 1, 1, 3)
+    run = parity_disp.their_run(model, vision, ids, noise, constant=constant, ratio=0.5)
+    assert torch.allclose(run.scores, vision[0].sum(1) + noise.sum())
+    top = vision[0].sum(1).topk(2).indices
+    assert run.masked.nonzero()[:, 0].tolist() == sorted(top.tolist())
+    assert run.answer.tolist() == (parity_disp.PLACE + top).tolist()
+    assert model.attached is not constant and not model.model._forward_pre_hooks
+    assert torch.sqrt(torch.ones(1, requires_grad=True)).requires_grad
+
+
+def test_scores_on_given_noise_are_the_estimate_and_through_the_probe_the_derivative_of_its_product():
+    model, (vision, prompt) = scored_models.Linear(), scored_models.inputs(batch=1)
+    vision = vision.double()
+    noise = torch.randn(3, 1, scored_models.POSITIONS, scored_models.VOCABULARY, dtype=torch.float64)
+
+    def product(moved, held=None):
+        logits = model.logits(moved, prompt, None).sort(descending=True).values
+        probes = fisher_probe(logits.softmax(-1) if held is None else held, noise)
+        return (probes * logits).sum((1, 2, 3))
+
+    held = model.logits(vision, prompt, None).sort(descending=True).values.softmax(-1)
+    wanted = torch.zeros(2, vision.shape[1], dtype=torch.float64)
+    for k in range(vision.shape[1]):
+        step = torch.zeros_like(vision)
+        step[0, k] = 1e-5 * (model.mask_embedding - vision[0, k])
+        for row, p in enumerate((held, None)):
+            slope = (product(vision + step, p) - product(vision - step, p)) / 2e-5
+            wanted[row, k] = slope.square().mean() / 2
+    assert torch.allclose(parity_disp.our_scores(model, vision, prompt, noise).double(), wanted[0], rtol=1e-5)
+    assert torch.allclose(parity_disp.through_the_probe(model, vision, prompt, noise)[0], wanted[1], rtol=1e-5)
+    assert not torch.allclose(wanted[0], wanted[1], rtol=0.1)
+
+
+def test_float64_reaches_into_casts_and_is_left_again():
+    model = torch.nn.Linear(2, 2)
+    with parity_disp.in_float64(model):
+        kinds = model.weight.dtype, torch.float32, torch.zeros(1).dtype, torch.zeros(1).float().dtype
+    assert set(kinds) == {torch.float64}
+    left = model.weight.dtype, torch.float32, torch.zeros(1).dtype, torch.zeros(1, dtype=torch.float64).float().dtype
+    assert len(set(left)) == 1 and left[0] is not torch.float64
