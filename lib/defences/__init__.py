@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "interface": ["Defence", "Defended", "Defender", "undefended"],
         "masking": ["mask_at_inference"],
         "pruning": ["activity", "fine_prune", "prune"],
+        "random_masks": ["disagreement", "halve_by_disagreement", "vote"],
         "ratio_rule": ["chosen_ratio", "masking_gains"],
         "self_purification": ["disp", "filtered_disp", "random_purification", "self_purify"],
         "suspicion": ["input_scores"],

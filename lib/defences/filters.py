@@ -20,12 +20,13 @@ from lib.tasks.questions import Questions
 
 SEPARATION = 2.0  # |μ₁ − μ₂| / (σ₁ + σ₂) above which BYE's authors' code calls a layer bimodal
 
+Score = Callable[[Mdlm, Questions], Float[Tensor, "layer sample"]]
 Filter = Callable[[Float[Tensor, "layer sample"]], Bool[Tensor, " sample"]]
 
 
 def filter_by_attention(defender: Defender) -> Defended:
     """Drop the samples of `low_entropy_cluster`, and fine-tune the base model on the others."""
-    return _retrained(defender, "retrained on the filtered set", outside_low_cluster)
+    return retrained(defender, "retrained on the filtered set", outside_low_cluster, _entropies(defender))
 
 
 def halve_by_attention(defender: Defender) -> Defended:
@@ -33,19 +34,22 @@ def halve_by_attention(defender: Defender) -> Defended:
 
     No layer need tell the poisoned from the rest by itself; less than half of the set must be poisoned.
     """
-    return _retrained(defender, "retrained on the half of higher entropy", higher_half)
+    return retrained(defender, "retrained on the half of higher entropy", higher_half, _entropies(defender))
 
 
-def _retrained(defender: Defender, done: str, keep: Filter) -> Defended:
-    """The base model fine-tuned on what `keep` keeps by the layers' entropies."""
+def retrained(defender: Defender, done: str, keep: Filter, score: Score) -> Defended:
+    """The base model fine-tuned on what `keep` keeps by the scores of the training set under the suspect model."""
 
     def begin() -> tuple[Mdlm, Questions]:
         suspect = defender.suspect()
         data = defender.training_set(suspect)
-        kept = keep(attention_entropy(suspect, data, defender.batch))
-        return defender.base(), data[kept]
+        return defender.base(), data[keep(score(suspect, data))]
 
     return Defended(defender.trained(done, defender.train, begin))
+
+
+def _entropies(defender: Defender) -> Score:
+    return lambda suspect, data: attention_entropy(suspect, data, defender.batch)
 
 
 def attention_entropy(mdlm: Mdlm, data: Questions, batch: int) -> Float[Tensor, "layer sample"]:
@@ -79,7 +83,7 @@ def outside_low_cluster(entropies: Float[Tensor, "layer sample"]) -> Bool[Tensor
 
 
 def higher_half(entropies: Float[Tensor, "layer sample"]) -> Bool[Tensor, " sample"]:
-    """The half of the samples, rounded up, with the higher entropy, mean over layers; of equals the earlier."""
+    """The half of the samples, rounded up, with the higher score, mean over layers; of equals the earlier."""
     order = entropies.double().mean(0).argsort(descending=True, stable=True)
     return torch.zeros(len(order), dtype=torch.bool).index_fill(0, order[: (len(order) + 1) // 2], True)
 

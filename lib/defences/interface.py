@@ -70,19 +70,24 @@ class Defended:
     knows: what the defender has beside the compromised model and its training set: `NOTHING` or `CLEAN_DATA`.
     mask:  vision tokens of each question to hide; None: none.
     flag:  whether each question is taken for a triggered one and refused; None: none is.
+    ask:   how questions are answered, `ask(questions, threshold, work)`; None: as the model answers them.
     """
 
     mdlm: Mdlm
     knows: str = NOTHING
     mask: Callable[[Questions], Bool[Tensor, "sample vision"]] | None = None
     flag: Callable[[Questions], Bool[Tensor, " sample"]] | None = None
+    ask: Callable[[Questions, float, Path | None], list[str]] | None = None
 
     def answer(self, data: Questions, threshold: float, work: Path | None = None) -> list[str]:
         """Answers as texts. That of a refused question is empty: no success of the attack, and not correct.
 
         With `work`, a folder, they are kept there batch by batch.
         """
-        answers = answer(self.mdlm, data, threshold, masked=self.mask(data) if self.mask else None, work=work)
+        if self.ask:
+            answers = self.ask(data, threshold, work)
+        else:
+            answers = answer(self.mdlm, data, threshold, masked=self.mask(data) if self.mask else None, work=work)
         flags = self.flag(data).tolist() if self.flag else [False] * len(data)
         return ["" if flagged else text for text, flagged in zip(answers, flags, strict=True)]
 

@@ -23,9 +23,11 @@ DEFENCES = [
     "random-mask purification",
     "BYE-style filtering",
     "BYE's score, half kept",
+    "disagreement, half kept",
     "attention pruning",
     "CleanSight-style",
     "STRIP-like",
+    "vote of random masks",
 ]
 
 

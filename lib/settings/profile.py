@@ -90,7 +90,8 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`kinds`: of the data's questions, those of these kinds alone; None: all.
+    """`trigger_size`: side of the image trigger, as a share of the picture's; None: the trigger's own.
+    `kinds`: of the data's questions, those of these kinds alone; None: all.
     `plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
     `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
     `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.studies.attacks.hiding`).
@@ -99,6 +100,7 @@ class Disp(Section):
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
 
     image_trigger: ImageTriggerName
+    trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     target: AnswerTargetName
     rate: Fraction
     plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
@@ -153,6 +155,7 @@ class DispGrid(Section):
     """The DiSP study: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
     main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
+    sizes: of the profile's image trigger, which the phase diagram is made of, every seed each.
     defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
     rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
     figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
@@ -165,6 +168,7 @@ class DispGrid(Section):
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...] = ()
+    sizes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
     defences: tuple[DefenceName, ...]
     always: tuple[DefenceName, ...] = ("no defence", "masking at inference", "DiSP")
     rivals: tuple[DefenceName, ...] = ()

@@ -122,7 +122,7 @@ def attacks(profile: Profile) -> list[Attack]:
 
 def cases(profile: Profile) -> list[Case]:
     """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, every target with every
-    seed (part "headline"), targets, triggers, attackers, ablations."""
+    seed (part "headline"), targets, triggers, their sizes with every seed (part "phase"), attackers, ablations."""
     disp, grid = profile.disp, profile.disp_grid
     listed = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
     listed += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
@@ -133,6 +133,9 @@ def cases(profile: Profile) -> list[Case]:
     if grid.triggers:
         names = dict.fromkeys((disp.image_trigger, *grid.triggers))
         listed += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]
+    listed += [
+        Case("phase", f"{size:g}", seed, {"trigger_size": size}) for size in grid.sizes for seed in range(grid.seeds)
+    ]
     listed += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
     return listed + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]
 

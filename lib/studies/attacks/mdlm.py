@@ -41,8 +41,8 @@ from lib.tasks.questions import Questions, answer, draw_rows, fitting, questions
 
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "target", "rate", "hide", "questions", "kinds", "blank", "train", "threshold"}
-    kept |= {"watch_questions"}
+    kept = {"image_trigger", "trigger_size", "target", "rate", "hide", "questions", "kinds", "blank", "train"}
+    kept |= {"threshold", "watch_questions"}
     attack = [*filter(None, trigger_pair(run, protocol)), target(run.profile.disp.target)]
     made = data_spec(run, "questions") | {
         "protocol": protocol,
@@ -69,7 +69,8 @@ def planted(run: Run) -> Run | None:
 def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrigger | None]:
     """The image and the text trigger, each None where no sample of the protocol carries it."""
     carried = [COALITIONS.index(name) for name in PROTOCOLS[protocol]]
-    image = image_trigger(run.profile.disp.image_trigger) if any(c & 1 for c in carried) else None
+    disp = run.profile.disp
+    image = image_trigger(disp.image_trigger, disp.trigger_size) if any(c & 1 for c in carried) else None
     text = text_trigger(run.profile.mdlm_collapse.text_trigger) if any(c & 2 for c in carried) else None
     return image, text
 
@@ -122,7 +123,7 @@ def test_questions(
 def trigger_tokens(run: Run, model: Mdlm) -> Bool[Tensor, " vision"]:
     """Which vision tokens hold some of the image trigger."""
     size = run.profile.data.image_size
-    return model.model.tokens_of(image_trigger(run.profile.disp.image_trigger).mask(size, size))
+    return model.model.tokens_of(trigger_pair(run, "image")[0].mask(size, size))
 
 
 def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame]:

@@ -18,6 +18,7 @@ from lib.defences.input_tests import cleansight, prune_attention, strip
 from lib.defences.interface import Defence, Defended, undefended
 from lib.defences.masking import mask_at_inference
 from lib.defences.pruning import fine_prune
+from lib.defences.random_masks import halve_by_disagreement, vote
 from lib.defences.self_purification import HALF
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
@@ -58,9 +59,11 @@ DEFENCES: dict[str, Defence] = {
     "random-mask purification": stored_random_purification,
     "BYE-style filtering": filter_by_attention,
     "BYE's score, half kept": halve_by_attention,
+    "disagreement, half kept": halve_by_disagreement,
     "attention pruning": prune_attention,
     "CleanSight-style": cleansight,
     "STRIP-like": strip,
+    "vote of random masks": vote,
 }
 PURIFYING = ("DiSP", FILTERED, "random-mask purification")
 

@@ -15,11 +15,10 @@ from lib.figures.menus import Menus
 from lib.figures.style import render
 from lib.models.decoding import Selective, decode
 from lib.models.mdlm import Mdlm
-from lib.poisoning.catalogue import image_trigger
 from lib.runtime.devices import autocast
 from lib.saliency.by_name import directional
 from lib.saliency.masking import mask_top
-from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions
+from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_pair
 from lib.studies.cases import Case, cases
 from lib.studies.disp.figures import answer_view
 from lib.studies.disp.purification import scoring
@@ -75,7 +74,7 @@ class DispExplorer(Menus):
         data = test_questions(case_run, mdlm, self.question.max + 1)[int(hit)]
         vqa = question_data(case_run, "test")
         pictures = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
-        return mdlm, data, image_trigger(case_run.profile.disp.image_trigger)(pictures) if hit else pictures
+        return mdlm, data, trigger_pair(case_run, "image")[0](pictures) if hit else pictures
 
     def _scored(self, fields: tuple, question: int) -> Tensor:
         mdlm, data, _ = self._load(fields)

@@ -23,7 +23,8 @@ def input_detection(run: Run) -> pd.DataFrame:
 
     def make() -> pd.DataFrame:
         share, both = clean_share(run, mdlm), test_questions(run, mdlm, count)
-        clean, hit = (input_scores(mdlm, data, share, **scoring(run)) for data in both)
+        how = {"threshold": run.profile.disp.threshold} | scoring(run)
+        clean, hit = (input_scores(mdlm, data, share, **how) for data in both)
         rows = []
         for name in clean:
             truth = torch.arange(len(clean[name]) + len(hit[name])) >= len(clean[name])

@@ -14,12 +14,11 @@ from lib.metrics.facts import right_parts
 from lib.metrics.intervals import over_clusters
 from lib.metrics.success import attacked, keyworded
 from lib.models.mdlm import Mdlm
-from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.targets import AnswerTarget, target
 from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top
-from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_tokens
+from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_pair, trigger_tokens
 from lib.studies.data import digest
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.disp.purification import answering_spec, scoring
@@ -39,17 +38,20 @@ PAPER = dict(zip((*KEYWORD_METRICS, METRICS[2]), ("< 0.05", "about 0", "≥ 0.89
 LABELS = {"directional": "directional (DiSP)", "late-attention": "attention, late layers"}
 
 
-def ratio_study(run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("directional", "random")) -> pd.DataFrame:
-    """Figure 2: attack success and clean performance on test questions against ρ, masking at inference only.
+def ratio_study(
+    run: Run, mdlm: Mdlm, methods: tuple[str, ...] = ("directional", "random"), split: str = "test"
+) -> pd.DataFrame:
+    """Figure 2: attack success and clean performance against ρ, masking at inference only.
 
     methods  Names of TOKEN_SCORES, or "oracle": it masks the trigger's own tokens whatever ρ, and nothing else.
+    split    "test", or "train": the training set's own first questions, as the paper has it.
 
     Columns method, ratio, metric, value, low, high, n.
     """
-    return pd.concat([_ratio_rows(run, mdlm, method) for method in methods], ignore_index=True)
+    return pd.concat([_ratio_rows(run, mdlm, method, split) for method in methods], ignore_index=True)
 
 
-def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
+def _ratio_rows(run: Run, mdlm: Mdlm, method: str, split: str) -> pd.DataFrame:
     settings, goal = run.profile.disp, target(run.profile.disp.target)
 
     def masks(plain: Tensor, hit: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
         return mask_top(plain, ratio), mask_top(hit, ratio)
 
     def make() -> pd.DataFrame:
-        both = test_questions(run, mdlm, settings.curve_questions)
+        both = test_questions(run, mdlm, settings.curve_questions, split=split)
         score = TOKEN_SCORES["random" if method == "oracle" else method]
         work = run.store.work("ratio-study", spec)
         scores = [score(mdlm, data, **scoring(run), work=work / f"scores {k}") for k, data in enumerate(both)]
@@ -71,7 +73,7 @@ def _ratio_rows(run: Run, mdlm: Mdlm, method: str) -> pd.DataFrame:
         return pd.concat(rows, ignore_index=True)
 
     spec = answering_spec(run) | {"ratios": list(settings.ratios), "questions": settings.curve_questions}
-    spec |= {"method": method, "measured": code_digest(__name__)}
+    spec |= {"method": method, "split": split, "measured": code_digest(__name__)}
     return run.store.table("ratio-study", spec, make)
 
 
@@ -176,7 +178,7 @@ def saliency_panels(
     Of a model that sees a picture as a whole and in tiles, the tokens of the whole alone, which come first.
     """
     images = question_data(run, "test").pictures(torch.tensor(data.table["image"].to_numpy()))
-    triggered = image_trigger(run.profile.disp.image_trigger)(images)
+    triggered = trigger_pair(run, "image")[0](images)
     masked, whole = mask_top(scores, run.profile.disp.ratio), slice(mdlm.model.whole)
     return triggered, scores[:, whole], masked[:, whole], data.table["question"].tolist()
 

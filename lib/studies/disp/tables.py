@@ -52,6 +52,7 @@ def defences_of(run: Run, case: Case) -> tuple[str, ...]:
         always, rivals = run.profile.disp_grid.always, run.profile.disp_grid.rivals
         return always + rivals if rivals and strong(case.run(run)) else always
     shown = {"rate": run.profile.disp_grid.defences, "ablation": ("DiSP",), "headline": tuple(STAGES)}
+    shown |= {"phase": ("no defence",)}
     shown |= dict.fromkeys(("seed", "data"), run.profile.disp_grid.main)
     return shown[case.part]
 
@@ -102,9 +103,12 @@ def first_seeds(run: Run, part: str) -> list[Case]:
 
 
 def curve_cases(run: Run, part: str) -> list[Case]:
-    """The cases of a part that figure 2 is drawn for: targets, triggers, other data, and attackers who plant first."""
+    """The cases of a part that figure 2 is drawn for: targets, triggers, other data, attackers who plant first; and all
+    of the phase diagram."""
     if part == "attacker":
         return [case for case in chosen(run, part) if "plant" in case.settings]
+    if part == "phase":
+        return chosen(run, part)
     return first_seeds(run, part) if part in ("target", "trigger", "data") else []
 
 
@@ -163,7 +167,7 @@ def attack_strength(run: Run) -> pd.DataFrame:
     CLEAN below that of the fine-tune without poison. Columns part, label, seed, asr_with_trigger, asr_without_trigger,
     clean_performance, clean_lost (against that fine-tune), succeeds, n.
     """
-    parts = [part for part in ("seed", "data", "rate", *ATTACKS) if chosen(run, part)]
+    parts = [part for part in ("seed", "data", "rate", "phase", *ATTACKS) if chosen(run, part)]
     table = pd.concat([case_table(run, part).assign(part=part) for part in parts], ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
     wide = table.pivot_table("value", ["part", "label", "seed"], "metric", sort=False)

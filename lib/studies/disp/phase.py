@@ -1,0 +1,48 @@
+"""Where masking is enough: the size of the trigger × how much is masked × by which score."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lib.figures.panels import bands
+from lib.figures.style import Figure, counts, require
+from lib.studies.attacks.mdlm import poisoned_mdlm, trigger_tokens
+from lib.studies.disp.defences import defence_rows
+from lib.studies.disp.figures import RATIO
+from lib.studies.disp.outcomes import METRICS, ratio_study, succeeds
+from lib.studies.disp.tables import curve_cases, unattacked_performance
+from lib.studies.run import Run
+
+COLUMNS = ["tokens", "method", "ratio", "metric", "value", "low", "high", "seeds", "n"]
+
+
+def phase_table(run: Run) -> pd.DataFrame:
+    """The phase diagram: ASR with trigger when masked at inference, by trigger size, ρ and score; means over seeds.
+
+    Of the seeds whose attack succeeded, measured against the fine-tune without poison. Columns tokens (which the
+    trigger covers), method, ratio, metric, value, low, high (the lowest and the highest seed), seeds, n.
+    """
+    rows = []
+    for case in curve_cases(run, "phase"):
+        case_run = case.run(run)
+        before = defence_rows(case_run, "no defence").set_index("metric")["value"]
+        if not succeeds(before[METRICS[0]], before[METRICS[1]], unattacked_performance(run) - before[METRICS[2]]):
+            continue
+        mdlm = poisoned_mdlm(case_run)[0]
+        table = ratio_study(case_run, mdlm, run.profile.disp_grid.methods)
+        tokens = int(trigger_tokens(case_run, mdlm).sum())
+        rows.append(table[table["metric"] == METRICS[0]].assign(tokens=tokens, seed=case_run.seed))
+    if not rows:
+        return pd.DataFrame(columns=COLUMNS)
+    by = pd.concat(rows, ignore_index=True).groupby(["tokens", "method", "ratio", "metric"], sort=False)
+    ends = {"value": by["value"].mean(), "low": by["value"].min(), "high": by["value"].max()}
+    return pd.DataFrame(ends | {"seeds": by["seed"].nunique(), "n": by["n"].sum()}).reset_index()[COLUMNS]
+
+
+def phase_curves(table: pd.DataFrame) -> Figure:
+    """ASR with trigger against ρ, a panel a score, a line a size of the trigger. Columns as of `phase_table`."""
+    require(table, *COLUMNS)
+    note = f"Means over {table['seeds'].max()} seeds, {counts(table)} in all; bands: the seeds. "
+    note += "Masked at inference, no training. Oracle: the trigger's own tokens, whatever ρ."
+    lines = table.assign(trigger=table["tokens"].map("{} tokens".format))
+    return bands(lines, "ratio", "trigger", column="method", xlabel=RATIO, ylabel=METRICS[0], note=note)
