@@ -18,7 +18,7 @@ from lib.studies.disp.outcomes import METRICS
 from notebooks import FIGURES, NOTEBOOKS
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 2}
-PARTS = ("steps", "size", "target", "remedy", "detect")  # what the rest changes never reaches the device
+PARTS = ("steps", "size", "target", "remedy", "detect")  # the others change data, which are poisoned on the CPU
 
 
 @pytest.fixture(scope="module")
