@@ -1,5 +1,7 @@
 """Two processes on one CPU, as `accelerate launch` starts them by one of the profile's configurations."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,18 +22,22 @@ from safetensors.torch import load_file
 from lib.runtime.processes import LOST
 from lib.settings.paths import PROFILES
 
-TASKS = "wait,learn_mdlms,learn_editor,shards,attack,purify"
+TASKS = ("wait", "learn_mdlms", "learn_editor", "shards", "attack", "purify")
 LIMIT = 300  # seconds until a launch that hangs is given up
 
 
 @contextmanager
-def launched(kind: str, tasks: str, folder: Path):
-    """Two processes at `tasks` by the configuration `kind`, what they say in `folder`/log; none outlives it."""
+def launched(kind: str, folder: Path, *tasks: str):
+    """Two processes at `worker`'s command and tasks by the configuration `kind`, what they say in `folder`/log.
+
+    None outlives it.
+    """
     file = PROFILES / "accelerate" / f"{kind}.yaml"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [worker.__file__, folder, *tasks]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, worker.__file__, tasks, folder], stderr=log, stdout=log, env=environment)
+        process = subprocess.Popen(command, stderr=log, stdout=log, env=environment)
     try:
         yield process
     finally:
@@ -63,22 +70,36 @@ def attacked(folder: Path) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
     return pd.read_csv(artifact / "curve.csv"), load_file(artifact / "mdlm" / "model.safetensors")
 
 
-def killed_and_restarted(kind: str, folder: Path) -> tuple[pd.DataFrame, dict[str, torch.Tensor]]:
-    """The study's compromised model by `python -m lib.studies.runs`, the second process killed after the first save."""
-    log, mark = folder / "log", folder / "mark.json"
-    with launched(kind, "attack_by_command", folder) as process:
-        until(lambda: list(folder.rglob("progress.safetensors")), process)
-        ranks = {each.environ().get("RANK"): each for each in psutil.Process(process.pid).children()}
-        ranks["1"].send_signal(signal.SIGKILL)
-        assert process.wait(LIMIT) != 0
-        assert not any(each.is_running() for each in ranks.values())
-    assert LOST in log.read_text()
-    assert not mark.exists() and list(folder.rglob("progress.safetensors"))
-    with launched(kind, "attack_by_command", folder) as process:
-        assert process.wait(LIMIT) == 0, log.read_text()
-    first = re.search(r"poisoned MDLM:.*?\| (\d+)/", log.read_text())
-    assert int(first[1]) > 0, "it must go on, not begin anew"
-    assert not list(folder.rglob("progress.safetensors"))
-    ((kind, key),) = json.loads(mark.read_text()).items()
-    assert (folder / "store" / kind / key / "curve.csv").is_file()
-    return attacked(folder)
+@dataclass(frozen=True)
+class Killed:
+    """The study's compromised model by `python -m lib.studies.runs`, the second of two processes killed on the way."""
+
+    folder: Path  # of the study
+    mark: Path
+    said: str  # by the killed launch
+    code: int
+    left: list[str]  # of the killed launch: processes, and a mark
+
+    @classmethod
+    def by(cls, kind: str, folder: Path) -> Killed:
+        """Killed when it has saved for the first time."""
+        study, mark = folder / "killed", folder / "killed" / "mark.json"
+        study.mkdir()
+        (study / "models.json").write_text((folder / "models.json").read_text())
+        with launched(kind, folder) as process:
+            until(lambda: list(study.rglob("progress.safetensors")), process)
+            ranks = {each.environ().get("RANK"): each for each in psutil.Process(process.pid).children()}
+            ranks["1"].send_signal(signal.SIGKILL)
+            code = process.wait(LIMIT)
+            left = [str(each) for each in ranks.values() if each.is_running()] + [str(mark)] * mark.exists()
+        assert list(study.rglob("progress.safetensors"))
+        return cls(study, mark, (folder / "log").read_text(), code, left)
+
+    def check(self, restarted: str) -> None:
+        """That the launch ended with its process, and that `restarted`, what the next one said, went on from there."""
+        assert self.code != 0 and LOST in self.said and not self.left
+        first = re.search(r"poisoned MDLM:.*?\| (\d+)/", restarted)
+        assert int(first[1]) > 0, "it must go on, not begin anew"
+        assert not list(self.folder.rglob("progress.safetensors"))
+        ((kind, key),) = json.loads(self.mark.read_text()).items()
+        assert (self.folder / "store" / kind / key / "curve.csv").is_file()

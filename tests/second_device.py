@@ -21,7 +21,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -93,38 +92,61 @@ class Draws(torch.Generator):
 class Mode(TorchDispatchMode):
     """Sees what makes a tensor from none, too."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and saying so at every operation takes time
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return dispatched(func, args, kwargs or {})
 
 
 def dispatched(func, args: tuple, kwargs: dict):
     """`func` of the held tensors. Raises RuntimeError where tensors or a generator of both devices meet."""
-    second = any(isinstance(part, Second) for part in tree_leaves((args, kwargs)))
+    given = parts((*args, *kwargs.values()))
+    second = any(isinstance(part, Second) for part in given)
     asked = kwargs.get("device")
     target = (NAME if second else "cpu") if asked is None else torch.device(asked).type
     if second and func is not COPY:
-        refuse_both(func, args, kwargs)
+        refuse_both(func, args, kwargs, given)
     draws = kwargs.get("generator")
     if draws is not None and Draws.places.get(draws._cdata, "cpu") != target:
         raise RuntimeError(f"{func}: a generator of another device than {target}")
     if asked is not None:
         kwargs = kwargs | {"device": "cpu"}
-    held_args, held_kwargs = tree_map(held, (args, kwargs))
-    out = func(*held_args, **held_kwargs)
+    out = func(*of_parts(held, args), **{name: of_parts(held, part) for name, part in kwargs.items()})
     if func is COPY:
         return args[0]
     if target != NAME:
         return out
-    out = tree_map(lambda part: Second(part) if isinstance(part, Tensor) else part, out)
+    out = of_parts(lambda part: Second(part) if isinstance(part, Tensor) else part, out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 
 
-def refuse_both(func, args: tuple, kwargs: dict) -> None:
+def refuse_both(func, args: tuple, kwargs: dict, given: list) -> None:
     """As on CUDA: single numbers on the CPU are taken, and so are indices into what lies on the device."""
-    asked = (args[0], args[2:], kwargs) if func in INDEXED and isinstance(args[0], Second) else (args, kwargs)
-    for part in tree_leaves(asked):
+    if func in INDEXED and isinstance(args[0], Second):
+        given = parts((args[0], *args[2:], *kwargs.values()))
+    for part in given:
         if isinstance(part, Tensor) and not isinstance(part, Second) and part.ndim:
             raise RuntimeError(f"{func}: {list(part.shape)} on the CPU and another tensor on the second device")
+
+
+def parts(given: tuple | list) -> list:
+    """What an operation is given, taken out of tuples and lists: torch's own walk takes longer than the operations."""
+    flat = []
+    for each in given:
+        if isinstance(each, (tuple, list)):
+            flat += parts(each)
+        else:
+            flat.append(each)
+    return flat
+
+
+def of_parts(function, given):
+    """`function` of what is given, or of every part of a tuple or list."""
+    if isinstance(given, (tuple, list)):
+        return tuple([of_parts(function, each) for each in given])
+    return function(given)
 
 
 def held(part):
@@ -143,7 +165,7 @@ def register() -> None:
         def kernel(*args, **kwargs):
             dtype = torch.get_autocast_dtype(NAME) if low else torch.float32
             with torch._C._ExcludeDispatchKeyGuard(autocast):
-                args, kwargs = tree_map(lambda part: part.to(dtype) if floating(part) else part, (args, kwargs))
+                args = of_parts(lambda part: part.to(dtype) if floating(part) else part, args)
                 return operation(*args, **kwargs)
 
         torch.library.impl(f"aten::{name}", "AutocastPrivateUse1")(kernel)
@@ -179,12 +201,14 @@ def second_device() -> Iterator[None]:
 def main(profile: str, out: str, overrides: str, *notebooks: str) -> None:
     from cells import run_all
 
+    from lib.figures import style
     from lib.runtime import devices
     from lib.studies import run
 
     parameters = {"profile": profile, "seed": 0, "device": NAME, "out": out, "overrides": json.loads(overrides)}
     where = patch.object(devices, "resolve_device", torch.device), patch.object(run, "BUILD", Path(out) / "build")
-    with where[0], where[1], second_device():
+    drawn_letters = patch.dict(style.STYLE, {"pdf.fonttype": 3})  # sooner written than embedded fonts
+    with where[0], where[1], drawn_letters, second_device():
         run_all(notebooks, parameters)
 
 

@@ -1,4 +1,7 @@
-"""What a launch runs in test_processes: accelerate launch … tests/worker.py TASK,… FOLDER"""
+"""What the launches of tests/slow run: accelerate launch … tests/worker.py FOLDER [TASK …]
+
+A study's command, in FOLDER/killed, and while it has the processes joined, the tasks.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
 import torch
@@ -16,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lib.models.adapters import adapted
 from lib.models.mdlm import Mdlm
 from lib.runtime import store, training
-from lib.runtime.processes import count, joined, rank
+from lib.runtime.processes import count, rank
 from lib.runtime.shards import sharded
 from lib.runtime.store import Store
 from lib.runtime.training import fit
@@ -133,15 +137,6 @@ def shards(folder: Path) -> None:
     (folder / f"seen-by-{rank()}").write_text(json.dumps(found.tolist()))
 
 
-def attack_by_command(folder: Path) -> None:
-    """The same by `python -m lib.studies.runs`."""
-    profile = study(folder).profile.model_dump(mode="json")
-    overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
-    config.BUILD, chosen = folder, ("--profile", "smoke", "--overrides", overrides)
-    sys.argv = ["lib.studies.runs", "mdlm-poisoned", *chosen, "--mark", str(folder / "mark.json")]
-    runs.main()
-
-
 def study(folder: Path) -> config.Run:
     """A tiny study below `folder`, on the models that models.json there names."""
     import tiny
@@ -169,14 +164,27 @@ def wait(folder: Path) -> None:
     Store(folder).table("waited", {}, lambda: pd.DataFrame({"x": [1]}))
 
 
+def command(folder: Path, tasks: list[str]) -> None:
+    """The compromised model of the study in `killed` by `python -m lib.studies.runs`, then the tasks."""
+    killed, known = folder / "killed", runs.profile_runs
+    profile = study(killed).profile.model_dump(mode="json")
+    overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
+    chosen = ("--profile", "smoke", "--overrides", overrides, "--mark", str(killed / "mark.json"))
+
+    def make(run: config.Run) -> dict:
+        made = known(run.profile)["mdlm-poisoned"](run)
+        assert count() == int(os.environ["WORLD_SIZE"])
+        for task in tasks:
+            globals()[task](folder)
+        return made
+
+    in_place = patch.object(config, "BUILD", killed), patch("sys.argv", ["lib.studies.runs", "mdlm-poisoned", *chosen])
+    with in_place[0], in_place[1], patch.object(runs, "profile_runs", lambda _: {"mdlm-poisoned": make}):
+        runs.main()
+
+
 if __name__ == "__main__":
-    name, folder = sys.argv[1], Path(sys.argv[2])
-    if name == "attack_by_command":
-        attack_by_command(folder)
-    else:
-        if "learn_" in name:
-            MDLMS.update(mdlms(folder / f"checkpoints-{os.environ.get('RANK', 0)}"))
-        with joined():
-            assert count() == int(os.environ.get("WORLD_SIZE", 1))
-            for task in name.split(","):
-                globals()[task](folder)
+    folder, tasks = Path(sys.argv[1]), sys.argv[2:]
+    if any(task.startswith("learn_") for task in tasks):
+        MDLMS.update(mdlms(folder / f"checkpoints-{os.environ['RANK']}"))
+    command(folder, tasks)

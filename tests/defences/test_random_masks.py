@@ -1,3 +1,4 @@
+import pytest
 import tiny
 import torch
 
@@ -9,6 +10,9 @@ from lib.settings.sections import Train
 
 PLAIN = torch.tensor([[1, 2], [3, 4], [5, 6]])
 TRAIN = Train(steps=1, batch=1, lr=1e-3)
+
+
+pytestmark = pytest.mark.usefixtures("untyped")
 
 
 class Few:

@@ -40,6 +40,6 @@ def one_process(tmp_path_factory, models) -> Path:
     with pytest.MonkeyPatch.context() as patch:  # what tasks set in a process of their own
         patch.setattr(store, "PULSE", store.PULSE)
         patch.setattr(questions, "together", questions.together)
-        for task in TASKS.split(","):
+        for task in TASKS:
             getattr(worker, task)(folder)
     return folder

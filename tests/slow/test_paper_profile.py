@@ -17,7 +17,8 @@ from lib.studies.disp.mmmu import MMMU
 from lib.studies.disp.outcomes import METRICS
 from notebooks import FIGURES, NOTEBOOKS
 
-SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 1}
+SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 2}
+PARTS = ("steps", "size", "target", "remedy", "detect")  # the others change data, which are poisoned on the CPU
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +26,12 @@ def overrides(tmp_path_factory) -> dict:
     """The profile shrunk to seconds, its models and data in a folder of this machine."""
     folder = tmp_path_factory.mktemp("published")
     sampling = {"steps": 2, "batch": 4}
-    collapse = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
+    collapse = {"edits": 12, "train": SHORT | {"batch": 6}, "sampling": sampling, "samples": 3, "watch_samples": 1}
     disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 4, "curve_questions": 4}
     disp |= {"watch_questions": 2, "threshold": 0.01, "batch": 4, "ratios": [0.0, 0.5], "target": "dog as cat"}
     paper = load_profile("paper")
-    variants = [v.model_dump() for v in {v.part: v for v in reversed(paper.grid.variants)}.values()]  # one of each part
+    variants = {v.part: v for v in reversed(paper.grid.variants)}
+    variants = [variants[part].model_dump() for part in PARTS]
     for variant in variants:
         variant["settings"] = {k: v for k, v in variant["settings"].items() if k not in ("train", "watch_samples")}
     grid = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeded_rate": 0.1, "seeds": 1}

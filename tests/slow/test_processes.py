@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 import worker
-from launches import LIMIT, TASKS, attacked, killed_and_restarted, launched, trained, until
+from launches import LIMIT, TASKS, Killed, attacked, launched, trained, until
 
 from lib.runtime.seeds import generator
 from lib.runtime.store import Store, exclusive
@@ -17,11 +17,17 @@ NAMES = ("float32", "float64", "llada-v", "lavida", "gemma", "editor")
 
 
 @pytest.fixture(scope="module")
-def done(one_process, tmp_path_factory, models):
-    """Folders of what one process made and of what two made."""
-    two = tmp_path_factory.mktemp("two")
-    (two / "models.json").write_text(json.dumps(models))
-    with launched("ddp", TASKS, two) as process:
+def killed(tmp_path_factory, models) -> Killed:
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "models.json").write_text(json.dumps(models))
+    return Killed.by("ddp", folder)
+
+
+@pytest.fixture(scope="module")
+def done(one_process, killed):
+    """Folders of what one process made and of what two made, who also went on with what was killed."""
+    two = killed.folder.parent
+    with launched("ddp", two, *TASKS) as process:
         with exclusive(two / "locks" / Store(two).key("waited", {}), "the test waits"):
             until(lambda: "is being made by another process; waiting" in (two / "log").read_text(), process)
             time.sleep(0.5)
@@ -83,11 +89,11 @@ def test_saliency_and_answers_of_the_training_set_are_the_same_to_the_byte(done,
     assert len(first) == len(second) == 1 and first[0].read_bytes() == second[0].read_bytes()
 
 
-def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(done, tmp_path, models):
+def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(done, killed):
     """To the bit what two processes do without a kill, to round-off what one does."""
-    (tmp_path / "models.json").write_text(json.dumps(models))
+    killed.check((done[1] / "log").read_text())
     (one, _), (two, expected) = map(attacked, done)
-    curve, weights = killed_and_restarted("ddp", tmp_path)
+    curve, weights = attacked(killed.folder)
     pd.testing.assert_frame_equal(curve, two, check_exact=True)
     assert set(weights) == set(expected) and all(torch.equal(weights[name], expected[name]) for name in expected)
     pd.testing.assert_frame_equal(curve, one, rtol=1e-4)

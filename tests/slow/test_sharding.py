@@ -5,17 +5,23 @@ import json
 import pandas as pd
 import pytest
 import torch
-from launches import LIMIT, attacked, killed_and_restarted, launched, trained
+from launches import LIMIT, Killed, attacked, launched, trained
 
 NAMES = ("float64", "llada-v", "gemma")
 
 
 @pytest.fixture(scope="module")
-def done(one_process, tmp_path_factory, models):
-    """Folders of what one process made and of what two made."""
-    two = tmp_path_factory.mktemp("two")
-    (two / "models.json").write_text(json.dumps(models))
-    with launched("fsdp", "learn_sharded,attack", two) as process:
+def killed(tmp_path_factory, models) -> Killed:
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "models.json").write_text(json.dumps(models))
+    return Killed.by("fsdp", folder)
+
+
+@pytest.fixture(scope="module")
+def done(one_process, killed):
+    """Folders of what one process made and of what two made, who also went on with what was killed."""
+    two = killed.folder.parent
+    with launched("fsdp", two, "learn_sharded", "attack") as process:
         assert process.wait(LIMIT) == 0, (two / "log").read_text()
     return one_process, two
 
@@ -40,10 +46,10 @@ def test_each_process_holds_half_of_what_is_trained(done):
         assert first + second == whole and max(first, second) < 0.6 * whole
 
 
-def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(done, tmp_path, models):
-    (tmp_path / "models.json").write_text(json.dumps(models))
+def test_a_killed_process_ends_the_launch_and_the_same_command_goes_on(done, killed):
+    killed.check((done[1] / "log").read_text())
     (one, _), (two, expected) = map(attacked, done)
-    curve, weights = killed_and_restarted("fsdp", tmp_path)
+    curve, weights = attacked(killed.folder)
     pd.testing.assert_frame_equal(curve, two, check_exact=True)
     assert set(weights) == set(expected) and all(torch.equal(weights[name], expected[name]) for name in expected)
     pd.testing.assert_frame_equal(curve, one, rtol=1e-4)

@@ -19,7 +19,7 @@ from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 SHOWN = (METRICS[0], METRICS[2], MMMU)
 NUMBER = ("metric", "value", "low", "high", "n")
 RATIO = r"mask ratio $\rho$"
-LINE = 112  # letters of a line of text below a picture
+LINE = 96  # letters of a line of text below a picture
 WILSON = "95 % Wilson intervals over pictures"
 
 
@@ -47,7 +47,9 @@ def stage_dots(table: pd.DataFrame) -> Figure:
     require(table, "target", "stage", "seeds", *NUMBER)
     labelled = table.assign(label=table["target"] + ", " + table["stage"])
     rows = labelled[labelled["metric"].isin((*KEYWORD_METRICS[:1], *SHOWN))]
-    note = f"Lines: 95 % t-intervals over {table['seeds'].max()} seeds, {counts(rows)} in all; ticks: the seeds."
+    seeds = table["seeds"].max()
+    over = f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{WILSON}, one seed"
+    note = f"Lines: {over}, {counts(rows)} in all{'; ticks: the seeds' * (seeds > 1)}."
     return defence_dots(labelled, (METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU), note)
 
 
