@@ -204,11 +204,7 @@ MEASURED = {  # what makes each kind of artifact, and in what its batches end
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, models):
     """A study whose models are trained once for all that is measured of them."""
-<<<<<<< HEAD
-    settings = {"ratios": [0.0, 0.5], "ratio": 0.5, "batch": 3}
-=======
-    settings = {"ratios": [0.0, 0.5], "ratio": 0.5, "batch": 3, "confidence": 0.0, "threshold": 0.01}
->>>>>>> wt-a
+    settings = {"ratios": [0.0, 0.5], "ratio": 0.5, "batch": 3, "threshold": 0.01}
     return tiny.short_run(tmp_path_factory.mktemp("measured"), models, disp=settings)
 
 
