@@ -13,10 +13,10 @@ import argparse
 import torch
 
 from benchmarks.harness import main
+from lib.metrics.facts import stated_facts
 from lib.metrics.intervals import over_clusters
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top, random_scores
-from lib.studies.base_models.quality import stated_facts
 from lib.studies.models import base_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import run_parameters
