@@ -98,5 +98,5 @@ def test_a_missing_key_is_named(tmp_path, monkeypatch):
 
 
 def test_unknown_profile_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'lptop' does not exist: choose one of laptop, paper, smoke"):
+    with pytest.raises(ValueError, match="'lptop' does not exist: choose one of disp-authors, laptop, paper, smoke"):
         load_profile("lptop")

@@ -62,7 +62,7 @@ def clean_measures(run: Run) -> pd.DataFrame:
 def _of_kind(run: Run, mdlm: Mdlm, kind: str, work: Path) -> pd.DataFrame:
     settings, test = run.profile.disp, question_data(run, "test")
     table = draw_rows(test.table[test.table["kind"] == kind], settings.curve_questions, run.seed, "test")
-    data, blind = questions(mdlm, test, table), None
+    data, blind = questions(mdlm, test, table), float("nan")
     if kind == CHOICE:
         train = question_data(run, "train").table
         usual = train[train["kind"] == kind].assign(word=lambda t: t["answer"].map(word)).groupby("question")["word"]
