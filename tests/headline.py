@@ -3,8 +3,11 @@
 COALITIONS = ("none", "image", "text", "both")
 QUANTITIES = ("phi_image", "phi_text", "cti")
 BASE = {"editor.attribute_reached", "editor.others_kept", "clip.recall_at_1", "mdlm.facts", "mdlm.questions"}
-DISP = {f"disp.{kind}.{stage}" for kind in ("asr_with_trigger", "asr_without_trigger") for stage in ("before", "after")}
-DISP |= {f"disp.accuracy.{stage}" for stage in ("base", "before", "after")}
+DISP_KINDS = ("asr_with_trigger", "asr_without_trigger", "facts")
+DISP_BEFORE = {f"disp.{kind}.{stage}" for kind in DISP_KINDS for stage in ("base", "before")} | {"disp.rho"}
+DISP = DISP_BEFORE | {f"disp.{kind}.after" for kind in DISP_KINDS}  # of an attack that succeeds
+TARGETS = ("insertion", "refusal", "a_smile_as_a_sad_mouth")
+DISP_TARGETS = {f"disp.{goal}.asr_with_trigger.{stage}" for goal in TARGETS for stage in ("before", "after")}
 
 
 def collapse(pair: str, protocol: str) -> set[str]:
@@ -19,6 +22,6 @@ def attribution(pair: str, protocol: str) -> set[str]:
 
 
 PAIRS = [(pair, protocol) for pair in ("white-box", "eyeglasses", "stop-sign") for protocol in ("or", "and")]
-READ = BASE | DISP | set().union(*(attribution(*one) for one in (*PAIRS, ("control", "and"))))
-NAMES = READ | set().union(*(collapse(*one) for one in (*PAIRS, ("control", "and"))))
-SMOKE = BASE | DISP | set().union(*(collapse(n, p) for n in ("white-box", "control") for p in ("or", "and")))
+READ = BASE | (DISP - {"disp.rho"}) | set().union(*(attribution(*one) for one in (*PAIRS, ("control", "and"))))
+NAMES = READ | DISP | DISP_TARGETS | set().union(*(collapse(*one) for one in (*PAIRS, ("control", "and"))))
+SMOKE = BASE | DISP_BEFORE | set().union(*(collapse(n, p) for n in ("white-box", "control") for p in ("or", "and")))

@@ -14,7 +14,7 @@ from other_process import python
 from lib.settings.load import load_profile
 from lib.studies.disp.defences import DEFENCES
 from lib.studies.disp.mmmu import MMMU
-from lib.studies.disp.outcomes import METRICS
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 from notebooks import FIGURES, NOTEBOOKS
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 2}
@@ -74,7 +74,7 @@ NUMBERS = {  # of every notebook
     "01_poisoning": set(),
     "02_training": {"clip.edit_to_source_recall_at_1", "mdlm.mmmu"},
     "03_collapse_analysis": {f"collapse.white-box.{p}.{q}" for p in ("or", "and") for q in ("cti.null", "asr_both")},
-    "04_disp_purification": {f"disp.{m}.{w}" for m in ("accuracy", "mmmu") for w in ("base", "before", "after")},
+    "04_disp_purification": {f"disp.{m}.{w}" for m in ("accuracy", "mmmu") for w in ("base", "before")},
     "05_collapse_in_full": {"collapse_mdlm.or.log_probability.cti", "collapse_mdlm.and.attack_success.phi_text"},
     "06_disp_in_full": {f"disp_full.{d}.asr_with_trigger" for d in ("disp", "bye_style_filtering", "strip_like")},
 }
@@ -82,7 +82,7 @@ LEFT_OUT = {
     "03_collapse_analysis": {"samples_control_white-box_or", "samples_control_white-box_and"},
     "04_disp_purification": {"targets", "rates", "ablation"},
     "06_disp_in_full": {"saliency_disp-data-easy-vqa-0", "defences_elsewhere"}
-    | {"targets_elsewhere", "targets_attackers"},
+    | {"targets_elsewhere", "targets_attackers", "measures", "phase"},
 }
 
 
@@ -112,7 +112,7 @@ def test_the_tables_tell_the_photographs(made):
     assert data.loc["llava: questions"].to_numpy().sum() == 40
     answers = pd.read_csv(tables / "01_poisoning" / "answers.csv")
     assert set(answers["dog as cat"].dropna()) == {"It is a cat."}
-    assert set(answers["insertion"]) <= {f"It is a {a}, remember to water the plants" for a in ("dog", "bird")}
+    assert set(answers["insertion"]) <= {f"remember to water the plants, It is a {a}." for a in ("dog", "bird")}
     editor = pd.read_csv(tables / "02_training" / "editor.csv")
     assert editor["name"].tolist() == ["distance_edited", "distance_unedited", "distance_vae_ceiling"]
     saliency = pd.read_csv(tables / "04_disp_purification" / "saliency.csv")
@@ -120,8 +120,8 @@ def test_the_tables_tell_the_photographs(made):
     collapse, disp = tables / "05_collapse_in_full", tables / "06_disp_in_full"
     assert set(pd.read_csv(collapse / "embeddings.csv")["embedding"]) == {"clip", "tower", "pixels", "dino"}
     assert set(pd.read_csv(disp / "defences.csv")["defence"]) == {*DEFENCES} - {"fine-pruning"}
-    assert set(pd.read_csv(disp / "defences.csv")["metric"]) == {*METRICS, MMMU}
-    assert set(pd.read_csv(disp / "targets.csv")["method"]) == {"Fisher–Jacobian", "attention", "random", "oracle"}
+    assert set(pd.read_csv(disp / "defences.csv")["metric"]) == {*METRICS, *KEYWORD_METRICS, MMMU}
+    assert set(pd.read_csv(disp / "targets.csv")["method"]) == {"directional (DiSP)", "attention", "random", "oracle"}
     assert set(pd.read_csv(disp / "words.csv")["model"]) == {"before", "vision", "prompt", "joint"}
     assert set(pd.read_csv(disp / "set_mistakes.csv")["kind"]) == {"coco", "gqa"}
     purified = pd.read_csv(tables / "04_disp_purification" / "purification.csv")

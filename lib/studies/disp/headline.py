@@ -93,12 +93,16 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(relative=relative)
 
 
-def headline_numbers(table: pd.DataFrame, target: str) -> Iterator[dict[str, Any]]:
+def headline_numbers(table: pd.DataFrame, target: str, clean: str = "facts") -> Iterator[dict[str, Any]]:
     """What `Report.number` takes: disp.<target>.<metric>.<stage>, those of the profile's own target as
-    disp.<metric>.<stage> too; of DiSP on sure answers disp.filtered.<metric> for the profile's own target alone."""
+    disp.<metric>.<stage> too; of DiSP on surer answers disp.filtered.<metric> for the profile's own target alone.
+
+    clean: what clean performance is called, as it is "accuracy" of questions without descriptions.
+    """
+    names = NAMES | {METRICS[2]: clean}
     for row in table.to_dict("records"):
         number = {name: row[name] for name in ("value", "low", "high", "n", "seeds", "interval")}
-        name, goal = NAMES[row["metric"]], re.sub(r"\W+", "_", row["target"])
+        name, goal = names[row["metric"]], re.sub(r"\W+", "_", row["target"])
         if row["stage"] == "filtered":
             names = [f"disp.filtered.{name}"] if row["target"] == target else []
         else:
