@@ -1,6 +1,6 @@
 """The code cells of notebooks one after another in this process, without a kernel.
 
-    PYTHONPATH=. python tests/cells.py PROFILE OUT OVERRIDES NOTEBOOK …
+    PYTHONPATH=. python tests/cells.py PARAMETERS      # in JSON, by notebook
 
 is for their tables: files of figures stay empty, as drawing them takes longer than all else.
 """
@@ -28,20 +28,18 @@ def run(notebook: str, parameters: dict) -> None:
             names |= parameters
 
 
-def run_all(notebooks: tuple[str, ...], parameters: dict) -> None:
-    """The notebooks in turn. What one of them raises is written to OUT/<notebook>.error, and the next goes on."""
+def run_all(parameters: dict[str, dict]) -> None:
+    """The notebooks in turn. What one of them raises is written to its `out`/<notebook>.error, and the next goes on."""
     failed = []
-    for notebook in notebooks:
+    for notebook, given in parameters.items():
         try:
-            run(notebook, parameters)
+            run(notebook, given)
         except Exception:
             failed.append(notebook)
-            Path(parameters["out"], f"{notebook}.error").write_text(traceback.format_exc())
+            Path(given["out"], f"{notebook}.error").write_text(traceback.format_exc())
     sys.exit(f"failed: {failed}" if failed else 0)
 
 
 if __name__ == "__main__":
-    profile, out, overrides, *notebooks = sys.argv[1:]
-    chosen = {"profile": profile, "seed": 0, "device": "cpu", "out": out, "overrides": json.loads(overrides)}
     with patch("lib.figures.style.render", lambda figure, kind: b""):
-        run_all(tuple(notebooks), chosen)
+        run_all(json.loads(sys.argv[1]))

@@ -56,6 +56,11 @@ def until(condition, process) -> None:
         time.sleep(0.01)
 
 
+def has_progress(folder: Path) -> bool:
+    """Whether a training has saved where it is, anywhere below a folder in which others make and move folders."""
+    return any("progress.safetensors" in files for _, _, files in os.walk(folder))
+
+
 def trained(folder: Path) -> dict[str, tuple[pd.DataFrame, dict[str, torch.Tensor]]]:
     made = {}
     for spec in folder.glob("trained/*/spec.json"):
@@ -87,12 +92,12 @@ class Killed:
         study.mkdir()
         (study / "models.json").write_text((folder / "models.json").read_text())
         with launched(kind, folder) as process:
-            until(lambda: list(study.rglob("progress.safetensors")), process)
+            until(lambda: has_progress(study), process)
             ranks = {each.environ().get("RANK"): each for each in psutil.Process(process.pid).children()}
             ranks["1"].send_signal(signal.SIGKILL)
             code = process.wait(LIMIT)
             left = [str(each) for each in ranks.values() if each.is_running()] + [str(mark)] * mark.exists()
-        assert list(study.rglob("progress.safetensors"))
+        assert has_progress(study)
         return cls(study, mark, (folder / "log").read_text(), code, left)
 
     def check(self, restarted: str) -> None:
@@ -100,6 +105,6 @@ class Killed:
         assert self.code != 0 and LOST in self.said and not self.left
         first = re.search(r"poisoned MDLM:.*?\| (\d+)/", restarted)
         assert int(first[1]) > 0, "it must go on, not begin anew"
-        assert not list(self.folder.rglob("progress.safetensors"))
+        assert not has_progress(self.folder)
         ((kind, key),) = json.loads(self.mark.read_text()).items()
         assert (self.folder / "store" / kind / key / "curve.csv").is_file()

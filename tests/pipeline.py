@@ -10,14 +10,17 @@ from lib.studies.pipeline import FULL, Plan
 
 EXECUTED = BUILD / "smoke" / "notebooks"
 IN_FULL = FULL["all"]  # notebooks that FULL=1 adds
+FEWER = {"disp": {"test_questions": 8, "curve_questions": 4}}  # questions, so that models are the pipeline's
+FEWER |= {"disp_grid": {"targets": ["insertion"], "methods": ["directional", "attention", "random", "oracle"]}}
 
 
 @dataclass(frozen=True)
 class Smoke:
-    """Where the figures of all notebooks are, and each notebook as it was executed."""
+    """Where the figures of all notebooks are, each notebook as it was executed, and with which parameters."""
 
     out: Path
     executed: dict[str, Path]
+    parameters: dict[str, dict]
 
 
 def snakemake(out: Path, *arguments: str, **settings: str) -> str:

@@ -209,7 +209,7 @@ def main(profile: str, out: str, overrides: str, *notebooks: str) -> None:
     where = patch.object(devices, "resolve_device", torch.device), patch.object(run, "BUILD", Path(out) / "build")
     drawn_letters = patch.dict(style.STYLE, {"pdf.fonttype": 3})  # sooner written than embedded fonts
     with where[0], where[1], drawn_letters, second_device():
-        run_all(notebooks, parameters)
+        run_all(dict.fromkeys(notebooks, parameters))
 
 
 register()

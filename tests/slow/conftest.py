@@ -8,7 +8,7 @@ import papermill
 import pytest
 import worker
 from launches import TASKS
-from pipeline import EXECUTED, IN_FULL, Smoke, snakemake
+from pipeline import EXECUTED, FEWER, IN_FULL, Smoke, snakemake
 
 from lib.runtime import store
 from lib.settings.paths import ROOT
@@ -17,17 +17,19 @@ from notebooks import NOTEBOOKS
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Smoke:
-    """Every notebook once. Those of the studies in full compute alone what the pipeline would spread over processes."""
+    """Every notebook once. Those of the studies in full compute alone what the pipeline would spread over processes, of
+    `FEWER` questions and attacks."""
     folder = tmp_path_factory.mktemp("smoke")
-    out, executed = folder / "figures", {}
+    out, executed, parameters = folder / "figures", {}, {}
     snakemake(out)
-    parameters = {"profile": "smoke", "seed": 0, "device": "cpu", "out": str(out), "overrides": {}}
     for path in NOTEBOOKS:
+        given = {"profile": "smoke", "seed": 0, "device": "cpu", "out": str(out), "overrides": {}}
         executed[path.stem] = EXECUTED / path.name
         if path.stem in IN_FULL:
-            executed[path.stem] = folder / path.name
-            papermill.execute_notebook(str(path), executed[path.stem], parameters, cwd=str(ROOT), progress_bar=False)
-    return Smoke(out, executed)
+            executed[path.stem], given["overrides"] = folder / path.name, FEWER
+            papermill.execute_notebook(str(path), executed[path.stem], given, cwd=str(ROOT), progress_bar=False)
+        parameters[path.stem] = given
+    return Smoke(out, executed, parameters)
 
 
 @pytest.fixture(scope="session")

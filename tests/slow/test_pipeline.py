@@ -80,7 +80,8 @@ def test_in_full_it_runs_every_job_of_the_plan(tmp_path):
 
 def test_the_same_seed_gives_the_same_bytes(smoke, tmp_path):
     """Notebooks run again, in another kind of process and from the same store, write the same tables."""
-    done = python("tests/cells.py", "smoke", str(tmp_path), "{}", *(path.stem for path in NOTEBOOKS))
+    again = {name: given | {"out": str(tmp_path)} for name, given in smoke.parameters.items()}
+    done = python("tests/cells.py", json.dumps(again))
     assert done.returncode == 0, done.stderr + "".join(file.read_text() for file in tmp_path.glob("*.error"))
     tables = sorted(path.relative_to(smoke.out) for path in smoke.out.glob("*/*.csv"))
     assert tables == sorted(path.relative_to(tmp_path) for path in tmp_path.glob("*/*.csv"))
