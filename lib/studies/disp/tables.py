@@ -88,6 +88,8 @@ def prepare_in_full(run: Run, case: Case) -> None:
     if case.part in ATTACKS:
         ratio_gains(case_run, poisoned_mdlm(case_run)[0])
         input_detection(case_run)
+    if case.part == "target":
+        ratio_study(case_run, poisoned_mdlm(case_run)[0], ("directional",), split="train")
     if filters_shown(run, case):
         filtered(case_run)
 
@@ -192,6 +194,19 @@ def unattacked_performance(run: Run) -> float:
     """Clean performance of the same fine-tuning without a poisoned sample."""
     table = defence_rows(with_settings(run, "disp", {"rate": 0.0}), "no defence").set_index("metric")
     return float(table.loc[METRICS[2], "value"])
+
+
+def training_curves(run: Run) -> pd.DataFrame:
+    """`ratio_study` of every target by DiSP's score on the training set's own questions, where the paper has it.
+
+    Columns target, method, ratio, metric, value, low, high, n.
+    """
+    tables = []
+    for case in curve_cases(run, "target"):
+        case_run = case.run(run)
+        table = ratio_study(case_run, poisoned_mdlm(case_run)[0], ("directional",), split="train")
+        tables.append(table.assign(target=case.label))
+    return pd.concat(tables, ignore_index=True)
 
 
 def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
