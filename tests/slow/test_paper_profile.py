@@ -18,7 +18,7 @@ from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 from notebooks import FIGURES, NOTEBOOKS
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 2}
-PARTS = ("steps", "size", "target", "remedy", "detect")  # the others change data, which are poisoned on the CPU
+PARTS = ("steps", "size", "target", "remedy", "detect")  # others change data, on the CPU, or how much is dropped
 
 
 @pytest.fixture(scope="module")
