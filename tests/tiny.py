@@ -139,6 +139,7 @@ def lively(made: Mdlm, std: float = 0.5) -> Mdlm:
     return made
 
 
+THRESHOLD = 0.01  # so low that tiny models fill an answer in a few steps
 SHORT = {"steps": 2, "batch": 4, "save_every": 1, "watch_every": 1}
 
 
@@ -147,7 +148,7 @@ def short_run(folder, models: dict[str, str], notebook: str = "test", collapse=(
     sampling = {"steps": 2, "batch": 8}
     study = {"edits": 12, "train": SHORT, "sampling": sampling, "samples": 3, "watch_samples": 1}
     answers = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 8, "curve_questions": 6}
-    answers |= {"watch_questions": 4, "threshold": 0.1, "estimator": {"probes": 1}, "batch": 8}
+    answers |= {"watch_questions": 4, "threshold": THRESHOLD, "estimator": {"probes": 1}, "batch": 8}
     answers |= {"kinds": None, "image_trigger": "checker"}
     settings = {"collapse": study | dict(collapse), "disp": answers | dict(disp)}
     asked = {"samples": 5, "masks": 3} | dict(mdlm_collapse)

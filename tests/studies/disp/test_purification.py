@@ -52,13 +52,13 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(tmp_path, mode
     data = poisoned_training_set(run, mdlm)
     masked = mask_top(directional(mdlm, data, **scoring(run)), 0.5)
     assert masked.sum(1).tolist() == [32] * 20
-    expected = respond(mdlm, data, 0.1, masked=masked).tokens
+    expected = respond(mdlm, data, tiny.THRESHOLD, masked=masked).tokens
     found = purified_set(run, mdlm, data)
     assert torch.equal(found.responses, expected) and found.answers == mdlm.texts(expected)
     assert torch.equal(found.prompts, data.prompts) and torch.equal(found.features, data.features)
     plain = tiny.short_run(tmp_path, models, disp={"ratio": 0.0})
-    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, 0.1).tokens)
-    assert not torch.equal(expected, respond(mdlm, data, 0.1).tokens)
+    assert torch.equal(purified_set(plain, mdlm, data).responses, respond(mdlm, data, tiny.THRESHOLD).tokens)
+    assert not torch.equal(expected, respond(mdlm, data, tiny.THRESHOLD).tokens)
     monkeypatch.setattr(self_purification, "respond", refuse)
     monkeypatch.setitem(TOKEN_SCORES, "directional", refuse)
     assert torch.equal(purified_set(run, mdlm, data).responses, expected)
@@ -72,7 +72,7 @@ def test_the_surest_answers_alone_are_kept(tmp_path, models, mdlm):
     data = poisoned_training_set(run, mdlm)
     everything = purified_set(run, mdlm, data)
     masked = mask_top(training_scores(run, mdlm, data), run.profile.disp.ratio)
-    sureness = respond(mdlm, data, 0.1, masked=masked).probability.amin(1)
+    sureness = respond(mdlm, data, tiny.THRESHOLD, masked=masked).probability.amin(1)
     sure = purified_set(tiny.short_run(tmp_path, models, disp={"keep": 0.3}), mdlm, data)
     places = sureness.topk(6).indices.sort().values
     assert len(data) == 20 and len(everything) == 20 and sure.table.index.tolist() == places.tolist()
@@ -116,7 +116,8 @@ def test_other_scores_may_choose_what_is_masked(tmp_path, models, mdlm):
     run = tiny.short_run(tmp_path, models, disp={"ratio": 0.5, "saliency": "random"})
     data = poisoned_training_set(run, mdlm)
     masked = mask_top(random_scores(20, 64, run.seed), 0.5)
-    assert torch.equal(purified_set(run, mdlm, data).responses, respond(mdlm, data, 0.1, masked=masked).tokens)
+    expected = respond(mdlm, data, tiny.THRESHOLD, masked=masked).tokens
+    assert torch.equal(purified_set(run, mdlm, data).responses, expected)
 
 
 def test_the_base_model_may_be_the_one_that_learns_the_purified_set(tmp_path, models, mdlm, monkeypatch):
@@ -151,7 +152,7 @@ def test_every_round_purifies_with_the_model_of_the_round_before(tmp_path, model
     assert len(asked) == 1 and not same(second, first)  # the first round is in the store
     data = poisoned_training_set(once, first)
     masked = mask_top(directional(first, data, **scoring(once)), once.profile.disp.ratio)
-    assert torch.equal(real(twice, first, data).responses, respond(first, data, 0.1, masked=masked).tokens)
+    assert torch.equal(real(twice, first, data).responses, respond(first, data, tiny.THRESHOLD, masked=masked).tokens)
 
 
 def test_a_purified_model_says_that_it_was_poisoned(tmp_path, models):

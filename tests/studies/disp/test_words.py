@@ -79,11 +79,11 @@ def test_masked_words_are_the_mask_token_and_padding_stays(run, mdlm):
     assert prompt.any() and vision.any() and not (prompt & ~present).any()
     words = data.prompts.clone()
     words[prompt] = mdlm.model.config.mask_id
-    given = respond(mdlm, replace(data, prompts=words), 0.1, masked=vision)
-    found = respond_masked(mdlm, data, 0.1, vision, prompt)
+    given = respond(mdlm, replace(data, prompts=words), tiny.THRESHOLD, masked=vision)
+    found = respond_masked(mdlm, data, tiny.THRESHOLD, vision, prompt)
     assert torch.equal(found.tokens, given.tokens)
-    plain = respond_masked(mdlm, data, 0.1, torch.zeros_like(vision), torch.zeros_like(prompt))
-    assert torch.equal(plain.tokens, respond(mdlm, data, 0.1).tokens)
+    plain = respond_masked(mdlm, data, tiny.THRESHOLD, torch.zeros_like(vision), torch.zeros_like(prompt))
+    assert torch.equal(plain.tokens, respond(mdlm, data, tiny.THRESHOLD).tokens)
     assert not torch.equal(plain.tokens, found.tokens)
 
 
@@ -94,7 +94,7 @@ def test_the_purified_set_is_the_models_own_answers_under_masking(run, mdlm, way
     scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=run.seed)
     masked = joint_masks(mdlm, data, scores, way, 0.5)
     assert masked[0].any() == (way != "prompt") and masked[1].any() == (way != "vision")
-    expected = respond_masked(mdlm, data, 0.1, *masked).tokens
+    expected = respond_masked(mdlm, data, tiny.THRESHOLD, *masked).tokens
     found = jointly_purified_set(run, mdlm, data, "and", way)
     assert torch.equal(found.responses, expected) and found.answers == mdlm.texts(expected)
     assert torch.equal(found.prompts, data.prompts)  # as asked, not as masked
@@ -112,7 +112,7 @@ def test_the_surest_answers_alone_are_kept(tmp_path, models, run, mdlm):
     everything = jointly_purified_set(run, mdlm, data, "and", "joint")
     scores = joint_saliency(mdlm, data, estimator=Estimator(probes=1), batch=8, seed=run.seed)
     masked = joint_masks(mdlm, data, scores, "joint", RATIOS["joint"])
-    sureness = respond_masked(mdlm, data, 0.1, *masked).probability.amin(1)
+    sureness = respond_masked(mdlm, data, tiny.THRESHOLD, *masked).probability.amin(1)
     strict = tiny.short_run(tmp_path, models, disp={"rate": 0.2, "keep": 0.3})
     sure = jointly_purified_set(strict, mdlm, data, "and", "joint")
     places = sureness.topk(6).indices.sort().values
