@@ -49,7 +49,7 @@ def stage_dots(table: pd.DataFrame) -> Figure:
     rows = labelled[labelled["metric"].isin((*KEYWORD_METRICS[:1], *SHOWN))]
     seeds = table["seeds"].max()
     over = f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{WILSON}, one seed"
-    note = f"Lines: {over}, {counts(rows)} in all{'; ticks: the seeds' * (seeds > 1)}."
+    note = f"Lines: {over}, {counts(rows)} in all{'; ticks: the seeds' if seeds > 1 else ''}."
     return defence_dots(labelled, (METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU), note)
 
 
