@@ -99,13 +99,13 @@ def headline_numbers(table: pd.DataFrame, target: str, clean: str = "facts") -> 
 
     clean: what clean performance is called, as it is "accuracy" of questions without descriptions.
     """
-    names = NAMES | {METRICS[2]: clean}
+    kinds = NAMES | {METRICS[2]: clean}
     for row in table.to_dict("records"):
         number = {name: row[name] for name in ("value", "low", "high", "n", "seeds", "interval")}
-        name, goal = names[row["metric"]], re.sub(r"\W+", "_", row["target"])
+        kind, goal = kinds[row["metric"]], re.sub(r"\W+", "_", row["target"])
         if row["stage"] == "filtered":
-            names = [f"disp.filtered.{name}"] if row["target"] == target else []
+            names = [f"disp.filtered.{kind}"] if row["target"] == target else []
         else:
-            names = [f"disp.{goal}.{name}.{row['stage']}"]
-            names += [f"disp.{name}.{row['stage']}"] * (row["target"] == target)
-        yield from ({"name": one} | number for one in names)
+            names = [f"disp.{goal}.{kind}.{row['stage']}"]
+            names += [f"disp.{kind}.{row['stage']}"] * (row["target"] == target)
+        yield from ({"name": name} | number for name in names)
