@@ -22,7 +22,6 @@ from lib.studies.cases import Case, cases
 from lib.studies.data import titles
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.filtering import filtered
-from lib.studies.disp.headline import STAGES
 from lib.studies.disp.inputs import input_detection
 from lib.studies.disp.outcomes import (
     CLEAN,
@@ -37,6 +36,7 @@ from lib.studies.disp.outcomes import (
 )
 from lib.studies.disp.purification import purified_set, scoring
 from lib.studies.disp.ratio_rule import ratio_gains
+from lib.studies.disp.seeds import STAGES
 from lib.studies.run import Run, with_settings
 
 ATTACKS = ("target", "trigger", "attacker")  # parts whose cases are attacks of their own

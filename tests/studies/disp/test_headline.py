@@ -6,9 +6,10 @@ import tiny
 
 from lib.runtime.store import Store
 from lib.settings.profile import DispGrid
-from lib.studies.disp import headline
-from lib.studies.disp.headline import FURTHER, STAGES, headline_numbers, headline_table, seed_rows
+from lib.studies.disp import seeds
+from lib.studies.disp.headline import headline_numbers, headline_table
 from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS, succeeds
+from lib.studies.disp.seeds import FURTHER, STAGES, seed_rows
 
 STAGE_NAMES = ["base", *STAGES.values()]
 
@@ -64,5 +65,5 @@ def test_the_rows_of_every_target_and_seed_are_computed_in_full_and_read_elsewhe
     read = seed_rows(run)
     assert read["made"].unique().tolist() == ["here", "FULL=1"]
     pd.testing.assert_frame_equal(read.drop(columns="made"), full.drop(columns="made"))
-    monkeypatch.setattr(headline, "defence_spec", lambda run, name: {"other": name, "seed": run.seed})
+    monkeypatch.setattr(seeds, "defence_spec", lambda run, name: {"other": name, "seed": run.seed})
     assert seed_rows(run)["seed"].unique().tolist() == [0]
