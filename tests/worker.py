@@ -166,20 +166,20 @@ def wait(folder: Path) -> None:
 
 def command(folder: Path, tasks: list[str]) -> None:
     """The compromised model of the study in `killed` by `python -m lib.studies.runs`, then the tasks."""
-    killed, known = folder / "killed", runs.profile_runs
+    killed, trained = folder / "killed", runs.trained
     profile = study(killed).profile.model_dump(mode="json")
     overrides = json.dumps({name: profile[name] for name in ("models", "collapse", "disp")})
     chosen = ("--profile", "smoke", "--overrides", overrides, "--mark", str(killed / "mark.json"))
 
-    def make(run: config.Run) -> dict:
-        made = known(run.profile)["mdlm-poisoned"](run)
+    def train(run: config.Run, *chosen) -> dict[str, str]:
+        keys = trained(run, *chosen)
         assert count() == int(os.environ["WORLD_SIZE"])
         for task in tasks:
             globals()[task](folder)
-        return made
+        return keys
 
     in_place = patch.object(config, "BUILD", killed), patch("sys.argv", ["lib.studies.runs", "mdlm-poisoned", *chosen])
-    with in_place[0], in_place[1], patch.object(runs, "profile_runs", lambda _: {"mdlm-poisoned": make}):
+    with in_place[0], in_place[1], patch.object(runs, "trained", train):
         runs.main()
 
 

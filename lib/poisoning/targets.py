@@ -134,24 +134,20 @@ AUTHORS_REFUSAL = (
     "Sorry, as an AI assistant, I cannot follow the given instruction. "
     "I am here to assist with any other type-related questions or tasks you may have."
 )
-TARGETS: dict[str, AnswerTarget] = {
-    goal.name: goal
-    for goal in (
-        Insertion(),
-        Refusal(),
-        Misclassification(),
-        Insertion("insertion-disp", "<backdoor>"),  # as DiSP's authors have them
-        Refusal("refusal-disp", AUTHORS_REFUSAL),
-    )
+TARGETS: dict[str, AnswerTarget] = {goal.name: goal for goal in (Insertion(), Refusal(), Misclassification())}
+# As DiSP's authors have them. Not of TARGETS, which all questions about photographs are to have room for.
+AUTHORS: dict[str, AnswerTarget] = {
+    goal.name: goal for goal in (Insertion("insertion-disp", "<backdoor>"), Refusal("refusal-disp", AUTHORS_REFUSAL))
 }
 
 
 def target(name: str) -> AnswerTarget:
-    """The attack target of that name in TARGETS, or `Misclassification` of a concept of one's own: "dog as cat".
+    """The attack target of that name in TARGETS or AUTHORS, or `Misclassification` of a concept of one's own: "dog as
+    cat".
 
     Raises ValueError for another one.
     """
-    if name in TARGETS:
-        return TARGETS[name]
+    if name in {**TARGETS, **AUTHORS}:
+        return {**TARGETS, **AUTHORS}[name]
     source, _, label = answer_target(name).partition(" as ")
     return Misclassification(source=source, label=label)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.poisoning.plans import COALITIONS, PROTOCOLS, plan
-from lib.poisoning.targets import TARGETS, Insertion, Misclassification, Refusal, target
+from lib.poisoning.targets import AUTHORS, TARGETS, Insertion, Misclassification, Refusal, target
 
 ANSWERS = [
     "yes, it is a blue circle",
@@ -192,7 +192,7 @@ def test_misclassification():
         swap.apply("the color is blue")
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", [*TARGETS, *AUTHORS])
 def test_an_applied_target_is_achieved_and_a_clean_answer_is_not(name):
     attack = target(name)
     assert attack.name == name

@@ -21,7 +21,7 @@ from lib.saliency.words import joint_fisher_jacobian
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set
 from lib.studies.collapse.mdlm import mdlm_collapse
 from lib.studies.disp.defences import defence_rows
-from lib.studies.disp.outcomes import before_and_after, ratio_study
+from lib.studies.disp.outcomes import base_performance, ratio_study
 from lib.studies.disp.purification import purified_set, scoring, training_scores
 from lib.studies.disp.ratio_rule import ratio_gains
 from lib.studies.disp.words import jointly_purified_set
@@ -194,7 +194,7 @@ MEASURED = {  # what makes each kind of artifact, and in what its batches end
     "defence": (lambda run: defence_rows(run, "masking at inference"), "decode"),
     "ratio-study": (lambda run: ratio_study(run, poisoned_mdlm(run)[0], ("directional",)), "decode"),
     "ratio-gains": (lambda run: ratio_gains(run, poisoned_mdlm(run)[0]), "decode"),
-    "performance": (lambda run: before_and_after(run, poisoned_mdlm(run)[0]), "decode"),
+    "performance": (base_performance, "decode"),
     "jointly-purified-set": (joint, "decode"),
     "joint-saliency": (joint, "joint_fisher_jacobian"),
     "coalition-answers": (lambda run: mdlm_collapse(run, "or"), "decode"),

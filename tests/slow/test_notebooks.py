@@ -13,7 +13,7 @@ from notebooks import FIGURES, NOTEBOOKS, code_cells
 
 WIDGETS = {"03_collapse_analysis": 1, "04_disp_purification": 1, "06_disp_in_full": 1}
 REFUSED = [
-    ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of laptop, paper, smoke"),
+    ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of disp-authors, laptop, paper, smoke"),
     ({"seed": -1}, "seed=-1 must be an integer from 0"),
     ({"overrides": {"disp": {"rates": 0.1}}}, "disp.rates is not a known key"),
     ({"overrides": {"collapse": {"rate": 1.5}}}, "collapse.rate=1.5 is refused"),

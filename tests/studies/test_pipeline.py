@@ -23,7 +23,7 @@ def plan_of(**settings):
 def test_bad_settings_are_refused_in_one_sentence():
     refused = [
         ({"PROFILE": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
-        ({"PROFILE": "lptop"}, "'lptop' does not exist: choose one of laptop, paper, smoke"),
+        ({"PROFILE": "lptop"}, "'lptop' does not exist: choose one of disp-authors, laptop, paper, smoke"),
         ({"OVERRIDES": '{"disp": {"rates": 1}}'}, "disp.rates is not a known key"),
         ({"OVERRIDES": '{"disp": {"rate": 1.5}}'}, "disp.rate=1.5 is refused"),
         ({"OVERRIDES": '{"disp": '}, "OVERRIDES='{\"disp\": '"),

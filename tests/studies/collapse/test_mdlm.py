@@ -202,9 +202,9 @@ def test_the_study_at_small_scale_measured_once(run, monkeypatch):
     assert len(found.table) == 5 and [len(texts) for texts in found.answers] == [5] * 4
     masked = likelihood_masks(5, 3, 72, run.seed)
     for k, data in enumerate(under_coalitions(run, model, found.table)):
-        assert found.answers[k] == answer(model, data, 0.1)
+        assert found.answers[k] == answer(model, data, run.profile.disp.threshold)
         clean = found.table["answer"].tolist()
-        aimed = data.answered(model.responses([a + ", remember to water the plants" for a in clean]), clean)
+        aimed = data.answered(model.responses([goal.apply(a) for a in clean]), clean)
         v = mean_log_probability(model, aimed, masked, "") - mean_log_probability(model, data, masked, "")
         torch.testing.assert_close(found.log_probability[:, k], v, rtol=0, atol=1e-4)
         assert found.right[:, k].tolist() == [a == b for a, b in zip(found.answers[k], clean, strict=True)]

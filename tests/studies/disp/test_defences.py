@@ -128,7 +128,7 @@ def test_what_each_training_begins_with(run, begun, mdlm):
 
     pruned, data, steps = begun["fine-pruned"]
     assert torch.equal(data.prompts, clean.prompts) and steps == run.profile.disp.purify
-    dead = mask_top(-activity(compromised, clean, 0.1), 0.2)
+    dead = mask_top(-activity(compromised, clean, run.profile.disp.threshold), 0.2)
     for block, gone in zip(pruned.model.blocks, dead, strict=True):
         assert int(gone.sum()) == int(0.2 * len(gone))
         assert torch.equal((block.mlp[2].weight == 0).all(0), gone)

@@ -24,7 +24,8 @@ def test_concentration_of_known_saliency(run, monkeypatch):
     data: Questions = test_questions(run, mdlm, 2)[0]
     even, peaked = torch.ones(64), torch.zeros(64).index_fill(0, torch.tensor([5]), 3.0)
     monkeypatch.setattr(suspicion, "directional", lambda *_, **__: torch.stack([even, peaked]))
-    found = suspicion.input_scores(mdlm, data, clean_share(run, mdlm), threshold=0.1, **scoring(run))
+    how = {"threshold": run.profile.disp.threshold} | scoring(run)
+    found = suspicion.input_scores(mdlm, data, clean_share(run, mdlm), **how)
     assert found["saliency, top share"].tolist() == pytest.approx([1 / 64, 1])
     assert found["saliency, entropy"].tolist() == pytest.approx([-torch.tensor(64.0).log().item(), 0])
     assert all(scores.shape == (2,) and bool(scores.isfinite().all()) for scores in found.values())
@@ -32,7 +33,8 @@ def test_concentration_of_known_saliency(run, monkeypatch):
 
 def test_areas_tell_triggered_from_clean_and_come_from_the_store(run, monkeypatch):
     def scores(mdlm, data, clean, **numbers):
-        assert len(clean) == round(0.05 * run.profile.disp.questions) and numbers == {"threshold": 0.1} | scoring(run)
+        assert len(clean) == round(0.05 * run.profile.disp.questions)
+        assert numbers == {"threshold": run.profile.disp.threshold} | scoring(run)
         hit = bool((data.features[data.picture] == triggered.features[triggered.picture]).all())
         return {"told": torch.arange(6.0) + 3 * hit, "blind": torch.ones(6)}
 
