@@ -55,7 +55,8 @@ def test_answers_and_scores_in_float16_are_nearly_those_of_float32(wide):
     assert not torch.equal(found.probability, expected.probability)
     how = {"estimator": Estimator(probes=1), "batch": 64, "seed": 0}
     found, expected = wide(lambda: directional(mdlm, data, **how), "saliency.batches")
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-3 * float(expected.max()))
+    # a product with δ cancels where a norm does not: small scores are less sure
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-3 * float(expected.max()))
 
 
 def test_edits_in_float16_are_nearly_those_of_float32(wide):

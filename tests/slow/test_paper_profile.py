@@ -27,7 +27,7 @@ def overrides(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("published")
     sampling = {"steps": 2, "batch": 4}
     collapse = {"edits": 12, "train": SHORT | {"batch": 6}, "sampling": sampling, "samples": 3, "watch_samples": 1}
-    disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 4, "curve_questions": 4}
+    disp = {"questions": 20, "train": SHORT, "purify": SHORT, "test_questions": 4, "curve_questions": 8}
     disp |= {"watch_questions": 2, "threshold": 0.01, "batch": 4, "ratios": [0.0, 0.5], "target": "dog as cat"}
     paper = load_profile("paper")
     variants = {v.part: v for v in reversed(paper.grid.variants)}

@@ -108,7 +108,8 @@ def base_performance(run: Run) -> pd.DataFrame:
         return with_mmmu(run, mdlm, table, work / "mmmu")
 
     spec = answering_spec(run) | {"questions": settings.test_questions, "mmmu": mmmu and digest(mmmu)}
-    return run.store.table("performance", spec | {"measured": code_digest(__name__)}, make)
+    spec |= {"measured": code_digest(__name__)}
+    return run.store.table("performance", spec, make)
 
 
 def succeeds(with_trigger: float, without: float, lost: float) -> bool:
