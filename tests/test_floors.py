@@ -69,7 +69,7 @@ def docstring_lines(function):
 def test_the_names_of_a_profile_are_those_of_what_is_registered():
     from lib.poisoning.catalogue import IMAGE_TRIGGERS, TEXT_TRIGGERS
     from lib.poisoning.pictures import PICTURE_TARGETS
-    from lib.poisoning.targets import TARGETS
+    from lib.poisoning.targets import AUTHORS, TARGETS
     from lib.saliency.by_name import TOKEN_SCORES
     from lib.settings import names
     from lib.studies.disp.defences import DEFENCES
@@ -77,7 +77,7 @@ def test_the_names_of_a_profile_are_those_of_what_is_registered():
     registries = {
         "IMAGE_TRIGGERS": IMAGE_TRIGGERS,
         "TEXT_TRIGGERS": TEXT_TRIGGERS,
-        "ANSWER_TARGETS": TARGETS,
+        "ANSWER_TARGETS": {**TARGETS, **AUTHORS},
         "PICTURE_TARGETS": PICTURE_TARGETS,
         "TOKEN_SCORES": TOKEN_SCORES,
         "DEFENCES": DEFENCES,

@@ -37,6 +37,7 @@ def overrides(tmp_path_factory) -> dict:
     grid = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeded_rate": 0.1, "seeds": 1}
     grid |= {"guidance": [1.5], "detection": 12, "variants": variants}
     disp_grid = {"seeds": 1, "rates": [0.1], "targets": ["insertion"], "triggers": ["blend"], "rule_questions": 2}
+    disp_grid |= {"main": [name for name in DEFENCES if name != "fine-pruning"]}  # see profiles/paper.yaml
     disp_grid |= {"ablations": [v.model_dump() for v in paper.disp_grid.ablations if v.label == "2 rounds"]}
     data = {
         "image_size": 64,
