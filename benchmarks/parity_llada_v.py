@@ -201,7 +201,7 @@ def main(about: str, name: str, repository: str, compare: Callable[[Path], Itera
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     lines = [
-        f"python -m benchmarks.{Path(sys.argv[0]).stem} --{name} {chosen.checkout}",
+        f"python -m benchmarks.{Path(sys.argv[0]).stem} --{name} PATH",
         f"{repository} at {commit(chosen.checkout)}, this repository at {commit(ROOT)}",
         f"CPU, torch {version('torch')}, transformers {version('transformers')}",
     ]
