@@ -18,12 +18,14 @@ def run(tmp_path_factory, models):
     return tiny.short_run(tmp_path_factory.mktemp("explorer"), models)
 
 
-def test_without_edits_in_the_store_it_says_what_to_do(run):
+def test_without_edits_in_the_store_it_says_what_to_do(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
     with pytest.raises(ValueError, match="holds no edits of a poisoned editor yet"):
         Explorer(run)
 
 
-def test_it_offers_what_is_there_and_redraws_without_sampling(run, monkeypatch):
+def test_it_offers_what_is_there_and_redraws_without_sampling(tmp_path, models, monkeypatch):
+    run = tiny.short_run(tmp_path, models)
     results = {protocol: collapse(run, protocol) for protocol in ("or", "and")}
 
     def refuse(*_, **__):

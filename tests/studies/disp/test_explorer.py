@@ -17,7 +17,8 @@ def run(tmp_path_factory, models):
     return tiny.short_run(tmp_path_factory.mktemp("explorer"), models)
 
 
-def test_without_a_model_in_the_store_it_says_what_to_do(run):
+def test_without_a_model_in_the_store_it_says_what_to_do(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
     with pytest.raises(ValueError, match="holds no poisoned MDLM yet"):
         DispExplorer(run)
 
