@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
@@ -143,6 +144,12 @@ def mdlm_quality(model: Mdlm, train: QuestionData, test: QuestionData, count: in
     )
 
 
+def guessed(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
+    """For every test question whether its usual answer in training, the first of equals, is its own."""
+    usual = train.groupby("question")["answer"].agg(lambda said: said.value_counts().sort_index().idxmax())
+    return (test["question"].map(usual) == test["answer"]).to_numpy()
+
+
 def _face_answers(answers: list[str], data: Questions, train: QuestionData) -> pd.DataFrame:
     kinds, pictures = data.table["kind"].to_numpy(), data.table["image"].to_numpy()
     described = (kinds == DESCRIPTION).nonzero()[0]
@@ -153,8 +160,7 @@ def _face_answers(answers: list[str], data: Questions, train: QuestionData) -> p
     clusters = [k for k in pictures[described] for _ in ATTRIBUTES]
     rows = [{"name": "facts"} | over_clusters(right.flatten(), clusters) | {"blind": float(blind.double().mean())}]
     same = correct(answers, data.answers)
-    usual = train.table.groupby("question")["answer"].agg(lambda said: said.value_counts().sort_index().idxmax())
-    guess = (data.table["question"].map(usual) == data.table["answer"]).to_numpy()
+    guess = guessed(train.table, data.table)
     asked = {"questions": kinds != DESCRIPTION} | {kind: kinds == kind for kind in ("what", "yes/no")}
     for name, mask in asked.items():
         share = over_clusters(same[torch.from_numpy(mask)], pictures[mask].tolist())

@@ -45,12 +45,12 @@ def defence_dots(table: pd.DataFrame, shown: tuple[str, ...] = SHOWN, note: str 
 def stage_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `headline_table`: a line a target and stage. Failed attacks have no stage after."""
     require(table, "target", "stage", "seeds", *NUMBER)
-    labelled = table.assign(label=table["target"] + ", " + table["stage"])
-    rows = labelled[labelled["metric"].isin((*KEYWORD_METRICS[:1], *SHOWN))]
+    shown = METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU
+    rows = table[table["metric"].isin(shown)].assign(label=table["target"] + ", " + table["stage"])
     seeds = table["seeds"].max()
     over = f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{WILSON}, one seed"
     note = f"Lines: {over}, {counts(rows)} in all{'; ticks: the seeds' if seeds > 1 else ''}."
-    return defence_dots(labelled, (METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU), note)
+    return defence_dots(rows, shown, note)
 
 
 def ablation_dots(table: pd.DataFrame) -> Figure:

@@ -24,6 +24,8 @@ NAMES = {  # of metrics, in headline.csv
     KEYWORD_METRICS[1]: "keyword_asr_without_trigger",
     MMMU: "mmmu",
 }
+COLUMNS = ["target", "stage", "metric", "value", "low", "high", "n", "interval", "seeds", "attacks"]
+COLUMNS += ["lowest", "highest"]
 
 
 def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -42,17 +44,23 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
             shown = group[group["is_attack"]]
         else:
             continue
-        number = over_seeds(shown["value"].tolist(), int(shown["n"].min()))
-        if len(shown) == 1:
-            number = shown.iloc[0][["value", "low", "high", "interval"]].to_dict()
-        line = {"target": target, "stage": stage, "metric": metric} | number | {"n": int(shown["n"].sum())}
-        line |= {"seeds": len(shown), "attacks": attacks}
-        lines.append(line | {"lowest": shown["value"].min(), "highest": shown["value"].max()})
-    table = pd.DataFrame(lines)
+        line = {"target": target, "stage": stage, "metric": metric, "attacks": attacks}
+        lines.append(line | over_seeds_of(shown))
+    table = pd.DataFrame(lines, columns=COLUMNS)
     base = table[table["stage"] == "base"].set_index(["target", "metric"])["value"]
     relative = [row.value / base[row.target, row.metric] if base[row.target, row.metric] else None
                 for row in table.itertuples()]
     return table.assign(relative=relative)
+
+
+def over_seeds_of(rows: pd.DataFrame) -> dict[str, Any]:
+    """What rows of one metric, one a seed, come to: value, low, high, n (samples in all), interval, seeds, lowest,
+    highest. The interval is t over seeds, of a single seed its own."""
+    number = over_seeds(rows["value"].tolist(), int(rows["n"].min()))
+    if len(rows) == 1:
+        number = rows.iloc[0][list(number)].to_dict()
+    ends = {"lowest": rows["value"].min(), "highest": rows["value"].max()}
+    return number | {"n": int(rows["n"].sum()), "seeds": len(rows)} | ends
 
 
 def headline_numbers(table: pd.DataFrame, target: str, clean: str = "facts") -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from lib.runtime.store import folder_digest
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
 from lib.settings.paths import model_source
+from lib.studies.base_models.quality import guessed
 from lib.studies.data import data_spec
 from lib.studies.disp.figures import RATIO, WILSON
 from lib.studies.disp.outcomes import LABELS
@@ -56,7 +57,8 @@ def clean_measures(run: Run) -> pd.DataFrame:
 
     spec = data_spec(run, "questions") | {"base": folder_digest(model_source(run.profile.models.mdlm))}
     spec |= settings.model_dump(mode="json", include={"curve_questions", "ratios", "threshold", "estimator", "batch"})
-    return run.store.table("measures", spec | {"seed": run.seed, "code": code_digest(__name__)}, make)
+    spec |= {"seed": run.seed, "code": code_digest(__name__)}
+    return run.store.table("measures", spec, make)
 
 
 def _of_kind(run: Run, mdlm: Mdlm, kind: str, work: Path) -> pd.DataFrame:
@@ -65,9 +67,8 @@ def _of_kind(run: Run, mdlm: Mdlm, kind: str, work: Path) -> pd.DataFrame:
     data, blind = questions(mdlm, test, table), float("nan")
     if kind == CHOICE:
         train = question_data(run, "train").table
-        usual = train[train["kind"] == kind].assign(word=lambda t: t["answer"].map(word)).groupby("question")["word"]
-        guessed = table["question"].map(usual.agg(lambda said: said.value_counts().sort_index().idxmax()))
-        blind = float((guessed == table["answer"].map(word)).mean())
+        asked = train[train["kind"] == kind], table
+        blind = float(guessed(*(rows.assign(answer=rows["answer"].map(word)) for rows in asked)).mean())
     rows = []
     for method in METHODS:
         scores = TOKEN_SCORES[method](mdlm, data, **scoring(run), work=work / f"scores {method}")

@@ -22,11 +22,12 @@ def phase_table(run: Run) -> pd.DataFrame:
     Of the seeds whose attack succeeded, measured against the fine-tune without poison. Columns tokens (which the
     trigger covers), method, ratio, metric, value, low, high (the lowest and the highest seed), seeds, n.
     """
-    rows = []
-    for case in curve_cases(run, "phase"):
+    rows, cases = [], curve_cases(run, "phase")
+    plain = unattacked_performance(run) if cases else None
+    for case in cases:
         case_run = case.run(run)
         before = defence_rows(case_run, "no defence").set_index("metric")["value"]
-        if not succeeds(before[METRICS[0]], before[METRICS[1]], unattacked_performance(run) - before[METRICS[2]]):
+        if not succeeds(before[METRICS[0]], before[METRICS[1]], plain - before[METRICS[2]]):
             continue
         mdlm = poisoned_mdlm(case_run)[0]
         table = ratio_study(case_run, mdlm, run.profile.disp_grid.methods)

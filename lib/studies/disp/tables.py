@@ -15,23 +15,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.defences.filters import KEEP
-from lib.metrics.intervals import over_seeds, rate
+from lib.metrics.intervals import rate
 from lib.saliency.by_name import directional
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.cases import Case, cases
 from lib.studies.data import titles
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.filtering import filtered
+from lib.studies.disp.headline import over_seeds_of
 from lib.studies.disp.inputs import input_detection
 from lib.studies.disp.outcomes import (
-    CLEAN,
     METRICS,
-    SILENT,
     STRONG,
     base_performance,
     ratio_study,
     saliency_panels,
     set_quality,
+    succeeds,
     trigger_rank,
 )
 from lib.studies.disp.purification import purified_set, scoring
@@ -154,20 +154,15 @@ def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
     rows, table = [], case_table(run, part)
     table["data"] = titles(run)[1] if part == "seed" else table["label"]
     for key, group in table.groupby(["data", "defence", "knows", "metric"], sort=False):
-        seeds = over_seeds(group["value"].tolist(), int(group["n"].min()))
-        numbers = group.iloc[0][NUMBER].to_dict() if len(group) == 1 else seeds
-        row = dict(zip(("data", "defence", "knows", "metric"), key, strict=True))
-        row |= numbers | {"n": int(group["n"].sum())}
-        rows.append(row | {"seeds": len(group), "lowest": group["value"].min(), "highest": group["value"].max()})
+        rows.append(dict(zip(("data", "defence", "knows", "metric"), key, strict=True)) | over_seeds_of(group))
     return pd.DataFrame(rows)
 
 
 def attack_strength(run: Run) -> pd.DataFrame:
     """Every attack before any defence, and whether it counts as one.
 
-    It does with ASR of at least STRONG with and at most SILENT without the trigger, and a clean performance at most
-    CLEAN below that of the fine-tune without poison. Columns part, label, seed, asr_with_trigger, asr_without_trigger,
-    clean_performance, clean_lost (against that fine-tune), succeeds, n.
+    It does by `succeeds`, against the clean performance of the fine-tune without poison. Columns part, label, seed,
+    asr_with_trigger, asr_without_trigger, clean_performance, clean_lost (against that fine-tune), succeeds, n.
     """
     parts = [part for part in ("seed", "data", "rate", "phase", *ATTACKS) if chosen(run, part)]
     table = pd.concat([case_table(run, part).assign(part=part) for part in parts], ignore_index=True)
@@ -183,7 +178,7 @@ def attack_strength(run: Run) -> pd.DataFrame:
             "asr_without_trigger": without,
             "clean_performance": clean,
             "clean_lost": lost,
-            "succeeds": (with_trigger >= STRONG) & (without <= SILENT) & (lost <= CLEAN),
+            "succeeds": pd.Series(list(map(succeeds, with_trigger, without, lost)), wide.index),
             "n": counts,
         }
     )
