@@ -22,7 +22,6 @@ ADVICE = {  # how to come by what the paper profile names, {} being the folder
     "questions.pictures": ": COCO's, which LLaVA asks about, are http://images.cocodataset.org/zips/train2017.zip",
     "mmmu": ": `hf download MMMU/MMMU --repo-type dataset --include '*/validation-*' --local-dir {}` fetches it",
 }
-TWICE = re.compile(r"=(?P<value>.+?) is refused: [\w ]+ is (?P=value): ")  # as in "target='hat' is refused: target is"
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
@@ -40,8 +39,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
 
 def _refusal(error: Mapping[str, Any]) -> str:
-    """`sentence`, less what a validator names again: the field's value, or the section that it looks at."""
-    text = TWICE.sub(r"=\g<value> is refused: ", sentence(error)).rstrip(".")
+    """`sentence`, less the section that a validator looks at and names again."""
+    text = sentence(error).rstrip(".")
     if error["type"] != "value_error" or not isinstance(error["input"], Mapping):
         return text
     section, _, reason = text.partition(" is refused: ")

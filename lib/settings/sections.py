@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -98,11 +99,14 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 
 
 def sentence(error: Mapping[str, Any]) -> str:
-    """What pydantic refuses, as a clause that names the field, the value and what is allowed."""
+    """What pydantic refuses, as a clause that names the field, the value and what is allowed, each once: a validator's
+    own "target is 'hat': " is left out."""
     field = ".".join(map(str, error["loc"])) or "profile"
     if error["type"] == "extra_forbidden":
         return f"{field} is not a known key"
     if error["type"] == "missing":
         return f"{field} is missing"
     given = "" if isinstance(error["input"], Mapping) else f"={error['input']!r}"
-    return f"{field}{given} is refused: {error['msg'].removeprefix('Value error, ')}"
+    named = rf"^[\w ]+ is {re.escape(repr(error['input']))}: "
+    reason = re.sub(named, "", error["msg"].removeprefix("Value error, "))
+    return f"{field}{given} is refused: {reason}"
