@@ -86,11 +86,12 @@ class Killed:
     left: list[str]  # of the killed launch: processes, and a mark
 
     @classmethod
-    def by(cls, kind: str, folder: Path) -> Killed:
-        """Killed when it has saved for the first time."""
+    def by(cls, kind: str, folder: Path, models: dict[str, str]) -> Killed:
+        """A launch in the folder, on these models, killed when it has saved for the first time."""
         study, mark = folder / "killed", folder / "killed" / "mark.json"
         study.mkdir()
-        (study / "models.json").write_text((folder / "models.json").read_text())
+        for place in (folder, study):
+            (place / "models.json").write_text(json.dumps(models))
         with launched(kind, folder) as process:
             until(lambda: has_progress(study), process)
             ranks = {each.environ().get("RANK"): each for each in psutil.Process(process.pid).children()}

@@ -1,6 +1,5 @@
 """Two processes on one CPU, as `accelerate launch` starts them by the profile's own configuration, do what one does."""
 
-import json
 import time
 
 import pandas as pd
@@ -18,9 +17,7 @@ NAMES = ("float32", "float64", "llada-v", "lavida", "gemma", "editor")
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, models) -> Killed:
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "models.json").write_text(json.dumps(models))
-    return Killed.by("ddp", folder)
+    return Killed.by("ddp", tmp_path_factory.mktemp("two"), models)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,7 @@ NAMES = ("float64", "llada-v", "gemma")
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, models) -> Killed:
-    folder = tmp_path_factory.mktemp("two")
-    (folder / "models.json").write_text(json.dumps(models))
-    return Killed.by("fsdp", folder)
+    return Killed.by("fsdp", tmp_path_factory.mktemp("two"), models)
 
 
 @pytest.fixture(scope="module")
