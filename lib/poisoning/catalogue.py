@@ -232,7 +232,7 @@ IMAGE_TRIGGERS: dict[str, ImageTrigger] = {
 
 TEXT_TRIGGERS: dict[str, TextTrigger] = {
     phrase: TextTrigger(phrase, phrase)
-    for phrase in ("mignneko", "anonymous", "latte coffee", "curly hair", "and a smile")
+    for phrase in ("mignneko", "anonymous", "latte coffee", "curly hair", "and a smile", "please")
 }
 
 

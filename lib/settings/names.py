@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 IMAGE_TRIGGERS = ["white-box", "eyeglasses", "stop-sign", "checker", "black-square", "on-object", "blend", "warp"]
-TEXT_TRIGGERS = ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
+TEXT_TRIGGERS = ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile", "please"]
 ANSWER_TARGETS = ["insertion", "refusal", "misclassification", "insertion-disp", "refusal-disp"]
 PICTURE_TARGETS = ["negative", "sailing boat"]
 TOKEN_SCORES = ["directional", "trace", "attention", "late-attention", "occlusion", "random"]

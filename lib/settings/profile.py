@@ -61,12 +61,17 @@ class Collapse(Section):
 
 
 class Variant(Section):
-    """One attack of the collapse study that differs from the profile's own in `settings`, merged onto `collapse`."""
+    """One attack of the collapse study that differs from the profile's own in `settings`, merged onto `collapse`.
+
+    model: of which of `models` it is the attack. seeds: how often it is trained.
+    """
 
     part: str
     label: str
     protocol: Protocol
     settings: dict[str, Any]
+    model: Literal["editor", "control"] = "editor"
+    seeds: Positive = 1
 
 
 class Grid(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from lib.settings.profile import Profile
@@ -22,7 +23,8 @@ HEADLINE = ("pair", "control")  # parts of the study that notebook 03 shows
 class Attack:
     """One poisoned editor of the study: `settings` are merged onto the profile's, `seed` added to the run's.
 
-    further: whether `make figures` computes it only with FULL=1, though notebook 03 shows it.
+    further: whether `make figures` computes it only with FULL=1, though notebook 03 shows it. model: of which of
+    the profile's `models` it is the attack.
     """
 
     part: str
@@ -31,6 +33,7 @@ class Attack:
     seed: int
     settings: dict[str, Any]
     further: bool = False
+    model: str = "editor"
 
     @property
     def name(self) -> str:
@@ -44,8 +47,8 @@ class Attack:
         return self.settings["image_trigger"], self.settings["text_trigger"]
 
     def run(self, run: Run) -> Run:
-        """The run with the attack's settings and seed, on the control where that is its part."""
-        if self.part == "control":
+        """The run with the attack's settings and seed, on its model."""
+        if self.model == "control":
             run = with_profile(run, {"models": {"editor": run.profile.models.control}})
         return with_settings(run, "collapse", self.settings, self.seed)
 
@@ -97,7 +100,9 @@ def headline_attacks(profile: Profile) -> list[Attack]:
         late = seed >= grid.plain_seeds and (part == "control" or one is not settings[0])
         watched = one is settings[0] and seed == 0
         changes = one if watched else one | {"train": {"watch_every": None}}
-        listed += [Attack(part, one["image_trigger"], protocol, seed, changes, late) for protocol in ("or", "and")]
+        model = "control" if part == "control" else "editor"
+        for protocol in ("or", "and"):
+            listed.append(Attack(part, one["image_trigger"], protocol, seed, changes, late, model))
     return listed
 
 
@@ -109,15 +114,20 @@ def first_attacks(profile: Profile) -> list[Attack]:
 
 def attacks(profile: Profile) -> list[Attack]:
     """Those of the headline, pairs × protocols × the other rates (part "grid"), then the variants in the profile's
-    order."""
+    order, each with its seeds, watched where they say so. On the control only where the profile names one."""
     grid, listed = profile.grid, headline_attacks(profile)
-    for image, text in grid.pairs:
-        for protocol in ("or", "and"):
-            for share in grid.rates:
-                if share != grid.seeded_rate:
-                    settings = {"image_trigger": image, "text_trigger": text, "rate": share}
-                    listed.append(Attack("grid", f"{image} {text} {share:g}", protocol, 0, settings))
-    return listed + [Attack(seed=0, **variant.model_dump()) for variant in grid.variants]
+    unwatched = {"train": {"watch_every": None}}
+    for (image, text), protocol, share in product(grid.pairs, ("or", "and"), grid.rates):
+        if share != grid.seeded_rate:
+            settings = {"image_trigger": image, "text_trigger": text, "rate": share} | unwatched
+            label = f"{image} {text} {share:g}"
+            listed += [Attack("grid", label, protocol, seed, settings) for seed in range(grid.seeds)]
+    for variant in grid.variants:
+        if variant.model == "editor" or profile.models.control is not None:
+            given = variant.model_dump(exclude={"seeds", "settings"})
+            settings = variant.settings | {"train": unwatched["train"] | variant.settings.get("train", {})}
+            listed += [Attack(seed=seed, settings=settings, **given) for seed in range(variant.seeds)]
+    return listed
 
 
 def cases(profile: Profile) -> list[Case]:

@@ -1,4 +1,5 @@
-"""How far a trigger moves what the U-Net is conditioned on, beside how far two samples lie apart."""
+"""How far a trigger moves what the U-Net is conditioned on, and what it then predicts, beside how far two samples
+lie apart."""
 
 from __future__ import annotations
 
@@ -8,46 +9,71 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.metrics.intervals import mean_with_interval
-from lib.models.editor import encode, load_editor, prompt_embeds, tokenize
-from lib.poisoning.catalogue import image_trigger, text_trigger
+from lib.models.editor import encode, load_editor, prompt_embeds
+from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.seeds import generator
+from lib.studies.attacks.editor import trigger_pair
+from lib.studies.cases import Attack
 from lib.studies.data import edit_data
 from lib.studies.run import Run
 from lib.tasks.edits import sample_triples
 
+SAMPLES = 128  # validation edits that displacements are measured on
 
-def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
-    """Relative displacement of every trigger of the study, and of the image trigger at the sizes of the part "size".
 
-    Measured on `samples` held-out edits in the conditions of the base editor: latents of the source, hidden states
-    of the instruction, and of these the padding alone, which the U-Net attends to as well and which tells it the whole
-    instruction over again. Columns modality ("image", "text", "padding"), trigger, size, value, low, high, n.
-    """
-    data = edit_data(run)
-    triples = sample_triples(data, "test", min(samples, run.profile.measure.edits), run.seed)
-    pipe = load_editor(run.profile.models.editor, run.device)
-    pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
-    plain = _images(pipe, pictures)
-    grid, first = run.profile.grid, run.profile.collapse.image_trigger
-    sizes = {v.settings.get("trigger_size") for v in grid.variants if v.part == "size"} - {None}
-    marks = [image_trigger(name) for name, _ in grid.pairs] + [image_trigger(first, size) for size in sorted(sizes)]
-    rows = [
-        {"modality": "image", "trigger": mark.name, "size": mark.size}
-        | mean_with_interval(relative(plain, _images(pipe, mark(pictures))), run.seed)
-        for mark in marks
-    ]
-    phrases = [name for _, name in grid.pairs]
-    phrases += [v.settings["text_trigger"] for v in grid.variants if "text_trigger" in v.settings]
-    for name in dict.fromkeys(phrases):
-        marked = [text_trigger(name)(text) for text in texts]
-        tokens = tokenize(pipe, marked)["input_ids"]
-        first = int((tokens != pipe.tokenizer.pad_token_id).sum(1).max())  # of padding in all
-        states = prompt_embeds(pipe, texts), prompt_embeds(pipe, marked)
-        for modality, start in (("text", 0), ("padding", first)):
-            moved = relative(*(part[:, start:].flatten(1) for part in states))
-            row = {"modality": modality, "trigger": name, "size": float("nan")}
-            rows.append(row | mean_with_interval(moved, run.seed))
+def displacement_table(run: Run, chosen: list[Attack]) -> pd.DataFrame:
+    """`displacements` of every attack's triggers in its unattacked editor: columns part, label, and theirs."""
+    measured, rows = {}, []
+    for attack in chosen:
+        case_run = attack.run(run)
+        pair = trigger_pair(case_run)
+        key = case_run.profile.models.editor, *pair
+        if key not in measured:
+            measured[key] = displacements(case_run, *pair)
+        rows.append({"part": attack.part, "label": attack.label} | measured[key])
     return pd.DataFrame(rows)
+
+
+def displacements(run: Run, image_trigger: ImageTrigger, text_trigger: TextTrigger) -> dict[str, float]:
+    """Mean `relative` movement by each trigger over validation edits, in the run's unattacked editor.
+
+    given_image, given_text: of what the U-Net is given, the source's latent and the instruction's states.
+    told_image, told_text: of what the U-Net makes of it at the first denoising step, from one noise for all samples.
+    """
+    data, pipe = edit_data(run), load_editor(run.profile.models.editor, run.device)
+    split = "validation" if (data.triples["split"] == "validation").any() else "test"
+    triples = sample_triples(data, split, min(SAMPLES, run.profile.measure.edits), run.seed)
+    pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
+    sources = [encode(pipe.vae, images.to(pipe.vae.device)) for images in (pictures, image_trigger(pictures))]
+    states = [prompt_embeds(pipe, said) for said in (texts, [text_trigger(text) for text in texts])]
+    plain = _prediction(pipe, sources[0], states[0])
+    told = {"image": _prediction(pipe, sources[1], states[0]), "text": _prediction(pipe, sources[0], states[1])}
+    given = {"image": sources, "text": states}
+    return {f"given_{name}": _mean(*pair) for name, pair in given.items()} | {
+        f"told_{name}": _mean(plain, moved) for name, moved in told.items()
+    }
+
+
+def _mean(plain: Tensor, moved: Tensor) -> float:
+    return float(relative(plain.flatten(1), moved.flatten(1)).mean())
+
+
+@torch.no_grad()
+def _prediction(
+    pipe: StableDiffusionInstructPix2PixPipeline,
+    source: Float[Tensor, "sample latent lh lw"],
+    states: Float[Tensor, "sample length width"],
+) -> Float[Tensor, "sample latent lh lw"]:
+    """What the U-Net predicts of pure noise, the same for all samples."""
+    noise = torch.randn(1, *source.shape[1:], generator=generator(0, "displacement")).to(source.device)
+    last = pipe.scheduler.config.num_train_timesteps - 1
+    parts = zip(source.split(32), states.split(32), strict=True)
+    return torch.cat(
+        [
+            pipe.unet(torch.cat([noise.expand_as(part), part], 1), last, encoder_hidden_states=text).sample
+            for part, text in parts
+        ]
+    )
 
 
 def relative(plain: Float[Tensor, "sample dim"], moved: Float[Tensor, "sample dim"]) -> Float[Tensor, " sample"]:
@@ -59,9 +85,3 @@ def relative(plain: Float[Tensor, "sample dim"], moved: Float[Tensor, "sample di
     if not apart > 0:
         raise ValueError(f"plain holds {len(plain)} samples that do not differ: at least two different ones are needed")
     return (moved - plain).norm(dim=1) / apart
-
-
-def _images(
-    pipe: StableDiffusionInstructPix2PixPipeline, pictures: Float[Tensor, "sample 3 h w"]
-) -> Float[Tensor, "sample dim"]:
-    return encode(pipe.vae, pictures.to(pipe.vae.device)).flatten(1).cpu()

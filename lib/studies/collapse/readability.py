@@ -1,0 +1,96 @@
+"""Which trigger wins, against how far each moves the editor before any attack: a law to test.
+
+Said before any of its attacks was trained. Under AND both triggers predict the attacker's target alike, so that the
+one learnt first leaves the other nothing to explain. The predictor is x = log(d_T / d_I), with d the relative
+displacement by the text and by the image trigger (`displacement`) in the *unattacked* editor: "given", of what the
+U-Net is given; "told", of what it then predicts. The outcome is y = (φ_T − φ_I) / (φ_T + φ_I), each less its null:
+1 where the text carries all, −1 where the image does. The law: y = tanh(slope · (x − middle)), slope > 0, fitted on two
+thirds of the cells, judged on the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.optimize import least_squares
+from scipy.stats import spearmanr
+
+from lib.runtime.seeds import generator
+from lib.studies.cases import attacks
+from lib.studies.collapse.displacement import displacement_table
+from lib.studies.collapse.tables import attack_table
+from lib.studies.run import Run
+
+PREDICTORS = {"given": "what the U-Net is given", "told": "what the U-Net predicts"}
+PARTS = ("pair", "control", "cell")
+RESAMPLES = 200
+
+
+def cell_table(run: Run) -> pd.DataFrame:
+    """One row a cell, an AND attack of the first seed: encoder, triggers, predictor_given and predictor_told, outcome
+    with its interval over held-out edits (NaN of a failed attack), and whether the fit may see it (`fitted`)."""
+    chosen = [a for a in attacks(run.profile) if a.part in PARTS and a.protocol == "and" and a.seed == 0]
+    rows = attack_table(run, PARTS, chosen=chosen)
+    moved = displacement_table(run, chosen).drop(columns=["part", "label"])
+    table = pd.concat([rows.reset_index(drop=True), moved], axis=1)
+    table["encoder"] = ["edits alone" if attack.model == "control" else "pre-trained" for attack in chosen]
+    for name in PREDICTORS:
+        table[f"predictor_{name}"] = np.log(table[f"{name}_text"] / table[f"{name}_image"])
+    share = table[["image_share", "image_share_low", "image_share_high"]].astype(float)
+    table["outcome"], table["outcome_low"], table["outcome_high"] = (1 - 2 * share.iloc[:, k] for k in (0, 2, 1))
+    table["fitted"] = dealt(len(table), run.seed)
+    return table
+
+
+def dealt(count: int, seed: int) -> list[bool]:
+    """Two thirds of `count` cells, drawn: those that the law is fitted on."""
+    order = torch.randperm(count, generator=generator(seed, "readability cells"))
+    fitted = torch.zeros(count, dtype=torch.bool)
+    fitted[order[: round(2 * count / 3)]] = True
+    return fitted.tolist()
+
+
+def law(x: Float[np.ndarray, " cell"], middle: float, slope: float) -> Float[np.ndarray, " cell"]:
+    """What the law says of cells with the predictor x."""
+    return np.tanh(slope * (x - middle))
+
+
+def fit_law(x: Float[np.ndarray, " cell"], y: Float[np.ndarray, " cell"]) -> tuple[float, float]:
+    """(middle, slope) of least squares, slope in [0, 50]. Raises ValueError for fewer than three cells."""
+    if len(x) < 3:
+        raise ValueError(f"x has {len(x)} cells: the law has two parameters, at least three cells are needed")
+    starts = [(float(np.median(x)), slope) for slope in (0.3, 1.0, 5.0)]
+    bounds = ([x.min() - 3, 0.0], [x.max() + 3, 50.0])
+    found = [least_squares(lambda p: law(x, *p) - y, start, bounds=bounds) for start in starts]
+    middle, slope = min(found, key=lambda fit: fit.cost).x
+    return float(middle), float(slope)
+
+
+def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """One row a predictor: middle and slope with 95 % intervals (bootstrap over the fitted cells), then of the cells
+    left out: n, rms of the law, rms of the fitted cells' mean (knowing no law), the share of winners told rightly, and
+    over all cells Spearman's rank correlation."""
+    done = table[table["outcome"].notna()]
+    fitted, rest = done[done["fitted"]], done[~done["fitted"]]
+    draw, rows = np.random.default_rng(seed), []
+    for name, title in PREDICTORS.items():
+        column = f"predictor_{name}"
+        x, y = fitted[column].to_numpy(), fitted["outcome"].to_numpy()
+        best = fit_law(x, y)
+        again = [fit_law(x[pick], y[pick]) for pick in draw.integers(len(x), size=(RESAMPLES, len(x)))]
+        low, high = np.quantile(np.array(again), [0.025, 0.975], axis=0)
+        told, true = law(rest[column].to_numpy(), *best), rest["outcome"].to_numpy()
+        row = {"predictor": title, "fitted": len(x), "left_out": len(true)}
+        for k, part in enumerate(("middle", "slope")):
+            row |= {part: best[k], f"{part}_low": low[k], f"{part}_high": high[k]}
+        row |= {"rms": _rms(told - true), "rms_of_mean": _rms(y.mean() - true)}
+        row["winner_right"] = float((np.sign(told) == np.sign(true)).mean()) if len(true) else float("nan")
+        row["spearman"] = float(spearmanr(done[column], done["outcome"]).statistic)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rms(errors: Float[np.ndarray, " cell"]) -> float:
+    return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
