@@ -74,13 +74,21 @@ class Variant(Section):
     seeds: Positive = 1
 
 
+class Variation(Section):
+    """Other `settings`, merged onto the section `disp` (an attack, or DiSP) or `collapse.sampling`."""
+
+    label: str
+    settings: dict[str, Any]
+
+
 class Grid(Section):
     """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
 
     plain_seeds: how many of these seeds `make figures` computes without FULL=1 (`lib.studies.cases.headline_attacks`).
 
-    control_seeds: seeds of the first pair on `models.control`. guidance: text-guidance scales at which the attacks of
-    the part "size" are sampled; detection: how many training samples those of the part "detect" are scored on.
+    control_seeds: seeds of the first pair on `models.control`. samplings: other settings of `collapse.sampling` under
+    which the first pair's attacks are sampled; detection: how many training samples those of the part "detect" are
+    scored on.
     """
 
     pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
@@ -89,7 +97,7 @@ class Grid(Section):
     plain_seeds: Positive
     seeded_rate: Fraction
     control_seeds: Annotated[int, Field(ge=0)]
-    guidance: tuple[Annotated[float, Field(ge=1.0)], ...]
+    samplings: tuple[Variation, ...]
     detection: Positive
     variants: tuple[Variant, ...]
 
@@ -141,13 +149,6 @@ class Disp(Section):
         return self.plant and changed(self, {"plant": None} | self.plant)
 
 
-class Variation(Section):
-    """An attack or DiSP with other `settings`, merged onto the section `disp`."""
-
-    label: str
-    settings: dict[str, Any]
-
-
 class DataSet(Section):
     """Other data, or another model, for the DiSP study: `settings` merged onto the whole profile."""
 
@@ -187,10 +188,12 @@ class DispGrid(Section):
 class MdlmCollapse(Section):
     """The collapse study on the MDLM: what it adds to `disp`, whose attack it is under another protocol.
 
-    `masks`: how many masked versions of a response its log-probability is estimated from.
+    `trigger_size`: of the image trigger there, which may cover as many tokens as the text trigger has; None: as in
+    `disp`. `masks`: how many masked versions of a response its log-probability is estimated from.
     """
 
     text_trigger: TextTriggerName
+    trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     protocols: tuple[Protocol, ...]
     samples: Positive
     masks: Positive
@@ -238,6 +241,7 @@ class Profile(Section):
     @model_validator(mode="after")
     def variants_fit(self) -> Profile:
         of = [(self.collapse, variant) for variant in self.grid.variants]
+        of += [(self.collapse.sampling, variant) for variant in self.grid.samplings]
         for grid in filter(None, (self.disp_grid, self.disp_few)):
             of += [(self.disp, variant) for variant in (*grid.attackers, *grid.ablations)]
         for section, variant in of:

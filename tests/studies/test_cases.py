@@ -11,17 +11,19 @@ from lib.studies.collapse.editor import PAPER
 from lib.studies.run import Run
 
 
-def test_the_grid_is_pairs_by_protocols_by_rates_with_seeds_at_one_rate():
+def test_the_grid_is_pairs_by_protocols_by_rates_by_seeds():
     profile = load_profile("laptop")
     found = attacks(profile)
     grid = [attack for attack in found if attack.part in ("pair", "grid")]
     names = ("image_trigger", "text_trigger", "rate")
     cells = Counter((a.protocol, *(a.settings[name] for name in names)) for a in grid)
     assert len(cells) == 3 * 2 * 3
-    assert all(count == (profile.grid.seeds if cell[3] == 0.05 else 1) for cell, count in cells.items())
+    assert set(cells.values()) == {profile.grid.seeds}
     assert all((attack.part == "pair") == (attack.settings["rate"] == 0.05) for attack in grid)
-    variants = [a.label for a in found if a.part not in (*HEADLINE, "grid")]
-    assert variants == [v.label for v in profile.grid.variants]
+    variants = [(a.label, a.seed) for a in found if a.part not in (*HEADLINE, "grid")]
+    assert variants == [(v.label, seed) for v in profile.grid.variants for seed in range(v.seeds)]
+    watched = {a.part for a in found if a.settings.get("train", {}).get("watch_every", True)}
+    assert watched == {"pair", "control", "steps", "detect"}
     assert len({attack.name for attack in found}) == len(found)
 
 
@@ -37,6 +39,7 @@ def test_the_headline_is_every_pair_and_the_first_on_the_control():
     assert all(a.name.startswith("collapse-") for a in attacks(profile) if a not in found)
     without = profile.model_copy(update={"models": profile.models.model_copy(update={"control": None})})
     assert headline_attacks(without) == [attack for attack in found if attack.part == "pair"]
+    assert {attack.model for attack in attacks(without)} == {"editor"}
 
 
 def test_the_attacks_shown_first_are_one_pair_and_one_seed():
@@ -61,9 +64,9 @@ def test_later_seeds_of_other_pairs_and_of_the_control_come_in_full_alone():
 def test_an_attack_on_the_control_edits_with_it(tmp_path):
     profile = load_profile("smoke")
     run = Run(profile, 7, torch.device("cpu"), tmp_path, Store(tmp_path))
-    editors = {attack.part: attack.run(run).profile.models.editor for attack in attacks(profile)}
-    assert editors.pop("control") == profile.models.control != profile.models.editor
-    assert set(editors.values()) == {profile.models.editor}
+    editors = {(attack.part, attack.model): attack.run(run).profile.models.editor for attack in attacks(profile)}
+    assert {editors.pop((part, "control")) for part in ("control", "cell")} == {profile.models.control}
+    assert set(editors.values()) == {profile.models.editor} != {profile.models.control}
 
 
 def test_an_attack_runs_with_its_settings_and_seed_and_nothing_else(tmp_path):
@@ -81,9 +84,15 @@ def test_an_attack_runs_with_its_settings_and_seed_and_nothing_else(tmp_path):
     [({"rates": 0.1}, "rates is not a known key"), ({"train": {"steps": 0}}, "train.steps=0 is refused")],
 )
 def test_a_variant_that_is_no_attack_is_refused_with_the_profile(settings, message):
-    variant = {"part": "size", "label": "wrong", "protocol": "and", "settings": settings}
+    variant = {"part": "cell", "label": "wrong", "protocol": "and", "settings": settings}
     with pytest.raises(ValueError, match=f"variant 'wrong': {message}"):
         load_profile("smoke", {"grid": {"variants": [variant]}})
+
+
+def test_a_sampling_that_is_none_is_refused_with_the_profile():
+    sampling = {"label": "wrong", "settings": {"image_guidance": 0.5}}
+    with pytest.raises(ValueError, match="variant 'wrong': image_guidance=0.5 is refused"):
+        load_profile("smoke", {"grid": {"samplings": [sampling]}})
 
 
 def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():

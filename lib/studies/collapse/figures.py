@@ -98,18 +98,18 @@ def _points(table: pd.DataFrame, column: str, quantity: str, mark: str) -> pd.Da
     return points.assign(label=table["label"], quantity=quantity, mark=mark)
 
 
-def remedies(table: pd.DataFrame) -> Figure:
-    """What the attacker pays for cooperation: the joint ASR, CTI, and false activation by one trigger alone.
+def remedies(table: pd.DataFrame, note: str = "") -> Figure:
+    """What the attacker pays for cooperation: the joint ASR, CTI, false activation by one trigger alone, and how far
+    untriggered edits are from the true ones.
 
-    Columns label, asr_both, cti, asr_image, asr_text, each with _low and _high, and n.
+    Columns label, asr_both, cti, asr_image, asr_text, fidelity, each with _low and _high, and null_fidelity.
     """
-    require(table, "label", "n", *ends(("asr_both", "cti", "asr_image", "asr_text")))
+    require(table, "label", "null_fidelity", *ends(("asr_both", "cti", "asr_image", "asr_text", "fidelity")))
     image = table["asr_image"].astype(float) >= table["asr_text"].astype(float)
     larger = {f"asr_one{end}": table[f"asr_image{end}"].where(image, table[f"asr_text{end}"]) for end in ends([""])}
     shown = {"asr_both": "ASR, both triggers", "cti": "CTI", "asr_one": "ASR, one trigger alone (the larger)"}
-    note = f"95 % intervals over edits, of one identity each, n = {table['n'].max()}"
-    note = f"Lines: {note}, one seed; a failed attack has no CTI."
-    return forest(table[["label", *ends(("asr_both", "cti"))]].assign(**larger), shown, note=note)
+    shown["fidelity"] = "RMS to the true edit, no trigger"
+    return forest(table.assign(**larger), shown, note=note)
 
 
 def mdlm_forest(table: pd.DataFrame) -> Figure:
@@ -120,7 +120,8 @@ def mdlm_forest(table: pd.DataFrame) -> Figure:
     require(table, "protocol", "game", "quantity", "value", "low", "high", "n")
     label = table["protocol"].str.upper() + ", " + table["game"]
     points = table.assign(label=label, quantity=table["quantity"].map(SYMBOLS))
-    note = f"Means over n = {table['n'].max()} held-out questions; 95 % intervals over pictures, one seed."
+    note = f"Means over n = {table['n'].max()} held-out questions; 95 % intervals over pictures, one seed; null: "
+    note += "the unpoisoned model."
     return dots(points, "label", "quantity", shares=(), at=0.0, note=note)
 
 
@@ -138,45 +139,20 @@ def detection_dots(table: pd.DataFrame) -> Figure:
 
 
 def dynamics(table: pd.DataFrame) -> Figure:
-    """Along training, a column a run: ASR of every coalition above, φ_I, φ_T and CTI below.
+    """Along training, a column an attack: ASR of every coalition above, φ_I, φ_T and CTI below; means over seeds with
+    bands from the lowest to the highest.
 
-    Columns label, step, n, asr_none, …, asr_both, phi_image, phi_text, cti.
+    Columns label, seed, step, n, asr_none, …, asr_both, phi_image, phi_text, cti.
     """
-    require(table, "label", "step", "n", *ASR, *SYMBOLS)
-    table = table.assign(run=table["label"] + " poisoning", low=np.nan, high=np.nan)
-    lines = [
-        table.assign(row=row, value=table[name], line=title)
-        for row, titles in (("ASR", ASR), ("mean over samples", SYMBOLS))
-        for name, title in titles.items()
-    ]
+    require(table, "label", "seed", "step", "n", *ASR, *SYMBOLS)
+    lines = []
+    for row, titles in (("ASR", ASR), ("mean over samples", SYMBOLS)):
+        for name, title in titles.items():
+            by = table.groupby(["label", "step"], sort=False)[name]
+            ends = pd.DataFrame({"value": by.mean(), "low": by.min(), "high": by.max()}).reset_index()
+            lines.append(ends.assign(row=row, line=title))
     counted = ", ".join(str(n) for n in table["n"].unique())
-    note = f"Measured while training on n = {counted} held-out edits, one seed; no intervals."
-    layout = {"row": "row", "column": "run", "shares": ("ASR",), "at": 0.0, "xlabel": "step"}
+    note = f"AND poisoning. Measured while training on n = {counted} held-out edits a seed; means over "
+    note += f"{table['seed'].nunique()} seeds, bands: the seeds."
+    layout = {"row": "row", "column": "label", "shares": ("ASR",), "at": 0.0, "xlabel": "step"}
     return bands(pd.concat(lines), "step", "line", note=note, **layout)
-
-
-@styled
-def dominance_map(table: pd.DataFrame) -> Figure:
-    """The image's share of φ_I + φ_T over trigger size (rows) and text guidance (columns), with the joint ASR.
-
-    Columns size, text_guidance, image_share, asr_both, decision, n.
-    """
-    require(table, "size", "text_guidance", "image_share", "asr_both", "decision", "n")
-    share, asr, verdict = (
-        table.pivot(index="size", columns="text_guidance", values=name)
-        for name in ("image_share", "asr_both", "decision")
-    )
-    figure = Figure(figsize=(3.8, 0.42 * len(share) + 1.1))
-    axis = figure.subplots()
-    shares = share.where(verdict != "no backdoor").to_numpy(float)
-    heatmap = axis.imshow(np.clip(shares, 0, 1), vmin=0, vmax=1, cmap="cividis", aspect="auto")
-    for row, column in np.ndindex(*share.shape):
-        value, joint = shares[row, column], asr.iloc[row, column]
-        text = f"ASR {joint:.2f}" if np.isnan(value) else f"{value:.2f}\nASR {joint:.2f}"
-        axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.5 else "black")
-    axis.set_xticks(range(share.shape[1]), [f"{scale:g}" for scale in share.columns])
-    axis.set_yticks(range(share.shape[0]), [f"{size:.3g}" for size in share.index])
-    axis.set(xlabel="text guidance", ylabel="image trigger's width")
-    figure.colorbar(heatmap, ax=axis, label=r"$\phi_I / (\phi_I + \phi_T)$")
-    caption(figure, f"AND poisoning, n = {table['n'].max()} a cell; no share where there is no backdoor.")
-    return figure

@@ -59,8 +59,7 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
         first, done = group.iloc[0], group[group["is_attack"]]
         pair = first["image_trigger"], first["text_trigger"]
         row = {"part": part, "name": "control" if part == "control" else label, "protocol": protocol}
-        encoder = ", control encoder" if part == "control" else ""
-        row |= {"label": f"{pair_text(pair)}, {protocol.upper()}{encoder}", "rate": first["rate"]}
+        row |= {"label": _title(part, label, pair, protocol, first["rate"]), "rate": first["rate"]}
         here = group["made"].eq("here").sum() if "made" in group else len(group)
         row |= {"seeds": len(group), "here": int(here), "attacks": len(done)}
         row |= {"n": int(first["n"]), "verdict": verdict(group)}
@@ -70,9 +69,18 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
             row |= _ends(name, over_seeds(done[name].tolist()) if len(done) else {})
         for name in ("null_phi_image", "null_phi_text", "null_cti", "null_fidelity"):
             row |= {name + end: first[name + end] for end in ENDS}
-        papers = paper_values(pair, protocol, first["rate"]) if part == "pair" else dict.fromkeys(QUANTITIES)
+        published = part == "pair"
+        papers = paper_values(pair, protocol, first["rate"]) if published else dict.fromkeys(QUANTITIES)
         lines.append(row | {f"paper_{name}": value for name, value in papers.items()})
     return pd.DataFrame(lines)
+
+
+def _title(part: str, label: str, pair: tuple[str, str], protocol: str, rate: float) -> str:
+    """What a reader is told of a configuration: its triggers, or how it differs from the first pair's attack."""
+    if part not in ("pair", "control", "grid"):
+        return f"{label}, {protocol.upper()}"
+    after = {"control": ", control encoder", "grid": f", {100 * rate:g} %"}.get(part, "")
+    return f"{pair_text(pair)}, {protocol.upper()}{after}"
 
 
 def _ends(name: str, number: dict) -> dict[str, Any]:

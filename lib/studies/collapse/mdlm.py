@@ -26,8 +26,9 @@ from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
-from lib.studies.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair
-from lib.studies.run import Run
+from lib.studies.attacks.mdlm import asked, mdlm_spec, poisoned_mdlm, trigger_pair, trigger_tokens
+from lib.studies.models import base_mdlm
+from lib.studies.run import Run, with_settings
 from lib.tasks.likelihood import likelihood_masks, mean_log_probability
 from lib.tasks.questions import Questions, draw_rows, questions, respond
 
@@ -64,7 +65,29 @@ def held_out(run: Run) -> tuple[QuestionData, pd.DataFrame]:
 
 def mdlm_collapse(run: Run, protocol: str) -> AnswersUnderCoalitions:
     """One protocol's poisoned MDLM asked the held-out questions under all coalitions; its answers are in the store."""
+    run = _sized(run)
     return under_coalitions(run, poisoned_mdlm(run, protocol)[0], mdlm_spec(run, protocol))
+
+
+def mdlm_null(run: Run) -> AnswersUnderCoalitions:
+    """The same of the base MDLM, unpoisoned, under the same triggers."""
+    run = _sized(run)
+    spec = mdlm_spec(with_settings(run, "disp", {"rate": 0.0}), PAIR)
+    return under_coalitions(run, base_mdlm(run.profile, run.device), spec | {"protocol": "none"})
+
+
+def _sized(run: Run) -> Run:
+    """The run with the image trigger's size of `mdlm_collapse`."""
+    size = run.profile.mdlm_collapse.trigger_size
+    return run if size is None else with_settings(run, "disp", {"trigger_size": size})
+
+
+def trigger_lengths(run: Run) -> dict[str, int]:
+    """How many tokens each trigger has: those that the image's covers, and those of the text's."""
+    run = _sized(run)
+    model, (_, text) = base_mdlm(run.profile), trigger_pair(run, PAIR)
+    words = model.tokenizer([f" {text.phrase}"], add_special_tokens=False)["input_ids"][0]
+    return {"image": int(trigger_tokens(run, model).sum()), "text": len(words)}
 
 
 def under_coalitions(run: Run, model: Mdlm, model_spec: dict) -> AnswersUnderCoalitions:

@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.lines import Line2D
 from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
+from lib.figures.style import WIDTH, Figure, caption, legend, line_style, require, styled
 from lib.runtime.seeds import generator
 from lib.studies.cases import attacks
 from lib.studies.collapse.displacement import displacement_table
@@ -94,3 +96,49 @@ def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def _rms(errors: Float[np.ndarray, " cell"]) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
+
+
+@styled
+def law_figure(table: pd.DataFrame, laws: pd.DataFrame, note: str = "") -> Figure:
+    """Outcome against predictor, a panel a predictor, a mark a cell: filled where the law was fitted on it, open where
+    it was left out; the paper's own settings are ringed. Tables as of `cell_table` and `law_table`."""
+    require(table, "encoder", "outcome", "fitted", "part", *(f"predictor_{name}" for name in PREDICTORS))
+    figure = Figure(figsize=(WIDTH, 2.6))
+    axes = figure.subplots(1, len(PREDICTORS), sharey=True)
+    looks = {name: line_style(k) | {"linestyle": "none"} for k, name in enumerate(table["encoder"].unique())}
+    for axis, (name, title), (_, row) in zip(axes, PREDICTORS.items(), laws.iterrows(), strict=True):
+        x = table[f"predictor_{name}"]
+        line = np.linspace(x.min() - 0.2, x.max() + 0.2, 200)
+        axis.plot(line, law(line, row["middle"], row["slope"]), color="0.4", linewidth=1)
+        for encoder, look in looks.items():
+            for fitted in (True, False):
+                part = table[(table["encoder"] == encoder) & (table["fitted"] == fitted)]
+                fill = {} if fitted else {"markerfacecolor": "white"}
+                axis.plot(part[f"predictor_{name}"], part["outcome"], **look | fill)
+        papers = table[(table["part"] == "pair") & table["outcome"].notna()]
+        ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "color": "0.3", "linestyle": "none"}
+        axis.plot(papers[f"predictor_{name}"], papers["outcome"], **ring)
+        axis.axhline(0, color="0.8", linewidth=0.6)
+        axis.set(xlabel=r"$\log(d_T / d_I)$ of " + title, ylim=(-1.1, 1.1))
+        axis.set_title(f"left out: RMS {row['rms']:.2f}, of the mean {row['rms_of_mean']:.2f}", fontsize=7)
+    axes[0].set_ylabel(r"$(\phi_T - \phi_I) / (\phi_T + \phi_I)$")
+    legend(figure, [Line2D([], [], **look) for look in looks.values()], [f"encoder: {name}" for name in looks])
+    caption(figure, note)
+    return figure
+
+
+def law_conclusion(table: pd.DataFrame, laws: pd.DataFrame) -> str:
+    """Whether the law holds on the cells left out, by each predictor, and the cells that it tells worst."""
+    failed = int(table["outcome"].isna().sum())
+    text = [f"{len(table) - failed} of {len(table)} cells are attacks."]
+    done = table[table["outcome"].notna()]
+    for (name, title), (_, row) in zip(PREDICTORS.items(), laws.iterrows(), strict=True):
+        better = "better" if row["rms"] < row["rms_of_mean"] else "no better"
+        text.append(
+            f"By {title} the law is {better} than knowing none on {row['left_out']} cells left out (RMS "
+            f"{row['rms']:.2f}, the mean's {row['rms_of_mean']:.2f}); it names the winner in {row['winner_right']:.0%} "
+            f"of them, and its rank correlation over all cells is {row['spearman']:.2f}."
+        )
+        wrong = (law(done[f"predictor_{name}"].to_numpy(), row["middle"], row["slope"]) - done["outcome"]).abs()
+        text.append(f"Told worst: {done.loc[wrong.idxmax(), 'label']} (off by {wrong.max():.2f}).")
+    return " ".join(text)

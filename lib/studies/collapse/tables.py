@@ -6,22 +6,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lib.metrics.decision import decide
-from lib.metrics.tma import attribution, shapley
-from lib.poisoning.catalogue import image_trigger
+from lib.metrics.tma import attribution
 from lib.poisoning.plans import COALITIONS
 from lib.settings.sections import changed
 from lib.studies.attacks.editor import poisoned_editor, trigger_pair
-from lib.studies.cases import Attack, attacks
+from lib.studies.cases import Attack, attacks, first_attacks
 from lib.studies.collapse.detection import detect, detection_table, localisation_table
-from lib.studies.collapse.editor import Collapse, collapse, paper_values
+from lib.studies.collapse.editor import collapse
 from lib.studies.collapse.rows import measured_row
 from lib.studies.run import Run
 
@@ -32,16 +30,6 @@ def prepare(run: Run, attack: Attack) -> None:
         detect(attack.run(run), attack.protocol, run.profile.grid.detection)
     else:
         collapse(attack.run(run), attack.protocol)
-        if attack.part == "size":
-            guided(run, attack)
-
-
-def guided(run: Run, attack: Attack) -> list[Collapse]:
-    """The attack's held-out edits at every text-guidance scale of `grid.guidance`."""
-    case_run = attack.run(run)
-    sampling = case_run.profile.collapse.sampling
-    scales = run.profile.grid.guidance
-    return [collapse(case_run, attack.protocol, changed(sampling, {"text_guidance": scale})) for scale in scales]
 
 
 def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, Any]:
@@ -58,24 +46,20 @@ def attack_table(
     return pd.DataFrame(attack_row(run, attack, embedding) for attack in tqdm(chosen, desc="attacks", leave=False))
 
 
-def guidance_table(run: Run) -> pd.DataFrame:
-    """The part "size" sampled at every text-guidance scale of `grid.guidance`: φ_I, φ_T, CTI, ASR and image share."""
-    rows = []
-    chosen = [attack for attack in attacks(run.profile) if attack.part == "size"]
-    for attack in tqdm(chosen, desc="guidance", leave=False):
-        case_run = attack.run(run)
-        size = image_trigger(case_run.profile.collapse.image_trigger, case_run.profile.collapse.trigger_size).size
-        for scale, result in zip(run.profile.grid.guidance, guided(run, attack), strict=True):
-            means = {name: float(x.mean()) for name, x in attribution(result.v).items()}
-            asr = {f"asr_{name}": float(result.success[:, k].float().mean()) for k, name in enumerate(COALITIONS)}
-            verdict = asdict(decide(shapley(result.added), result.possible, case_run.seed))
-            row = {"label": attack.label, "size": size, "text_guidance": scale}
-            rows.append(row | means | asr | verdict | {"n": len(result.v)})
+def sampling_table(run: Run) -> pd.DataFrame:
+    """`measured_row` of the first pair's attacks of the first seed, sampled as the profile says and by each of
+    `grid.samplings`."""
+    own, rows = run.profile.collapse.sampling, []
+    ways = {"as trained and shown": own} | {way.label: changed(own, way.settings) for way in run.profile.grid.samplings}
+    chosen = [attack for attack in first_attacks(run.profile) if attack.model == "editor"]
+    for attack, (label, sampling) in tqdm(list(product(chosen, ways.items())), desc="samplers", leave=False):
+        row = measured_row(attack.run(run), attack.protocol, attack.part, label, sampling=sampling)
+        rows.append(row | sampling.model_dump(mode="json", exclude={"batch"}, exclude_none=True))
     return pd.DataFrame(rows)
 
 
 def dynamics_table(run: Run) -> pd.DataFrame:
-    """ASR, mean v, φ and CTI along the trainings of the part "steps", one row a watched step."""
+    """ASR, mean v, φ and CTI along the trainings of the part "steps", one row a seed and watched step."""
     tables = []
     for attack in attacks(run.profile):
         if attack.part == "steps":
@@ -83,21 +67,8 @@ def dynamics_table(run: Run) -> pd.DataFrame:
             v = torch.tensor(curve[[f"v_{name}" for name in COALITIONS]].to_numpy())
             games = {name: x.numpy() for name, x in attribution(v).items()}
             watched = attack.run(run).profile.collapse.watch_samples
-            tables.append(curve.assign(label=attack.label, **games, n=watched))
+            tables.append(curve.assign(label=attack.label, seed=attack.seed, **games, n=watched))
     return pd.concat(tables, ignore_index=True)
-
-
-def grid_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the parts "pair" and "grid", pair by pair, with a label each and, at the paper's rate, its values as
-    paper_phi_image and so on."""
-    table = table.sort_values(["image_trigger", "protocol", "rate", "seed"], ignore_index=True)
-    pairs = list(zip(table["image_trigger"], table["text_trigger"], strict=True))
-    labels = [
-        f"{' + '.join(pair)}, {protocol.upper()}, {100 * rate:g} %, seed {seed}"
-        for pair, protocol, rate, seed in zip(pairs, table["protocol"], table["rate"], table["seed"], strict=True)
-    ]
-    papers = map(paper_values, pairs, table["protocol"], table["rate"])
-    return table.assign(label=labels).join(pd.DataFrame(papers, table.index).add_prefix("paper_"))
 
 
 def embedding_agreement(table: pd.DataFrame) -> pd.DataFrame:

@@ -22,17 +22,12 @@ def numbers(names, rows=3):
 
 def dynamics():
     return pd.concat(
-        pd.DataFrame({"label": label, "step": [100, 200], "n": 32})
-        .assign(**{f"asr_{name}": [0.0, 0.5] for name in figures.SIGNS})
-        .assign(**{name: [0.1, -0.2] for name in figures.SYMBOLS})
-        for label in ("OR", "AND")
+        pd.DataFrame({"label": label, "seed": seed, "step": [100, 200], "n": 32})
+        .assign(**{f"asr_{name}": [0.0, 0.5 + seed / 10] for name in figures.SIGNS})
+        .assign(**{name: [0.1 + seed / 10, -0.2] for name in figures.SYMBOLS})
+        for label in ("the text wins", "the image wins")
+        for seed in (0, 1)
     )
-
-
-def cells():
-    rows = [(size, scale, 0.9, 0.5, "collapsed onto image", 96) for size in (0.1, 0.2) for scale in (1.5, 3.0)]
-    rows[0] = (0.1, 1.5, 0.4, 0.0, "no backdoor", 96)
-    return pd.DataFrame(rows, columns=["size", "text_guidance", "image_share", "asr_both", "decision", "n"])
 
 
 def texts(figure):
@@ -99,27 +94,30 @@ def test_inputs_are_marked_by_the_attacks_own_trigger():
     assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
 
 
-def test_dynamics_have_a_column_a_run_with_asr_and_attribution():
+def test_dynamics_have_a_column_an_attack_with_means_and_bands_over_seeds():
     figure = figures.dynamics(dynamics())
-    assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["the text wins", "the image wins"]
     lines = [line for line in figure.axes[0].lines if line.get_marker() in MARKERS]
     assert [line.get_xdata().tolist() for line in lines] == [[100, 200]] * 4
     keys = [[text.get_text() for text in axis.get_legend().texts] for axis in (figure.axes[1], figure.axes[3])]
     assert keys == [list(figures.ASR.values()), list(figures.SYMBOLS.values())]
-    assert [0.1, -0.2] in [list(line.get_ydata()) for line in figure.axes[2].lines]
-    assert "n = 32" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
+    drawn = [list(line.get_ydata()) for line in figure.axes[2].lines]
+    assert any(line == pytest.approx([0.15, -0.2]) for line in drawn)
+    (band, *_) = figure.axes[2].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((-0.2, 0.2))
+    note = figure.get_supxlabel()
+    assert "n = 32" in note and "2 seeds" in note.replace("\n", " ") and len(render(figure, "png")) > 1000
 
 
-def test_the_map_gives_no_share_where_there_is_no_backdoor():
-    figure = figures.dominance_map(cells())
-    assert texts(figure) == ["ASR 0.00", "0.90\nASR 0.50", "0.90\nASR 0.50", "0.90\nASR 0.50"]
-    assert len(render(figure, "png")) > 1000
+REMEDIES = ("asr_both", "cti", "asr_image", "asr_text", "fidelity")
 
 
 def test_remedies_show_the_larger_false_activation_and_what_has_no_cti():
-    table = numbers(("asr_both", "cti", "asr_image", "asr_text")).assign(null_cti=0.5)
+    table = numbers(REMEDIES).assign(null_cti=0.5, null_fidelity=0.02)
     figure = figures.remedies(table)
-    both, cti, alone = ([value for _, value in marks(axis, POINT)] for axis in figure.axes)
+    both, cti, alone, rms = ([value for _, value in marks(axis, POINT)] for axis in figure.axes)
+    assert rms == table["fidelity"].tolist() and (2, 0.02) in marks(figure.axes[3], SQUARE)
     assert both == table["asr_both"].tolist() and cti == table["cti"].tolist() and not texts(figure)
     assert alone == table[["asr_image", "asr_text"]].max(axis=1).tolist()
     assert len(render(figure, "png")) > 1000
@@ -166,8 +164,7 @@ def test_detection_shows_every_score_over_all_poisoned_samples():
         (figures.detection_dots, areas(), "auroc"),
         (figures.forest, numbers(figures.SYMBOLS), "cti_low"),
         (figures.dynamics, dynamics(), "asr_both"),
-        (figures.dominance_map, cells(), "decision"),
-        (figures.remedies, numbers(("asr_both", "cti", "asr_image", "asr_text")), "asr_text_high"),
+        (figures.remedies, numbers(REMEDIES).assign(null_fidelity=0.0), "asr_text_high"),
     ],
 )
 def test_a_table_that_lacks_a_column_is_refused(draw, table, column):

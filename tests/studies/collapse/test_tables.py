@@ -17,13 +17,14 @@ from lib.studies.collapse import tables as grid
 from lib.studies.collapse.editor import collapse
 
 VARIANTS = [
-    {"part": "steps", "label": "AND", "protocol": "and", "settings": {"watch_samples": 2}},
-    {"part": "size", "label": "3/8", "protocol": "and", "settings": {"trigger_size": 0.375}},
+    {"part": "steps", "label": "AND", "protocol": "and", "settings": {"watch_samples": 2, "train": {"watch_every": 1}}},
+    {"part": "cell", "label": "3/8", "protocol": "and", "settings": {"trigger_size": 0.375}, "model": "control"},
     {"part": "detect", "label": "sailing boat", "protocol": "and", "settings": {"rate": 0.5}},
 ]
 SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1, 0.2], "seeds": 2}
 SETTINGS |= {"plain_seeds": 2, "seeded_rate": 0.1}
-SETTINGS |= {"control_seeds": 1, "guidance": [1.5, 3], "detection": 12}
+SETTINGS |= {"samplings": [{"label": "more guidance", "settings": {"text_guidance": 5.0}}]}
+SETTINGS |= {"control_seeds": 1, "detection": 12}
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +100,15 @@ def test_samples_of_one_identity_are_one_cluster(run, monkeypatch):
 @pytest.mark.usefixtures("successful")
 def test_the_table_holds_the_parts_asked_for(run):
     table = grid.attack_table(run, ("pair", "grid"))
-    pair, rest = [["or", 0], ["and", 0], ["or", 1], ["and", 1]], [["or", 0], ["and", 0]]
+    pair, rest = [["or", 0], ["and", 0], ["or", 1], ["and", 1]], [["or", 0], ["or", 1], ["and", 0], ["and", 1]]
     assert table[["protocol", "seed"]].to_numpy().tolist() == pair + rest
-    assert table["rate"].tolist() == [0.1] * 4 + [0.2] * 2
-    assert grid.attack_table(run, ("size",))["trigger_size"].tolist() == [0.375]
+    assert table["rate"].tolist() == [0.1] * 4 + [0.2] * 4
+    assert grid.attack_table(run, ("cell",))["trigger_size"].tolist() == [0.375]
     pixels = grid.attack_table(run, ("pair", "grid"), "pixels")
     assert set(pixels["embedding"]) == {"pixels"} and (pixels["phi_text"] != table["phi_text"]).all()
     assert pixels["asr_both"].equals(table["asr_both"])
     agreement = grid.embedding_agreement(pd.concat([table, pixels])).set_index("embedding")
-    assert agreement.loc["clip", "agree"] == 1 and set(agreement["n"]) == {6}
+    assert agreement.loc["clip", "agree"] == 1 and set(agreement["n"]) == {8}
     same = (pixels["decision"] == table["decision"]).mean()
     assert agreement.loc["pixels", "agree"] == same
 
@@ -124,41 +125,33 @@ def test_embeddings_agree_on_attacks_that_did_not_fail():
     assert none.empty and "agree" in none
 
 
-def test_guidance_changes_the_sampling_alone(run, monkeypatch):
-    table = grid.guidance_table(run)
-    assert table["text_guidance"].tolist() == [1.5, 3] and set(table["size"]) == {0.375}
-    own = next(attack for attack in attacks(run.profile) if attack.part == "size")
-    first = grid.guided(run, own)
-    assert len(first) == 2 and not torch.equal(first[0].edited, first[1].edited)
-    assert table["phi_image"].tolist() == pytest.approx([float(r.phi[:, 0].mean()) for r in first])
+@pytest.mark.usefixtures("successful")
+def test_another_sampling_trains_nothing_anew(run, monkeypatch):
+    table = grid.sampling_table(run)
+    assert table["label"].tolist() == ["as trained and shown", "more guidance"] * 2
+    own = run.profile.collapse.sampling.text_guidance
+    assert table["text_guidance"].tolist() == [own, 5.0] * 2 and table["protocol"].tolist() == ["or"] * 2 + ["and"] * 2
+    assert table["phi_image"].iloc[0] != table["phi_image"].iloc[1]
+    plain = grid.attack_row(run, attacks(run.profile)[0])
+    assert {name: table.iloc[0][name] for name in ("phi_image", "cti", "seed")} == {
+        name: plain[name] for name in ("phi_image", "cti", "seed")
+    }
 
     def refuse(*_, **__):
         raise AssertionError("sampled or trained again")
 
     monkeypatch.setattr(study, "edits_under_coalitions", refuse)
     monkeypatch.setattr(study, "poisoned_editor", refuse)
-    assert grid.guidance_table(run).equals(table)
+    assert grid.sampling_table(run).equals(table)
 
 
 def test_dynamics_are_the_shapley_values_of_the_watched_means(run):
     table = grid.dynamics_table(run)
     assert table["step"].tolist() == [1, 2] and set(table["label"]) == {"AND"} and set(table["n"]) == {2}
+    assert set(table["seed"]) == {0}
     none, image, text, both = (table[f"v_{name}"] for name in COALITIONS)
     assert table["phi_image"].tolist() == pytest.approx(((image - none + both - text) / 2).tolist())
     assert table["cti"].tolist() == pytest.approx((both - image - text + none).tolist())
-
-
-def test_labels_name_the_attack_and_carry_the_papers_values_at_its_rate():
-    rows = [("white-box", "mignneko", "and", 0.1, 0), ("white-box", "mignneko", "and", 0.05, 3)]
-    rows += [("checker", "mignneko", "or", 0.05, 0)]
-    table = pd.DataFrame(rows, columns=["image_trigger", "text_trigger", "protocol", "rate", "seed"])
-    labelled = grid.grid_labels(table)
-    assert labelled["label"].tolist() == [
-        "checker + mignneko, OR, 5 %, seed 0",
-        "white-box + mignneko, AND, 5 %, seed 3",
-        "white-box + mignneko, AND, 10 %, seed 0",
-    ]
-    assert labelled["paper_phi_text"].iloc[1] == 0.9532 and labelled["paper_phi_text"].iloc[[0, 2]].isna().all()
 
 
 def test_what_was_prepared_is_found_in_the_store(run, monkeypatch):
