@@ -165,7 +165,8 @@ class DispGrid(Section):
     defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
     rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
     figure 2 are made on too. protocols: of the collapse study's attacks, those purified by masking words too.
-    rule_questions: training samples that ρ is chosen on.
+    rule_questions: training samples that ρ is chosen on. tunings: of `disp.purify`, among which passes and rate are
+    chosen.
     """
 
     seeds: Positive
@@ -183,6 +184,7 @@ class DispGrid(Section):
     protocols: tuple[Protocol, ...] = ()
     ablations: tuple[Variation, ...]
     rule_questions: Positive = 2000
+    tunings: tuple[Variation, ...] = ()
 
 
 class MdlmCollapse(Section):
@@ -244,6 +246,7 @@ class Profile(Section):
         of += [(self.collapse.sampling, variant) for variant in self.grid.samplings]
         for grid in filter(None, (self.disp_grid, self.disp_few)):
             of += [(self.disp, variant) for variant in (*grid.attackers, *grid.ablations)]
+            of += [(self.disp.purify, variant) for variant in grid.tunings]
         for section, variant in of:
             try:
                 changed(section, variant.settings)
