@@ -160,7 +160,8 @@ class DataSet(Section):
 class DispGrid(Section):
     """The DiSP study: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
-    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
+    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle";
+    other_methods: likewise for other triggers, attackers and trigger sizes.
     sizes: of the profile's image trigger, which the phase diagram is made of, every seed each.
     defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
     rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
@@ -172,6 +173,7 @@ class DispGrid(Section):
     seeds: Positive
     main: tuple[DefenceName, ...] = Field(default_factory=lambda: tuple(DEFENCES))
     methods: tuple[MethodName, ...] = (*TOKEN_SCORES, "oracle")
+    other_methods: tuple[MethodName, ...] = ("directional", "attention", "random", "oracle")
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...] = ()

@@ -10,7 +10,7 @@ from lib.studies.attacks.mdlm import poisoned_mdlm, trigger_tokens
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.figures import RATIO
 from lib.studies.disp.outcomes import METRICS, ratio_study, succeeds
-from lib.studies.disp.tables import curve_cases, unattacked_performance
+from lib.studies.disp.tables import curve_cases, methods_of, unattacked_performance
 from lib.studies.run import Run
 
 COLUMNS = ["tokens", "method", "ratio", "metric", "value", "low", "high", "seeds", "n"]
@@ -30,7 +30,7 @@ def phase_table(run: Run) -> pd.DataFrame:
         if not succeeds(before[METRICS[0]], before[METRICS[1]], plain - before[METRICS[2]]):
             continue
         mdlm = poisoned_mdlm(case_run)[0]
-        table = ratio_study(case_run, mdlm, run.profile.disp_grid.methods)
+        table = ratio_study(case_run, mdlm, methods_of(run, "phase"))
         tokens = int(trigger_tokens(case_run, mdlm).sum())
         rows.append(table[table["metric"] == METRICS[0]].assign(tokens=tokens, seed=case_run.seed))
     if not rows:

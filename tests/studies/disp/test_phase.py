@@ -26,7 +26,7 @@ def test_the_phase_diagram_is_of_the_seeds_whose_attack_succeeded(run, monkeypat
         return pd.DataFrame({"metric": METRICS, "value": (0.5 if weak else 1.0, 0.0, 0.97)})
 
     def study(case_run, mdlm, methods):
-        assert methods == run.profile.disp_grid.methods
+        assert methods == run.profile.disp_grid.other_methods
         value = case_run.profile.disp.trigger_size + case_run.seed / 10
         rows = [{"method": "random", "ratio": 0.3, "metric": metric, "value": value, "n": 7} for metric in METRICS[:2]]
         return pd.DataFrame(rows)
