@@ -143,7 +143,7 @@ def decode(
             logits = ending.allowed(_checked(model.logits_at(filled, rows, positions), positions.shape))
             proposed, probability, score = _propose(logits, mask_id, temperature, remasking, generator)
             waits = ending.waiting(proposed, masked)
-            take = _surest(score, masked, waits, quota)
+            take = _surest(score, masked, waits, quota) & masked  # a row may have fewer left than the quota
             if threshold is not None:
                 sure = (probability >= threshold) & masked
                 take |= sure if waits is None else sure & ~waits

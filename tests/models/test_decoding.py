@@ -647,6 +647,21 @@ class TestEndToken:
         ]
 
 
+    def test_a_row_with_less_left_than_the_quota_settles_no_more_than_that(self):
+        """Row 0 ends, row 1 does not: what is asked of row 0 beside the two that it has left keeps its token."""
+        end, one, two = (self.EOS, 0.9), (1, 0.5), (2, 0.4)
+        tables = torch.stack([place_by_place((3, 0.95), two, two, end, end, two), place_by_place(*[one] * 6)])
+        later = place_by_place(*[(4, 0.8)] * 6)
+        options = {"steps": 2, "block_length": 6, "mask_id": MASK, "eos_id": self.EOS, "end": "stop"}
+
+        def model(tokens):
+            return tables if (tokens == MASK).all() else later.expand_as(tables)
+
+        decoded = decode(model, torch.zeros(2, 6).long(), torch.ones(2, 6).bool(), **options)
+        assert decoded.tokens.tolist() == [[3, 4, 4, *[self.EOS] * 3], [1, 1, 1, 4, 4, 4]]
+        assert decoded.probability[0, 5] == 1
+
+
 class Asked:
     """A `Selective` over a `Model`: checks and keeps what it is asked."""
 
