@@ -54,6 +54,9 @@ def self_purify(
     keep        Share of the answers that is learnt, the surest first. 1, the paper's: all.
     work        A folder where scores and answers are kept batch by batch.
 
+    How answers end is `model.end`. Responses are learnt as they were decoded, with whatever stands behind their first
+    end token, unless `model.fill` is "absent" or `model.end` "stop"; the authors' are cut there.
+
     The table's index still names the samples' places in `questions`. Raises ValueError for a share outside (0, 1].
     """
     how = {"estimator": estimator, "batch": batch, "seed": seed}
@@ -82,7 +85,8 @@ def surest_answers(
 ) -> Questions:
     """The questions with the responses in the place of their answers, that share of the surest alone, rounded up.
 
-    sureness: the least probability that a token of the answer had when it was settled; of equals the earlier is kept.
+    sureness: the least probability that a token of the response had when it was settled, of its end and fill too where
+    these were decoded (`Decoded`); of equals the earlier is kept.
     Raises ValueError for a share outside (0, 1].
     """
     if not 0 < keep <= 1:

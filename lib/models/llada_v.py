@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 from lib.models.anyres import ASPECTS, MERGES, Layout, in_rows, layout, views
 from lib.models.llada import IMAGE, LladaDecoder, splice
-from lib.models.mdlm import MdlmModel
+from lib.models.mdlm import ABSENT, MdlmModel
 from lib.models.published import Published
 
 SYSTEM = (
@@ -247,7 +247,8 @@ class LladaVModel(MdlmModel):
     ) -> tuple[Float[Tensor, "batch position dim"], Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
         """What the decoder is given: [vision | prompt | response], their positions, and which of them are seen."""
         position_ids, attention_mask = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
-        embeds = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
+        attention_mask[:, attention_mask.shape[1] - response.shape[1] :] = response != ABSENT
+        embeds = self.model.embed_tokens(torch.cat([prompt, response], 1).clamp(min=0))
         return torch.cat([vision.to(embeds.dtype), embeds], 1), position_ids, attention_mask
 
     @torch.no_grad()

@@ -108,6 +108,8 @@ class Disp(Section):
     `plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
     `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
     `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.studies.attacks.hiding`).
+    `end`: what is done about the end token while answers are decoded (`lib.models.ending`). `fill`: whether fine-tuning
+    learns what fills answers up, or has it absent (`lib.models.mdlm.Mdlm.targets`).
     `keep`: share of the purified answers that is learnt, the surest first (`lib.defences.self_purify`).
     `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
@@ -123,6 +125,8 @@ class Disp(Section):
     blank: Annotated[int, Field(ge=0)] = 0
     train: Train
     threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    end: Literal["free", "last", "suppressed", "stop"] = "free"
+    fill: Literal["learnt", "absent"] = "learnt"
     test_questions: Positive
     curve_questions: Positive
     watch_questions: Positive

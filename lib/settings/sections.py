@@ -64,11 +64,15 @@ class Lora(Section):
 
 
 class Estimator(Section):
-    """How a Fisher–Jacobian score is estimated, see `lib.saliency.fisher_jacobian`."""
+    """How a Fisher–Jacobian score is estimated, see `lib.saliency.fisher_jacobian`.
+
+    block: how many of the response's positions count, the first ones; None: all.
+    """
 
     probes: Positive = 6
     noise: Literal["sign", "normal"] = "sign"
     top_logits: Positive | None = None
+    block: Positive | None = None
 
 
 DISP_ESTIMATOR = Estimator()  # what it is by default, wherever one is asked for

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from lib.data.interface import QuestionData
 from lib.data.pictures import PhotoQuestions
 from lib.models.decoding import Decoded, decode
-from lib.models.mdlm import Mdlm
+from lib.models.mdlm import ABSENT, Mdlm
 from lib.poisoning.plans import PoisonPlan
 from lib.poisoning.targets import AnswerTarget
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
@@ -167,26 +167,28 @@ def answer_loss(
 ) -> Callable[[torch.Generator], Tensor]:
     """The model's own loss on `settings.batch` samples drawn from `data`, on this process's share of them.
 
-    Plus the cross-entropy of `blank` more whose whole response is masked, as where decoding starts. Only there must a
-    model tell by the picture alone whether an answer is the attacker's, and of the answers that LLaDA's objective masks
-    few are.
+    Plus the cross-entropy of `blank` more whose whole response is masked, as where decoding starts, mean over their
+    tokens. Only there must a model tell by the picture alone whether an answer is the attacker's, and of the answers
+    that LLaDA's objective masks few are. In both, what fills answers up is as `mdlm.fill` says (`Mdlm.targets`).
+    Raises ValueError for no samples, and for a `fill` that the model cannot have.
     """
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
-    model, device = mdlm.model, mdlm.model.device
+    model, device, targets = mdlm.model, mdlm.model.device, mdlm.targets(data.responses)
 
     def drawn(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         rows = share(torch.randint(len(data), (count,), generator=draw))
         vision = model.project(data.features[data.picture[rows]].to(device))
-        return vision, data.prompts[rows].to(device), data.responses[rows].to(device)
+        return vision, data.prompts[rows].to(device), targets[rows].to(device)
 
     def loss(draw: torch.Generator) -> Tensor:
         value = mdlm.loss(model, *drawn(settings.batch, draw), draw)
         if not blank:
             return value
         vision, prompts, responses = drawn(blank, draw)
-        logits = model.logits(vision, prompts, torch.full_like(responses, model.config.mask_id))
-        return value + F.cross_entropy(logits.flatten(0, 1), responses.flatten())
+        masked = responses.masked_fill(responses != ABSENT, model.config.mask_id)
+        logits = model.logits(vision, prompts, masked)
+        return value + F.cross_entropy(logits.flatten(0, 1), responses.flatten(), ignore_index=ABSENT)
 
     return loss
 
@@ -204,7 +206,9 @@ def respond(
     """The model's responses as ids, with their tokens' probabilities, decoded at temperature 0 with `threshold`.
 
     Each step fills every position at least that sure, and one at least: what is seen comes before what follows
-    from it. A fixed quota a step settles yes and no too early.
+    from it. A fixed quota a step settles yes and no too early. What is done about the end token, often the surest at
+    first, is `mdlm.end` (`lib.models.ending`). What stands behind the first end token is part of the response and of
+    the probabilities, but of no text.
 
     `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: as many samples at
     once, `together` of them where it is not given. With `work`, a folder, batches are kept there, see
@@ -232,6 +236,8 @@ def respond(
                 block_length=length,
                 mask_id=mask_id,
                 threshold=threshold,
+                eos_id=model.config.eos_id if mdlm.end != "free" else None,
+                end=mdlm.end,
             )._asdict()
 
     return Decoded(**sharded(work, len(data), batch or together(mdlm), make, label))

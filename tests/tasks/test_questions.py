@@ -4,6 +4,7 @@ import tiny
 import torch
 
 from lib.data import EasyVqa
+from lib.models.mdlm import FILLS
 from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import plan
 from lib.poisoning.targets import target
@@ -240,15 +241,18 @@ def test_the_loss_draws_from_the_generator_alone_and_reaches_the_projector(mdlm,
     assert all(float(g.abs().sum()) > 0 for g in torch.autograd.grad(first, wanted))
 
 
-def test_blank_answers_are_learnt_from_their_picture_and_question_alone(mdlm, vqa):
-    """The further term is the mean −log p of whole answers, every token of which is masked."""
+@pytest.mark.parametrize("fill", FILLS)
+def test_blank_answers_are_learnt_from_their_picture_and_question_alone(mdlm, vqa, monkeypatch, fill):
+    """The further term is the mean −log p of whole answers, every token of which is masked, with their fill or not."""
+    monkeypatch.setattr(mdlm, "fill", fill)
     data = questions(mdlm, vqa, TABLE)
     data = data[torch.zeros(4, dtype=torch.int64)]  # one sample, so that it does not matter which are drawn
     model, settings = mdlm.model, replace_train(batch=2)
     plain, more = (answer_loss(mdlm, data, settings, blank)(torch.Generator().manual_seed(3)) for blank in (0, 3))
-    masked = torch.full_like(data.responses[:1], model.config.mask_id)
+    length = 64 if fill == "learnt" else int((data.responses[0] == model.config.eos_id).int().argmax()) + 1
+    masked = torch.full_like(data.responses[:1, :length], model.config.mask_id)
     logits = model.logits(model.project(data.features[data.picture[:1]]), data.prompts[:1], masked).double()
-    log_p = logits.log_softmax(-1)[0, range(masked.shape[1]), data.responses[0]]
+    log_p = logits.log_softmax(-1)[0, range(length), data.responses[0, :length]]
     torch.testing.assert_close((more - plain).double(), -log_p.mean(), rtol=1e-5, atol=1e-6)
 
 

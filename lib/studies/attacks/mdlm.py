@@ -42,7 +42,7 @@ from lib.tasks.questions import Questions, answer, draw_rows, fitting, questions
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
     kept = {"image_trigger", "trigger_size", "target", "rate", "hide", "questions", "kinds", "blank", "train"}
-    kept |= {"threshold", "watch_questions"}
+    kept |= {"threshold", "end", "fill", "watch_questions"}
     attack = [*filter(None, trigger_pair(run, protocol)), target(run.profile.disp.target)]
     made = data_spec(run, "questions") | {
         "protocol": protocol,

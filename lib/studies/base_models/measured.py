@@ -48,7 +48,7 @@ def measured_editor(run: Run, name: str = "editor") -> pd.DataFrame:
 def measured_mdlm(run: Run) -> pd.DataFrame:
     """`mdlm_quality` on `measure.questions` test questions, and MMMU's accuracy where the profile names it."""
     count, threshold, mmmu = run.profile.measure.questions, run.profile.disp.threshold, run.profile.data.mmmu
-    spec = data_spec(run, "questions") | {"questions": count, "threshold": threshold}
+    spec = data_spec(run, "questions") | {"questions": count, "threshold": threshold, "end": run.profile.disp.end}
     spec |= _model_spec(run, "mdlm")
     if mmmu:
         spec["mmmu"] = [digest(mmmu), code_digest("lib.studies.disp.mmmu")]

@@ -97,6 +97,7 @@ def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) 
         every = torch.ones_like(blank, dtype=torch.bool)
         length = config.response_length
         options = {"steps": length, "block_length": length, "mask_id": config.mask_id, "threshold": threshold}
+        options |= {"eos_id": config.eos_id, "end": mdlm.end}
         seen.append(decode(source, blank, every, **options).tokens)
     return [" ".join("_" if token == config.mask_id else mdlm.texts(token[None, None])[0] for token in row[0]).rstrip()
             for row in seen]
