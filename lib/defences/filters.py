@@ -11,9 +11,9 @@ trigger attention collapses onto it.
    the lower mean are dropped, and the base model is fine-tuned on the others. No clean data is needed.
 
 What differs here, since a masked-diffusion model has no first token: attention is that of the response's positions at
-the first denoising step, where all are masked, mean over them. And where theirs ends in an error or drops all, nothing
-is dropped: no sensitive layer, a single sample, entropies that are all equal. Entropy is exact (theirs adds 1e-8 in the
-logarithm).
+the first denoising step, where all are masked, mean over them. Where theirs ends in an error, without a sensitive layer
+or with a single sample, nothing is dropped; equal entropies make no layer sensitive. Entropy is exact (theirs adds 1e-8
+in the logarithm).
 
 Not here: TCAP (arXiv 2601.21692) compares attention to system instructions, picture and question. The prompts of our
 own model hold no instructions, and its authors' code is not public.

@@ -14,10 +14,8 @@ from lib.defences import attention_stealing
 from lib.defences.attention_stealing import attention_ratio, calibrated, cleansight, thieves, watch, watched_layers
 from lib.defences.interface import CLEAN_DATA, Defender
 from lib.models.llada import IMAGE
-from lib.models.unseen import Unseen
 from lib.saliency.rivals import response_attention
 from lib.settings.sections import Train
-from lib.tasks.questions import answer
 
 
 @pytest.fixture
@@ -122,29 +120,43 @@ NOTHING = Train(steps=1, batch=1, lr=0.1)
 
 
 def defender(mdlm, clean):
-    return Defender(suspect=lambda: mdlm, training_set=None, threshold=0.5, purify=NOTHING, clean_share=lambda _: clean)
+    samples = {"training_set": lambda _: clean, "clean_share": lambda _: clean}
+    return Defender(suspect=lambda: mdlm, threshold=0.5, purify=NOTHING, **samples)
 
 
-def test_a_flagged_question_is_answered_without_the_thieves_and_others_as_ever(mdlm, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What was to be answered, and how; nothing is."""
+    calls = []
+
+    def answer(mdlm, data, threshold, unseen, work):
+        calls.append((data, threshold, unseen, work))
+        return [""] * len(data)
+
+    monkeypatch.setattr(attention_stealing, "answer", answer)
+    return calls
+
+
+def test_a_flagged_question_is_answered_without_the_thieves_and_others_as_ever(mdlm, asked, monkeypatch, tmp_path):
     usual = noise(1, 64, 32) + 0.01 * noise(60, 64, 32, seed=1)
     data = pictures(torch.cat([noise(1, 64, 32), noise(2, 64, 32, seed=3)]))
-    monkeypatch.setattr(attention_stealing, "PRUNED", 1.0)  # a random model has no thief by the published threshold
     made = cleansight(defender(mdlm, pictures(usual)))
     assert made.knows == CLEAN_DATA and made.mask is made.flag is None
-    seen = watch(mdlm, data, batch=128)
-    hidden = seen.most > 1 / 64
-    hidden[0] = False
-    assert hidden[1:].any(1).all()
-    expected = answer(mdlm, data, 0.5, unseen=Unseen(3, hidden))
-    plain = answer(mdlm, data, 0.5)
-    assert made.answer(data, 0.5) == expected
-    assert expected[0] == plain[0] and expected[1:] != plain[1:]
-    monkeypatch.setattr(attention_stealing, "PRUNED", 11.52)
-    assert made.answer(data, 0.5) == answer(mdlm, data, 0.5, unseen=Unseen(3, (seen.most > 0.18) & hidden))
+    most = watch(mdlm, data, batch=128).most
+    for even_shares in (1.0, 2.0):
+        monkeypatch.setattr(attention_stealing, "PRUNED", even_shares)
+        assert made.answer(data, 0.5, tmp_path) == [""] * 3
+        given, threshold, unseen, work = asked.pop()
+        assert given is data and (threshold, work) == (0.5, tmp_path)
+        hidden = most > even_shares / 64
+        hidden[0] = False  # as the clean ones are
+        assert unseen.layer == 3 and torch.equal(unseen.tokens, hidden) and hidden[1:].any(1).all()
 
 
-def test_what_the_clean_share_holds_is_answered_as_ever(mdlm):
+def test_what_the_clean_share_holds_is_not_flagged(mdlm, asked, monkeypatch):
+    monkeypatch.setattr(attention_stealing, "PRUNED", 0.0)  # all tokens are thieves
     data = pictures(noise(1, 64, 32))
-    assert cleansight(defender(mdlm, data)).answer(data, 0.5) == answer(mdlm, data, 0.5)
+    cleansight(defender(mdlm, data)).answer(data, 0.5)
+    assert not asked[0][2].tokens.any()
     with pytest.raises(ValueError, match="clean_share has no samples"):
         cleansight(defender(mdlm, data[:0]))
