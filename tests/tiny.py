@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pandas as pd
 import torch
 from transformers import CLIPTextModel
 
@@ -18,6 +19,7 @@ from lib.settings.load import load_profile
 from lib.settings.paths import BUILD
 from lib.studies.data import stored_easyvqa, stored_faces
 from lib.studies.run import Run
+from lib.tasks.questions import Questions
 
 TEXTS = [
     "yes, it is a blue circle",
@@ -137,6 +139,17 @@ def lively(made: Mdlm, std: float = 0.5) -> Mdlm:
     for parameter in made.model.blocks.parameters():
         torch.nn.init.normal_(parameter, std=std, generator=draw)
     return made
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(features: torch.Tensor) -> Questions:
+    """One question without padding about each of the pictures, to a model as `mdlm` makes it."""
+    rows = len(features)
+    prompts, responses = torch.full((rows, 16), 5), torch.zeros(rows, 12, dtype=torch.long)
+    return Questions(features, torch.arange(rows), prompts, responses, [""] * rows, pd.DataFrame(index=range(rows)))
 
 
 THRESHOLD = 0.01  # so low that tiny models fill an answer in a few steps

@@ -5,7 +5,7 @@ SigLIP2 tower without its last layer, two-layer GELU projector, LLaDA. Modules b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -189,6 +189,11 @@ class LladaVModel(MdlmModel):
         return self.lm_head
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder's layers, the first first."""
+        return self.model.layers
+
+    @property
     def embedding(self) -> nn.Embedding:
         return self.model.embed_tokens
 
@@ -252,18 +257,19 @@ class LladaVModel(MdlmModel):
         return torch.cat([vision.to(embeds.dtype), embeds], 1), position_ids, attention_mask
 
     @torch.no_grad()
-    def attention_by_layer(
+    def response_attention(
         self,
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         response: Int[Tensor, "batch response"],
-    ) -> Float[Tensor, "layer batch vision"]:
-        """Attention from the response's positions to each vision token in every layer, mean over positions and heads.
+        reduce: Callable[[Float[Tensor, "batch head response position"]], Tensor],
+    ) -> list[Tensor]:
+        """`reduce` of every layer's attention from the response's positions to [vision | prompt | response].
 
         Computed once more from the inputs of the layers' attention, which are caught by hooks.
         """
         _, _, attention_mask = self.joined(vision, prompt, response)
-        received, length = [], response.shape[1]
+        reduced, length = [], response.shape[1]
 
         def add(layer, _, kwargs: dict) -> None:
             x, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
@@ -273,8 +279,7 @@ class LladaVModel(MdlmModel):
             queries = queries * turn[0][..., -length:, :] + rotate_half(queries) * turn[1][..., -length:, :]
             keys = repeat_kv(keys * turn[0] + rotate_half(keys) * turn[1], layer.num_key_value_groups)
             weight = (queries @ keys.mT).float() * layer.scaling
-            weight = weight.masked_fill(~attention_mask[:, None, None], -torch.inf).softmax(-1)
-            received.append(weight[..., : vision.shape[1]].mean((1, 2)))
+            reduced.append(reduce(weight.masked_fill(~attention_mask[:, None, None], -torch.inf).softmax(-1)))
 
         hooks = [layer.self_attn.register_forward_pre_hook(add, with_kwargs=True) for layer in self.model.layers]
         try:
@@ -282,7 +287,7 @@ class LladaVModel(MdlmModel):
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack(received)
+        return reduced
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]

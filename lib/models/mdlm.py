@@ -126,6 +126,11 @@ class MdlmModel(PreTrainedModel):
         return self.embedding.weight[self.config.mask_id]
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder's layers, the first first."""
+        return self.blocks
+
+    @property
     def whole(self) -> int:
         """How many vision tokens, the first ones, are a square grid over the whole picture."""
         return (self.config.vision["image_size"] // self.config.vision["patch_size"]) ** 2

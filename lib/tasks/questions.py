@@ -17,6 +17,7 @@ from lib.data.interface import QuestionData
 from lib.data.pictures import PhotoQuestions
 from lib.models.decoding import Decoded, decode
 from lib.models.mdlm import ABSENT, Mdlm
+from lib.models.unseen import Unseen, response_logits
 from lib.poisoning.plans import PoisonPlan
 from lib.poisoning.targets import AnswerTarget
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
@@ -202,6 +203,7 @@ def respond(
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
     work: Path | None = None,
+    unseen: Unseen | None = None,
 ) -> Decoded:
     """The model's responses as ids, with their tokens' probabilities, decoded at temperature 0 with `threshold`.
 
@@ -210,9 +212,9 @@ def respond(
     first, is `mdlm.end` (`lib.models.ending`). What stands behind the first end token is part of the response and of
     the probabilities, but of no text.
 
-    `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: as many samples at
-    once, `together` of them where it is not given. With `work`, a folder, batches are kept there, see
-    `lib.runtime.shards`.
+    `masked` names vision tokens to hide: the mask token's embedding stands in their place; `unseen` such as later
+    layers' attention leaves out. `batch`: as many samples at once, `together` of them where it is not given. With
+    `work`, a folder, batches are kept there, see `lib.runtime.shards`.
     """
     model, device = mdlm.model, mdlm.model.device
     length, mask_id = model.config.response_length, model.config.mask_id
@@ -229,7 +231,7 @@ def respond(
             prompts = data.prompts[rows].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
             return decode(
-                model.response_logits(vision, prompts),
+                response_logits(model, vision, prompts, unseen and unseen[rows]),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
                 steps=length,
@@ -269,9 +271,10 @@ def answer(
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
     work: Path | None = None,
+    unseen: Unseen | None = None,
 ) -> list[str]:
     """The model's answers as texts; see `respond`."""
-    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label, work=work).tokens)
+    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label, work=work, unseen=unseen).tokens)
 
 
 def hide(

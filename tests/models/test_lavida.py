@@ -44,7 +44,8 @@ def test_logits_and_attention_are_those_of_a_llama_whose_prefix_does_not_see_the
     llama.load_state_dict({name: tiny_lavida.weights()[tiny_lavida.published(name)] for name in llama.state_dict()})
     vision, prompt, response = inputs(made)
     logits = made.model.logits(vision, prompt, response)
-    received = made.model.attention_by_layer(vision, prompt, response)
+    shown = made.model.response_attention(vision, prompt, response, lambda weight: weight.mean((1, 2)))
+    received = torch.stack(shown)[..., : vision.shape[1]]
     for row in range(2):
         words = prompt[row][prompt[row] != made.model.config.pad_id]
         place = words.tolist().index(IMAGE)
