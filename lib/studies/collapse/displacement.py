@@ -39,7 +39,9 @@ def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
     phrases = [name for _, name in grid.pairs]
     phrases += [v.settings["text_trigger"] for v in grid.variants if "text_trigger" in v.settings]
     for name in dict.fromkeys(phrases):
-        marked = [text_trigger(name)(text) for text in texts]
+        phrase = text_trigger(name)
+        phrase.check(pipe.tokenizer, texts)
+        marked = [phrase(text) for text in texts]
         tokens = tokenize(pipe, marked)["input_ids"]
         first = int((tokens != pipe.tokenizer.pad_token_id).sum(1).max())  # of padding in all
         states = prompt_embeds(pipe, texts), prompt_embeds(pipe, marked)
