@@ -74,13 +74,16 @@ class Estimator(Section):
 DISP_ESTIMATOR = Estimator()  # what it is by default, wherever one is asked for
 
 
-class Sampling(Section):
-    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
+class Sampling(Partial):
+    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3).
+
+    scheduler: what denoises; None: the editor's own. At a text guidance of 1 the instruction is followed as it is."""
 
     steps: Positive
     text_guidance: Annotated[float, Field(ge=1.0)]
     image_guidance: Annotated[float, Field(ge=1.0)]
     batch: Positive
+    scheduler: Literal["ddim", "euler", "dpm-solver++"] | None = None
 
 
 def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
