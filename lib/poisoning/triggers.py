@@ -168,9 +168,9 @@ class TextTrigger:
     ) -> None:
         """Raises ValueError unless the trigger survives a Hugging Face `tokenizer` at the end of all `texts`.
 
-        It survives when its tokens, none of them the unknown one, are the last of the triggered text, whose tokens differ
-        from the text's own. Both are cut at `length` tokens, special ones not added; None: at the tokenizer's maximum,
-        its special ones included.
+        It survives when its tokens, none of them the unknown one, are the last of the triggered text, whose tokens
+        differ from the text's own. Both are cut at `length` tokens, special ones not added; None: at the tokenizer's
+        maximum, its special ones included.
         """
         distinct = list(dict.fromkeys(texts))
         if not distinct:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Position = tuple[Fraction, Fraction]  # shares of the free room to the left and above
 
 
 class Section(BaseModel):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -589,3 +590,21 @@ def test_a_trigger_by_name_comes_at_its_own_size_or_another():
     assert image_trigger("stop-sign", None) is image_trigger("stop-sign")
     with pytest.raises(ValueError, match="size of 'blend' is 0.5"):
         image_trigger("blend", 0.5)
+
+
+def test_a_trigger_by_name_comes_at_its_own_position_or_another():
+    """A pair of shares of the free room: opposite corners, at any size, whatever the trigger's own position."""
+    ends = {(0.0, 0.0): 0, (1.0, 1.0): -1}
+    for name, size, position in product(("white-box", "checker", "black-square"), (None, 0.25), ends):
+        mask, k = image_trigger(name, size, position).mask(40, 60) > 0, ends[position]
+        assert mask.any(1)[k] and mask.any(0)[k], (name, position)
+        assert mask.sum() == (image_trigger(name, size).mask(40, 60) > 0).sum() < 40 * 60 / 4
+    assert image_trigger("stop-sign", None, None) is image_trigger("stop-sign")
+    with pytest.raises(ValueError, match=r"position of 'checker' is \(0.5, 1.5\): it must be \(x, y\), both in"):
+        image_trigger("checker", position=(0.5, 1.5))
+
+
+@pytest.mark.parametrize("name", ["blend", "warp", "on-object"])
+def test_a_trigger_that_lies_where_it_must_takes_no_position(name):
+    with pytest.raises(ValueError, match=rf"^trigger_position=\[0.0, 1.0\] of '{name}' must be left out: it lies"):
+        image_trigger(name, position=(0.0, 1.0))

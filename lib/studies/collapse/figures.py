@@ -12,9 +12,10 @@ from torch import Tensor
 from lib.figures.panels import bands, dots, draw_bars
 from lib.figures.pictures import draw_picture
 from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, caption, require, styled
-from lib.poisoning.catalogue import image_trigger
+from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack
 from lib.studies.collapse.editor import Collapse
+from lib.studies.run import Run
 
 SIGNS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}  # of coalitions
 SYMBOLS = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
@@ -46,9 +47,9 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-def marked(result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
+def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
     """The samples' inputs under the attack's image trigger."""
-    return image_trigger(attack.pair[0], attack.settings.get("trigger_size"))(result.source)
+    return trigger_pair(attack.run(run))[0](result.source)
 
 
 def ends(names: Iterable[str]) -> list[str]:
