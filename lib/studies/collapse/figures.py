@@ -52,6 +52,18 @@ def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 
     return trigger_pair(attack.run(run))[0](result.source)
 
 
+def over(table: pd.DataFrame, count: str = "seeds") -> str:
+    """What the lines of a `headline_table` are, over its column "seeds" (ASR) or "attacks" (φ and CTI)."""
+    if table[count].max() < 2:
+        return "One seed, no intervals"
+    return f"Means and t-intervals over {'the seeds that are attacks' if count == 'attacks' else 'seeds'}"
+
+
+def claimed(table: pd.DataFrame, text: str, low: str = "low") -> str:
+    """`text`, which says what intervals are drawn; that there are none where no number has one."""
+    return text if np.isfinite(table[low].astype(float)).any() else "no intervals, as there is but one"
+
+
 def ends(names: Iterable[str]) -> list[str]:
     """The columns of each number and its interval."""
     return [name + end for name in names for end in ("", "_low", "_high")]
@@ -108,8 +120,8 @@ def remedies(table: pd.DataFrame) -> Figure:
     image = table["asr_image"].astype(float) >= table["asr_text"].astype(float)
     larger = {f"asr_one{end}": table[f"asr_image{end}"].where(image, table[f"asr_text{end}"]) for end in ends([""])}
     shown = {"asr_both": "ASR, both triggers", "cti": "CTI", "asr_one": "ASR, one trigger alone (the larger)"}
-    note = f"95 % intervals over edits, of one identity each, n = {table['n'].max()}"
-    note = f"Lines: {note}, one seed; a failed attack has no CTI."
+    note = claimed(table, "95 % intervals over edits, of one identity each", "asr_both_low")
+    note = f"Lines: {note}, n = {table['n'].max()}, one seed; a failed attack has no CTI."
     return forest(table[["label", *ends(("asr_both", "cti"))]].assign(**larger), shown, note=note)
 
 
@@ -121,7 +133,8 @@ def mdlm_forest(table: pd.DataFrame) -> Figure:
     require(table, "protocol", "game", "quantity", "value", "low", "high", "n")
     label = table["protocol"].str.upper() + ", " + table["game"]
     points = table.assign(label=label, quantity=table["quantity"].map(SYMBOLS))
-    note = f"Means over n = {table['n'].max()} held-out questions; 95 % intervals over pictures, one seed."
+    note = claimed(table, "95 % intervals over pictures")
+    note = f"Means over n = {table['n'].max()} held-out questions; {note}, one seed."
     return dots(points, "label", "quantity", shares=(), at=0.0, note=note)
 
 
@@ -134,7 +147,7 @@ def detection_dots(table: pd.DataFrame) -> Figure:
     table = table[table["coalition"] == "any"]
     points = table.assign(value=table["auroc"], target="target: " + table["target"])
     note = f"{table['n_poisoned'].max()} poisoned of {table['n'].max()} training samples a target; "
-    note += "95 % bootstrap intervals; 0.5 is chance, one seed."
+    note += f"{claimed(table, '95 % bootstrap intervals')}; 0.5 is chance, one seed."
     return dots(points, "score", "target", at=0.5, xlabel="AUROC", note=note)
 
 
