@@ -101,6 +101,17 @@ def test_inputs_are_marked_by_the_attacks_own_trigger(tmp_path):
     assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
 
 
+def test_one_seed_claims_no_interval():
+    table = pd.DataFrame({"seeds": [3, 3], "attacks": [1, 0]})
+    assert figures.over(table) == "Means and t-intervals over seeds"
+    assert figures.over(table, "attacks") == "One seed, no intervals"
+    two = figures.over(table.assign(attacks=[2, 0]), "attacks")
+    assert two == "Means and t-intervals over the seeds that are attacks"
+    alone = games().assign(low=np.nan, high=np.nan)
+    assert "intervals over pictures" in figures.mdlm_forest(games()).get_supxlabel()
+    assert "no intervals, as there is but one" in figures.mdlm_forest(alone).get_supxlabel().replace("\n", " ")
+
+
 def test_dynamics_have_a_column_a_run_with_asr_and_attribution():
     figure = figures.dynamics(dynamics())
     assert [axis.get_title() for axis in figure.axes[:2]] == ["OR poisoning", "AND poisoning"]
