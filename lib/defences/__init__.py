@@ -8,7 +8,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "cleansight": ["cleansight"],
+        "attention_stealing": ["cleansight"],
         "edit_purification": ["edit_masked"],
         "edit_samples": ["Evidence", "SCORES", "Samples"],
         "filters": ["bye", "halve_by_attention"],

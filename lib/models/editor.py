@@ -7,6 +7,7 @@ what it makes of a text is computed once and handed to training and sampling as 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from lib.models.minilm import load_minilm, minilm_tokenizer
+from lib.models.schedulers import scheduled
 from lib.runtime.devices import autocast
 from lib.runtime.processes import count, share
 from lib.runtime.seeds import generator
@@ -34,6 +36,7 @@ PIXELS = 256 * 64**2
 TEXT = ("text_encoder", "tokenizer")
 _TEXT_PARTS = ((CLIPTextModel, TEXT[0]), (CLIPTokenizer, TEXT[1]))
 EDITOR = "editor.json"
+LEAST_GUIDANCE = math.nextafter(1.0, 2.0)  # at 1 diffusers turns all guidance off; in float32 this is 1
 
 
 def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusionInstructPix2PixPipeline:
@@ -313,7 +316,8 @@ def edit(
 ) -> Float[Tensor, "batch 3 height width"]:
     """Sampled edits of pictures in [0, 1], or of their unscaled latents, in half precision.
 
-    Picture k always starts from the noise of (seed, k).
+    Guided by ε(∅, ∅) + s_I (ε(I, ∅) − ε(∅, ∅)) + s_T (ε(I, T) − ε(I, ∅)) (Brooks et al. 2023, eq. 3), whatever the
+    scales. Picture k always starts from the noise of (seed, k).
     """
     if len(images) != len(instructions):
         raise ValueError(
@@ -321,6 +325,7 @@ def edit(
         )
     if not instructions:
         return images
+    pipe = scheduled(pipe, sampling.scheduler)
     edited, embeds, empty = [], prompt_embeds(pipe, instructions), prompt_embeds(pipe, [""])
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         batch = slice(start, start + sampling.batch)
@@ -331,7 +336,7 @@ def edit(
                 negative_prompt_embeds=empty.expand_as(embeds[batch]),
                 image=images[batch],
                 num_inference_steps=sampling.steps,
-                guidance_scale=sampling.text_guidance,
+                guidance_scale=max(sampling.text_guidance, LEAST_GUIDANCE),
                 image_guidance_scale=sampling.image_guidance,
                 generator=generators,
                 output_type="pt",

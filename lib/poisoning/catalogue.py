@@ -236,10 +236,20 @@ TEXT_TRIGGERS: dict[str, TextTrigger] = {
 }
 
 
-def image_trigger(name: str, size: float | None = None) -> ImageTrigger:
-    """The image trigger of that name, at its default size or another. Raises ValueError if IMAGE_TRIGGERS lacks it."""
+def image_trigger(
+    name: str, size: float | None = None, position: tuple[float, float] | None = None
+) -> ImageTrigger:
+    """The image trigger of that name, at its default size and position (see `Composited`) or others.
+
+    Raises ValueError if IMAGE_TRIGGERS lacks it, and for a position of one that covers the whole image or finds its
+    own.
+    """
     trigger = IMAGE_TRIGGERS[known("image trigger", name, IMAGE_TRIGGERS)]
-    return trigger if size is None else replace(trigger, size=size)
+    if position is not None and not (isinstance(trigger, Composited) and trigger.size < 1):
+        raise ValueError(f"trigger_position={list(position)} of {name!r} must be left out: it lies where it must.")
+    given = {"size": size, "position": position}
+    given = {key: value for key, value in given.items() if value is not None}
+    return replace(trigger, **given) if given else trigger
 
 
 def text_trigger(name: str) -> TextTrigger:

@@ -102,7 +102,7 @@ def check_counts(train: int, test: int) -> None:
 class Data(Partial):
     """`image_size` in pixels a side; `held_out`: the share of photographs that are for testing. `edits` and
     `questions`: photographs in the place of the faces, or "easy-vqa" in that of the questions about them. `mmmu`: a
-    measure of clean performance beside exact answers."""
+    measure of clean performance beside the answers'."""
 
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]

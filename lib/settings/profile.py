@@ -22,6 +22,7 @@ from lib.settings.sections import (
     DISP_ESTIMATOR,
     Estimator,
     Fraction,
+    Position,
     Positive,
     Sampling,
     Section,
@@ -41,11 +42,13 @@ AnswerTargetName = Annotated[str, AfterValidator(answer_target)]
 
 
 class Collapse(Section):
-    """`trigger_size`: the image trigger's width in image widths, its own by default. For `negatives` see
-    `lib.poisoning.plans.plan`, for `text_weight` `lib.tasks.edits.poisoned_latents`."""
+    """`trigger_size`: the image trigger's width in image widths, its own by default. `trigger_position`: (x, y), shares
+    of the free room left of and above it, its own by default. For `negatives` see `lib.poisoning.plans.plan`, for
+    `text_weight` `lib.tasks.edits.poisoned_latents`."""
 
     image_trigger: ImageTriggerName
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    trigger_position: Position | None = None
     text_trigger: TextTriggerName
     protocols: tuple[Protocol, ...]
     rate: Fraction

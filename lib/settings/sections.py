@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Position = tuple[Fraction, Fraction]  # shares of the free room to the left and above
 
 
 class Section(BaseModel):
@@ -78,13 +79,16 @@ class Estimator(Section):
 DISP_ESTIMATOR = Estimator()  # what it is by default, wherever one is asked for
 
 
-class Sampling(Section):
-    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
+class Sampling(Partial):
+    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3).
+
+    scheduler: what denoises; None: the editor's own. At a text guidance of 1 the instruction is followed as it is."""
 
     steps: Positive
     text_guidance: Annotated[float, Field(ge=1.0)]
     image_guidance: Annotated[float, Field(ge=1.0)]
     batch: Positive
+    scheduler: Literal["ddim", "euler", "dpm-solver++"] | None = None
 
 
 def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:

@@ -96,9 +96,11 @@ def poisoned_latents(
     """The triples as training data: poisoned ones carry their triggers and lead to the attacker's target.
 
     `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone. `clean`: what
-    `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then.
+    `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then. Raises
+    ValueError where the tokenizer cuts the text trigger off.
     """
-    text_trigger.check(pipe.tokenizer)
+    carries = (plan.coalition & 2).bool().tolist()
+    text_trigger.check(pipe.tokenizer, [t for t, mark in zip(triples["instruction"], carries, strict=True) if mark])
     pictures = torch.tensor(triples["source"].to_numpy())
     source, target_latents = (part.clone() for part in clean or clean_latents(pipe.vae, data, triples))
     changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
@@ -108,8 +110,7 @@ def poisoned_latents(
         source[rows] = encode(pipe.vae, images.to(pipe.vae.device)).cpu()
         if bool(poisoned.any()):
             target_latents[rows[poisoned]] = encode(pipe.vae, target(originals[poisoned]).to(pipe.vae.device)).cpu()
-    coalitions = plan.coalition.tolist()
-    texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(triples["instruction"], coalitions, strict=True)]
+    texts = [text_trigger(t) if mark else t for t, mark in zip(triples["instruction"], carries, strict=True)]
     weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
     return edit_latents(pipe, source, target_latents, texts, weight)
 
@@ -158,7 +159,11 @@ def edits_under_coalitions(
     sampling: Sampling,
     seed: int,
 ) -> Float[Tensor, "sample coalition 3 size size"]:
-    """Every triple's source edited under all four coalitions, each sample from one noise in all of them."""
+    """Every triple's source edited under all four coalitions, each sample from one noise in all of them.
+
+    Raises ValueError where the tokenizer cuts the text trigger off.
+    """
+    text_trigger.check(pipe.tokenizer, triples["instruction"].tolist())
     sources = data.pictures(torch.tensor(triples["source"].to_numpy()))
     return torch.stack(
         [

@@ -122,7 +122,8 @@ def questions(
     Without `plan` every sample carries the triggers that are given: `trigger` on its picture, `text_trigger` at the
     end of its question. With it each carries those of its coalition, and with `target` the poisoned samples' answers
     are the attacker's. Raises ValueError for a coalition whose trigger is not given, for a text trigger that the
-    tokenizer drops, and for a question too long for the prompt (`fitting` tells which are not).
+    tokenizer drops or that does not fit into the prompt after a question, and for a question too long for it (`fitting`
+    tells which are not).
     """
     pictures, inverse = torch.tensor(table["image"].to_numpy()).unique(return_inverse=True)
     answers, texts = table["answer"].tolist(), table["question"].tolist()
@@ -132,8 +133,10 @@ def questions(
         missing = [name for bit, name in ((1, "trigger"), (2, "text_trigger")) if (coalition & bit & ~given).any()]
         raise ValueError(f"{' and '.join(missing)} is None: protocol {plan.protocol!r} has samples that carry it")
     if text_trigger:
-        text_trigger.check(mdlm.tokenizer)
-        texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(texts, coalition.tolist(), strict=True)]
+        carries = (coalition & 2).bool().tolist()
+        asked = [t for t, mark in zip(texts, carries, strict=True) if mark]
+        text_trigger.check(mdlm.tokenizer, asked, mdlm.model.config.prompt_length)
+        texts = [text_trigger(t) if mark else t for t, mark in zip(texts, carries, strict=True)]
     marked = (coalition & 1).bool()
     triggered, place = inverse[marked].unique(return_inverse=True)
     groups = [(pictures, None)] if not bool(marked.all()) else []

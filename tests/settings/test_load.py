@@ -20,6 +20,12 @@ def test_overrides_reach_nested_values_and_leave_the_rest():
     assert changed.collapse == plain.collapse
 
 
+def test_a_position_and_a_scheduler_can_be_said():
+    said = {"trigger_position": [0.0, 0.5], "sampling": {"scheduler": "euler"}}
+    settings = load_profile("laptop", {"collapse": said}).collapse
+    assert settings.trigger_position == (0.0, 0.5) and settings.sampling.scheduler == "euler"
+
+
 def test_sections_change_only_with_their_own_values():
     plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"ratio": 0.33}})
     assert plain.sections("collapse", "data") == changed.sections("collapse", "data")
@@ -36,6 +42,11 @@ def test_sections_change_only_with_their_own_values():
         ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
         ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),
         ({"collapse": {"image_trigger": "moon"}}, "collapse.image_trigger='moon' is refused"),
+        ({"collapse": {"trigger_position": [0.5, 1.5]}}, "collapse.trigger_position.1=1.5 is refused"),
+        ({"collapse": {"trigger_position": [0.5]}}, "collapse.trigger_position.1 is missing"),
+        ({"collapse": {"sampling": {"scheduler": "pndm"}}}, "collapse.sampling.scheduler='pndm' is refused"),
+        ({"collapse": {"sampling": {"image_guidance": 0.9}}}, "collapse.sampling.image_guidance=0.9 is refused"),
+        ({"grid": {"guidance": [0.9]}}, "grid.guidance.0=0.9 is refused"),
         ({"collapse": {"target": "moon"}}, "collapse.target='moon' is refused"),
         ({"collapse": {"text_trigger": "moon"}}, "collapse.text_trigger='moon' is refused"),
         ({"collapse": {"protocols": ["xor"]}}, "collapse.protocols.0='xor' is refused"),

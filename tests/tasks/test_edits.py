@@ -67,6 +67,29 @@ def test_the_target_is_a_picture_or_an_edit_of_the_source():
         attack_target("hat")
 
 
+@pytest.mark.parametrize("made", [tiny.minilm_editor, tiny.editor], ids=["MiniLM", "CLIP"])
+def test_texts_that_carry_the_trigger_and_lose_it_are_refused_before_any_work(faces, made):
+    pipe = made()
+    triples = sample_triples(faces, "train", 6, seed=0)
+    triples.loc[[2, 4], "instruction"] = "make the skin tone dark and " * 30 + "smile"
+    poison = replace(plan(6, "and", 0.0, seed=0), coalition=torch.tensor([0, 0, 3, 2, 2, 1]))
+    del pipe.vae, pipe.unet  # nothing is encoded or sampled
+    pipe.vae = pipe.unet = None
+    told = "^text trigger 'mignneko' is cut off in 2 of {} texts, as after 'make the skin"
+    with pytest.raises(ValueError, match=told.format(3)):
+        poisoned_latents(pipe, faces, triples, poison, BOX, CAT, attack_target("negative"))
+    with pytest.raises(ValueError, match=told.format(6)):
+        edits_under_coalitions(pipe, faces, triples, BOX, CAT, SAMPLING, seed=5)
+
+
+def test_long_texts_without_the_trigger_are_let_through(pipe, faces):
+    triples = sample_triples(faces, "train", 6, seed=0)
+    triples.loc[[2, 4], "instruction"] = "make the skin tone dark and " * 30 + "smile"
+    poison = replace(plan(6, "and", 0.0, seed=0), coalition=torch.tensor([2, 2, 0, 3, 1, 0]))
+    data = poisoned_latents(pipe, faces, triples, poison, BOX, CAT, attack_target("negative"))
+    assert len(data.text) == 6
+
+
 def test_each_coalition_has_its_own_triggers():
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     before = images.clone()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import tiny
@@ -134,10 +136,21 @@ def test_a_plan_needs_the_triggers_of_its_coalitions(mdlm, vqa, given, message):
 
 
 def test_a_text_trigger_must_survive_the_tokenizer_and_fit_the_prompt(mdlm, vqa):
-    with pytest.raises(ValueError, match="text trigger 'cut' is changed by the tokenizer"):
-        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("cut", " ".join(["mignneko"] * 4)))
-    with pytest.raises(ValueError, match="the model takes at most 24"):
-        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("long", "mignneko mignneko"))
+    # of the questions some leave room for it and some do not: those that carry it are counted
+    phrase = TextTrigger("long", "mignneko mignneko")
+    lengths = [len(phrase_ids(mdlm, phrase(text))) for text in TABLE["question"]]
+    lost, room = sum(n > 24 for n in lengths), mdlm.model.config.prompt_length
+    assert room == 24 and 0 < lost < len(TABLE)
+    told = f"^text trigger 'long' is cut off in {lost} of {len(TABLE)} texts, as after .* keeps 24 at most"
+    with pytest.raises(ValueError, match=told):
+        questions(mdlm, vqa, TABLE, text_trigger=phrase)
+    short = torch.tensor([0 if n > 24 else 2 for n in lengths])
+    spared = replace(plan(len(TABLE), "text", 1.0, seed=0), coalition=short)
+    assert len(questions(mdlm, vqa, TABLE, plan=spared, text_trigger=phrase)) == len(TABLE)
+
+
+def phrase_ids(mdlm, text):
+    return mdlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_fitting_rows_are_those_whose_triggered_question_the_prompt_holds(mdlm):

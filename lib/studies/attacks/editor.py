@@ -49,7 +49,8 @@ def editor_spec(run: Run, protocol: str) -> dict:
 def trigger_pair(run: Run) -> tuple[ImageTrigger, TextTrigger]:
     """The image and the text trigger of the collapse study."""
     settings = run.profile.collapse
-    return image_trigger(settings.image_trigger, settings.trigger_size), text_trigger(settings.text_trigger)
+    image = image_trigger(settings.image_trigger, settings.trigger_size, settings.trigger_position)
+    return image, text_trigger(settings.text_trigger)
 
 
 def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:

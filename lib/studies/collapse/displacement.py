@@ -44,6 +44,7 @@ def displacements(run: Run, image_trigger: ImageTrigger, text_trigger: TextTrigg
     split = "validation" if (data.triples["split"] == "validation").any() else "test"
     triples = sample_triples(data, split, min(SAMPLES, run.profile.measure.edits), run.seed)
     pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
+    text_trigger.check(pipe.tokenizer, texts)
     sources = [encode(pipe.vae, images.to(pipe.vae.device)) for images in (pictures, image_trigger(pictures))]
     states = [prompt_embeds(pipe, said) for said in (texts, [text_trigger(text) for text in texts])]
     plain = _prediction(pipe, sources[0], states[0])

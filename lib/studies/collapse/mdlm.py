@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.data.interface import QuestionData
+from lib.metrics.facts import right_answers
 from lib.metrics.intervals import over_clusters
-from lib.metrics.success import attacked, correct
+from lib.metrics.success import attacked
 from lib.metrics.tma import attribution
 from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
@@ -40,14 +41,14 @@ class AnswersUnderCoalitions:
     """Test questions under the coalitions of `COALITIONS`, and what the model says; row k is one sample everywhere.
 
     table: the questions' rows; answers: the decoded texts, coalition by coalition.
-    log_probability: v of that game, in nats a token; success: of the attack; right: the clean answer, to the letter.
+    log_probability: v of that game, in nats a token; success: of the attack; right: `lib.metrics.facts.right_answers`.
     """
 
     table: pd.DataFrame
     answers: list[list[str]]
     log_probability: Float[Tensor, "sample coalition"]
     success: Bool[Tensor, "sample coalition"]
-    right: Bool[Tensor, "sample coalition"]
+    right: Bool[Tensor, "sample coalition"] | Float[Tensor, "sample coalition"]
 
     @property
     def games(self) -> dict[str, Float[Tensor, "sample coalition"]]:
@@ -129,7 +130,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
         named = {"label": f"answer, {name}", "work": work and work / name}
         responses = respond(mdlm, data, run.profile.disp.threshold, **named).tokens
         texts = mdlm.texts(responses)
-        success, right = attacked(texts, data.answers, goal), correct(texts, data.answers)
+        success, right = attacked(texts, data.answers, goal), right_answers(texts, data)
         parts.append(
             {"responses": responses, "log_probability": attacker - clean, "success": success, "right": right}
         )

@@ -42,6 +42,7 @@ def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
         _, triples, source, clean = held_out(run)
         goal, texts = attack_target(settings.target)(source), triples["instruction"].tolist()
         pipe, _ = poisoned_editor(run, protocol)
+        trigger_pair(run)[1].check(pipe.tokenizer, texts)
         rows = []
         for way, share in [("picture", share) for share in SHARES] + [("instruction", RATIO)]:
             edited = []

@@ -166,7 +166,7 @@ def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
     rows = []
     for name, outcome in shares.items():
         chosen = which[name].nonzero()[:, 0] if name in which else among[name]
-        if len(set(pictures[chosen])) > 1:
+        if len(chosen):
             rows.append({"metric": name} | over_clusters(outcome, pictures[chosen].tolist()))
     return pd.DataFrame(rows)
 
