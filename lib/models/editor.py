@@ -24,9 +24,9 @@ from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedToke
 
 from lib.models.minilm import load_minilm, minilm_tokenizer
 from lib.runtime.devices import autocast
+from lib.runtime.digests import folder_digest
 from lib.runtime.processes import count, share
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.settings.paths import pretrained
 from lib.settings.sections import Sampling
 

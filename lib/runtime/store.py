@@ -24,7 +24,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +164,7 @@ class Store:
             if not names or SPEC in names or CHECKSUMS in names:
                 raise ValueError(f"make wrote {names}; allowed are any files but {SPEC} and {CHECKSUMS}.")
             (temporary / SPEC).write_bytes(content)
-            digests = {name: _digest(temporary / name) for name in [*names, SPEC]}
+            digests = {name: file_digest(temporary / name) for name in [*names, SPEC]}
             (temporary / CHECKSUMS).write_text(json.dumps(digests, indent=1))
             for written in [*temporary.rglob("*"), temporary]:
                 _sync(written)
@@ -175,22 +174,6 @@ class Store:
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def folder_digest(folder: str | os.PathLike) -> str:
-    """SHA-256, in hexadecimal, of all files below `folder` but its cards (*.md); of its name if it is none."""
-    root = Path(folder)
-    digest = hashlib.sha256(b"" if root.is_dir() else os.fspath(folder).encode())
-    for file in sorted(file for file in root.rglob("*") if file.is_file() and file.suffix != ".md"):
-        about = file.stat()
-        digest.update(f"{file.relative_to(root)} {_known(file, about.st_size, about.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _known(file: Path, size: int, changed: int) -> str:
-    """A file's digest, read once by a process while its size and time stay: a model of 17 GB takes a while."""
-    return _digest(file)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:
@@ -286,7 +269,7 @@ def _fault(path: Path, content: bytes) -> str | None:
         if (path / SPEC).read_bytes() != content:
             return f"{SPEC} is another"
         for name, digest in digests.items():
-            if _digest(path / name) != digest:
+            if file_digest(path / name) != digest:
                 return f"{name} has changed"
     except FileNotFoundError as missing:
         return f"{Path(missing.filename).name} is missing"
@@ -295,7 +278,8 @@ def _fault(path: Path, content: bytes) -> str | None:
     return None
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """SHA-256, in hexadecimal, of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -19,6 +19,7 @@ from lib.settings.paths import default_out
 from lib.settings.profile import Profile
 from lib.studies.cases import first_attacks
 from lib.studies.runs import profile_runs
+from lib.studies.sources import sources
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
@@ -70,6 +71,7 @@ class Plan:
     notebooks: tuple[str, ...]
     in_full: bool
     known: tuple[str, ...]
+    sources: Mapping[str, str]  # digests of models and data, by where the profile names them
 
     @property
     def build(self) -> str:
@@ -92,7 +94,11 @@ class Plan:
     def depends(self, job: str) -> str:
         """What a job of that name, or of a name that begins so, follows from beside its inputs."""
         sections = SECTIONS[job if job in SECTIONS else job.split("-")[0]]
-        return json.dumps({"seed": self.seed, "device": self.device}) + self.profile.sections(*sections)
+        own = {name: digest for name, digest in self.sources.items() if name.split(".")[0] in sections}
+        others = {name: digest for name, digest in self.sources.items() if ": " in name}
+        held = own | (others if "disp_grid" in sections else {})
+        settings = {"seed": self.seed, "device": self.device, "sources": held}
+        return json.dumps(settings, sort_keys=True) + self.profile.sections(*sections)
 
     def runs(self, notebook: str) -> list[str]:
         """The training runs that the notebook reads."""
@@ -133,6 +139,7 @@ def planned(environment: Mapping[str, str]) -> Plan:
         notebooks=STUDIES[study] + FULL[study] * in_full,
         in_full=in_full,
         known=tuple(profile_runs(profile)),
+        sources=sources(profile),
     )
 
 

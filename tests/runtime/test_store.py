@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.runtime.store import Store, folder_digest, write_atomic
+from lib.runtime.store import Store, write_atomic
 
 ROOT = Path(__file__).parents[2]
 SPEC = {"size": 32, "rate": 0.1, "names": ["a", "b"], "nested": {"on": True, "none": None}}
@@ -399,20 +399,3 @@ def test_write_atomic_replaces_and_cleans_up(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"never")
     assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
-
-
-def test_a_folders_digest_is_of_its_files_names_and_contents_but_its_cards(tmp_path):
-    """Whether it was asked for before or not."""
-    (tmp_path / "a").mkdir()
-    file = tmp_path / "a" / "weights"
-    file.write_bytes(b"one")
-    digests = [folder_digest(tmp_path / "a")]
-    (tmp_path / "a" / "README.md").write_text("a card")
-    assert folder_digest(tmp_path / "a") == digests[0]
-    file.write_bytes(b"two, longer")
-    digests.append(folder_digest(tmp_path / "a"))
-    file.rename(tmp_path / "a" / "other")
-    digests += [folder_digest(tmp_path / "a"), folder_digest("org/name@1"), folder_digest("org/name@2")]
-    assert len(set(digests)) == len(digests)
-    (tmp_path / "a" / "other").rename(file)
-    assert folder_digest(tmp_path / "a") == digests[1]

@@ -1,12 +1,14 @@
 """What `make figures` runs, by its settings alone."""
 
 import json
+import shutil
 
 import pytest
 import yaml
 from pipeline import jobs
 
 from lib.settings.load import load_profile
+from lib.settings.paths import CHECKPOINTS
 from lib.studies.cases import attacks, headline_attacks
 from lib.studies.pipeline import READS, planned
 
@@ -107,6 +109,29 @@ def test_seed_and_device_change_all_and_what_a_cluster_is_asked_for_nothing():
     asked = {"run": {"minutes": 1000}, "notebook": {"memory_mb": 9000}}
     other = plan_of(OVERRIDES=json.dumps({"jobs": asked}), OUT="elsewhere", EXECUTOR="slurm")
     assert other.profile != plan.profile and all(plan.depends(job) == other.depends(job) for job in jobs(plan))
+
+
+def test_other_weights_in_the_same_folder_run_again_what_depends_on_models(tmp_path):
+    """The folder stands in an override alone: snakemake sees neither it nor what it holds."""
+    clip = shutil.copytree(CHECKPOINTS / "clip", tmp_path / "clip")
+    overrides = json.dumps({"models": {"clip": str(clip)}})
+    before = plan_of(OVERRIDES=overrides)
+    assert all(before.depends(job) == plan_of(OVERRIDES=overrides).depends(job) for job in jobs(before))
+    weights = bytearray((clip / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (clip / "model.safetensors").write_bytes(weights)
+    after = plan_of(OVERRIDES=overrides)
+    assert all(before.depends(job) != after.depends(job) for job in jobs(before))
+
+
+def test_the_models_of_another_data_set_change_what_reads_that_data_set(tmp_path):
+    mdlm = shutil.copytree(CHECKPOINTS / "mdlm-vqa", tmp_path / "mdlm")
+    other = {"label": "easy-VQA", "seeds": 1, "settings": {"models": {"mdlm": str(mdlm)}}}
+    before = plan_of(OVERRIDES=json.dumps({"disp_grid": {"datasets": [other]}}), FULL="1")
+    (mdlm / "config.json").write_text((mdlm / "config.json").read_text() + " ")
+    after = plan_of(OVERRIDES=json.dumps({"disp_grid": {"datasets": [other]}}), FULL="1")
+    again = {job for job in jobs(before) if before.depends(job) != after.depends(job)}
+    assert {"06_disp_in_full", "04_disp_purification"} <= again and not again & {*EDITORS, "mdlm-poisoned"}
 
 
 def test_a_run_that_goes_on_from_the_poisoned_mdlm_waits_for_it():

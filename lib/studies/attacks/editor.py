@@ -20,8 +20,8 @@ from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS, plan
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.paths import model_source
 from lib.studies.checkpoints import FineTuning, fine_tuned

@@ -25,8 +25,8 @@ from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import COALITIONS, PROTOCOLS, PoisonPlan, plan
 from lib.poisoning.targets import AnswerTarget, target
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.names import known
 from lib.settings.paths import model_source
