@@ -142,6 +142,8 @@ class Store:
         Only to be used inside that artifact's `make`, where no other process is at it.
         """
         path = self._work(kind, self.key(kind, spec))
+        if path.is_file():
+            path.unlink()
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -155,7 +157,7 @@ class Store:
     def _make(self, path: Path, content: bytes, make: Callable[[Path], Any]) -> None:
         """Fill `path` through a temporary folder beside it; the caller holds the lock of its key."""
         temporary = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         temporary.mkdir(parents=True)
         try:
             make(temporary)
@@ -168,8 +170,7 @@ class Store:
             (temporary / CHECKSUMS).write_text(json.dumps(digests, indent=1))
             for written in [*temporary.rglob("*"), temporary]:
                 _sync(written)
-            if path.exists():
-                shutil.rmtree(path)
+            _remove(path)
             temporary.rename(path)
             _sync(path.parent)
         finally:
@@ -268,6 +269,12 @@ def _fault(path: Path, content: bytes) -> str | None:
         digests = json.loads((path / CHECKSUMS).read_text())
         if (path / SPEC).read_bytes() != content:
             return f"{SPEC} is another"
+        if not isinstance(digests, dict):
+            return f"{CHECKSUMS} cannot be read"
+        files = {file.relative_to(path) for file in path.rglob("*") if file.is_file()}
+        seen = {file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)}
+        if extra := sorted(seen - {*digests, CHECKSUMS}):  # hidden ones are the file system's or an editor's
+            return f"{extra[0]} is not of it"
         for name, digest in digests.items():
             if file_digest(path / name) != digest:
                 return f"{name} has changed"
@@ -276,6 +283,14 @@ def _fault(path: Path, content: bytes) -> str | None:
     except (ValueError, AttributeError, OSError):
         return f"{CHECKSUMS} cannot be read"
     return None
+
+
+def _remove(path: Path) -> None:
+    """What is there, a folder or a file, if anything."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_digest(file: Path) -> str:
