@@ -324,4 +324,7 @@ def _run_alone(lock: Path, command: list[str]) -> int:
 
 
 if __name__ == "__main__":  # python -m lib.runtime.store LOCK COMMAND...: one such command at a time
-    sys.exit(_run_alone(Path(sys.argv[1]), sys.argv[2:]))
+    try:
+        sys.exit(_run_alone(Path(sys.argv[1]), sys.argv[2:]))
+    except OSError as error:
+        sys.exit(f"the lock {sys.argv[1]} cannot be taken ({error}): its folder must be one that can be written to")
