@@ -12,7 +12,7 @@ CLUSTER ?=
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 
-export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL EXECUTOR
+export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL EXECUTOR JOBS
 export PYTHONPATH := $(CURDIR):$(CURDIR)/executors
 BIN := .venv/bin
 READY := .venv/requirements.txt
@@ -28,6 +28,7 @@ help:
 	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
+	@case "$$JOBS" in ''|0*|*[!0-9]*) echo "make figures: JOBS='$$JOBS' must be an integer from 1" >&2; exit 2;; esac
 	@$(BIN)/python -m lib.runtime.store "build/$$PROFILE.lock" $(BIN)/snakemake $(WHERE) --nolock \
 		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host $(CLUSTER)
 

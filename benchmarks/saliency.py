@@ -26,9 +26,9 @@ from benchmarks.parity_disp import through_the_probe
 from benchmarks.plots import cost_curves, save
 from lib.metrics.intervals import bootstrap_mean
 from lib.models.mdlm import Mdlm
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top, masked_response, random_scores
 from lib.saliency.rivals import attention_received, late_attention, occlusion

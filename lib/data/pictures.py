@@ -6,6 +6,7 @@ At 512 × 512 a data set does not fit into memory, so that only the pictures of 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 GREY = (127, 127, 127)
+WHITE = (255, 255, 255)  # what stands behind transparent parts
+MOST_PIXELS = 89_478_485  # PIL's own limit, from which it warns of a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # none that runs another program
 
 
 @runtime_checkable
@@ -32,13 +36,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """One file a picture. Raises ValueError, naming the first, where files are missing; each folder is listed once."""
+    """One file a picture, all below `root`, if that is given, wherever links lead.
+
+    Raises ValueError, naming the first, where files are missing, no files, or outside; each folder is listed once.
+    """
 
     paths: Sequence[Path]
+    root: Path | None = None
 
     def __post_init__(self) -> None:
-        folders = {path.parent for path in self.paths}
-        files = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        files, links = set(), set()
+        for folder in {path.parent for path in self.paths}:
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.is_file():  # a pipe would be waited for
+                    files.add(folder / entry.name)
+                if entry.is_symlink():
+                    links.add(folder / entry.name)
+        if self.root:
+            inner = {path.parent for path in self.paths} | {path for path in self.paths if path in links & files}
+            _check_inside(inner, self.root)
         missing = [path for path in self.paths if path not in files]
         if missing:
             raise ValueError(
@@ -114,14 +130,40 @@ def inner_path(path: object, field: str) -> str:
     return path
 
 
+def _check_inside(paths: set[Path], root: Path) -> None:
+    """Raises ValueError for a path that a link leads out of `root`; the hub's files are links into its own cache."""
+    roots = [root.resolve()] + ([root.resolve().parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    for path in sorted(paths):
+        if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
+            raise ValueError(f"picture {path} is a link out of {root}: copy it there, or name the pictures' own folder")
+
+
 def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:
-    """The decoded picture. Raises ValueError for what PIL cannot read or holds for a decompression bomb."""
+    """The decoded picture in RGB, 8 bits a channel: turned as its EXIF tag says, white behind what is transparent.
+
+    Grey of 16 bits is scaled. Raises ValueError for what PIL cannot read, pictures of more than `MOST_PIXELS`, and
+    values of which the file does not say which is white (float or 32 bits).
+    """
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
+        if (count := image.width * image.height) > MOST_PIXELS:
+            raise ValueError(f"it has {count} pixels, at most {MOST_PIXELS} are allowed")
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # PIL's readers raise whatever a damaged file makes of them
         raise ValueError(f"picture {name} cannot be read ({error}): replace it or leave its row out") from None
-    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its values are of PIL's mode {image.mode}: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,17 @@ from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedToke
 
 from lib.models.minilm import load_minilm, minilm_tokenizer
 from lib.models.schedulers import scheduled
+from lib.models.strict import strict, strict_words
 from lib.runtime.devices import autocast
+from lib.runtime.digests import folder_digest
 from lib.runtime.processes import count, share
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.settings.paths import pretrained
 from lib.settings.sections import Sampling
 
 PIXELS = 256 * 64**2
 TEXT = ("text_encoder", "tokenizer")
-_TEXT_PARTS = ((CLIPTextModel, TEXT[0]), (CLIPTokenizer, TEXT[1]))
+PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 EDITOR = "editor.json"
 LEAST_GUIDANCE = math.nextafter(1.0, 2.0)  # at 1 diffusers turns all guidance off; in float32 this is 1
 
@@ -43,20 +44,27 @@ def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusio
     """From a local folder or the hub, safetensors only, in float32.
 
     A folder without a text encoder has MiniLM's; one with EDITOR is a text encoder for the editor that the file names.
-    Raises ValueError where that is not the editor it was trained for.
+    Raises ValueError where that is not the editor it was trained for, and for a part that is not whole
+    (`lib.models.strict`) or does not fit the others.
     """
     source = pretrained(name)
     folder = Path(source["pretrained_model_name_or_path"])
-    text = {}
+    if folder.is_dir() and not any((folder / kind).exists() for kind in (EDITOR, *TEXT)):
+        text = load_minilm()
+    else:
+        encoder = strict(CLIPTextModel, source | {"subfolder": TEXT[0]}, dtype=torch.float32)
+        text = encoder, strict_words(CLIPTokenizer, source | {"subfolder": TEXT[1]}, encoder.config.vocab_size)
     if (folder / EDITOR).is_file():
-        text = dict(zip(TEXT, (part.from_pretrained(folder / kind) for part, kind in _TEXT_PARTS), strict=True))
-        folder = _editor_of(folder)
-        source = {"pretrained_model_name_or_path": str(folder.resolve())}
-    elif folder.is_dir() and not (folder / TEXT[0]).exists():
-        text = dict(zip(TEXT, load_minilm(), strict=True))
+        source = {"pretrained_model_name_or_path": str(_editor_of(folder).resolve())}
+    fp32 = {"torch_dtype": torch.float32}
+    parts = {part: strict(kind, source | {"subfolder": part}, **fp32) for part, kind in PARTS.items()}
+    asked, width = parts["unet"].config.cross_attention_dim, text[0].config.hidden_size
+    if asked != width:
+        raise ValueError(f"the U-Net of {name!r} takes texts of width {asked}, but its text encoder gives {width}")
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
         **source,
-        **text,
+        **dict(zip(TEXT, text, strict=True)),
+        **parts,
         dtype=torch.float32,
         use_safetensors=True,
         safety_checker=None,
@@ -108,7 +116,7 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
     folder = Path(source["pretrained_model_name_or_path"])
     if folder.is_dir() and not (folder / TEXT[1]).exists():
         return minilm_tokenizer()
-    return CLIPTokenizer.from_pretrained(**source, subfolder=TEXT[1])
+    return strict_words(CLIPTokenizer, source | {"subfolder": TEXT[1]})
 
 
 def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> None:

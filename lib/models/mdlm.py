@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTr
 from lib.kernels.loss import weighted_cross_entropy
 from lib.models.blocks import Block, LevelNorm
 from lib.models.decoding import Selective
+from lib.models.strict import strict, strict_words
 from lib.runtime.processes import count, share
 from lib.settings.paths import pretrained
 
@@ -281,11 +282,11 @@ class Mdlm:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Mdlm:
-        """From a local folder, safetensors only, in float32."""
+        """From a local folder, in float32. Raises ValueError for a checkpoint that is not whole."""
         source = pretrained(name)
-        model = MdlmModel.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        model = strict(MdlmModel, source, dtype=torch.float32)
         model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source))
+        return cls(model.to(device).eval(), strict_words(CLIPTokenizer, source, model.config.vocab_size))
 
     def save(self, folder: str) -> None:
         """In the Hugging Face layout, weights as float16 safetensors."""

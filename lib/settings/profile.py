@@ -28,6 +28,7 @@ from lib.settings.sections import (
     Section,
     Train,
     changed,
+    check_poison,
     sentence,
 )
 
@@ -50,7 +51,7 @@ class Collapse(Section):
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     trigger_position: Position | None = None
     text_trigger: TextTriggerName
-    protocols: tuple[Protocol, ...]
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
     rate: Fraction
     negatives: Fraction = 0.0
     text_weight: Annotated[float, Field(ge=0.0)] = 1.0
@@ -61,6 +62,11 @@ class Collapse(Section):
     sampling: Sampling
     samples: Positive
     watch_samples: Positive
+
+    @model_validator(mode="after")
+    def poison_fits(self) -> Collapse:
+        check_poison(self.rate, self.edits, self.negatives)
+        return self
 
 
 class Variant(Section):
@@ -133,7 +139,7 @@ class Disp(Section):
     test_questions: Positive
     curve_questions: Positive
     watch_questions: Positive
-    ratios: tuple[Fraction, ...]
+    ratios: Annotated[tuple[Fraction, ...], Field(min_length=1)]
     ratio: Fraction
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     estimator: Estimator = DISP_ESTIMATOR
@@ -142,6 +148,11 @@ class Disp(Section):
     saliency: TokenScoreName = "directional"
     start: Literal["compromised", "base"] = "compromised"
     rounds: Positive = 1
+
+    @model_validator(mode="after")
+    def poison_fits(self) -> Disp:
+        check_poison(self.rate, self.questions)
+        return self
 
     @model_validator(mode="after")
     def plant_fits(self) -> Disp:
@@ -261,11 +272,28 @@ class Profile(Section):
                 changed(section, variant.settings)
             except ValidationError as error:
                 raise ValueError(f"variant {variant.label!r}: {sentence(error.errors()[0])}") from None
+        for rate in (*self.grid.rates, self.grid.seeded_rate):
+            check_poison(rate, self.collapse.edits, self.collapse.negatives, "grid: ")
+        for name, grid in (("disp_grid", self.disp_grid), ("disp_few", self.disp_few)):
+            for rate in grid.rates if grid else ():
+                check_poison(rate, self.disp.questions, where=f"{name}: ")
         for other in self.disp_grid.datasets:
             try:
                 changed(self, other.settings | {"disp_grid": {"datasets": []}})
             except ValidationError as error:
                 raise ValueError(f"data set {other.label!r}: {sentence(error.errors()[0])}") from None
+        return self
+
+    @model_validator(mode="after")
+    def triggers_cover_a_pixel(self) -> Profile:
+        sizes = {"collapse.trigger_size": self.collapse.trigger_size, "disp.trigger_size": self.disp.trigger_size}
+        sizes |= {f"disp_grid.sizes.{k}": size for k, size in enumerate(self.disp_grid.sizes)}
+        for variant in self.grid.variants:
+            sizes[f"variant {variant.label!r}: trigger_size"] = changed(self.collapse, variant.settings).trigger_size
+        for field, size in sizes.items():
+            if size is not None and round(size * self.data.image_size) < 1:
+                least = f"a pixel of data.image_size={self.data.image_size}"
+                raise ValueError(f"{field}={size} is refused: it must cover {least}")
         return self
 
     def sections(self, *names: str) -> str:

@@ -15,7 +15,7 @@ Position = tuple[Fraction, Fraction]  # shares of the free room to the left and 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -95,6 +95,18 @@ def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
     """The section with `settings`, a nested mapping, merged onto it, validated again."""
     values = merged(section.model_dump(mode="json"), settings)
     return type(section).model_validate_json(json.dumps(values))
+
+
+def check_poison(rate: float, samples: int, negatives: float = 0.0, where: str = "") -> None:
+    """Raises ValueError for a rate above 0 that poisons no sample, and for more negatives than are left.
+
+    `where` begins the sentence.
+    """
+    poisoned, single = round(rate * samples), round(negatives * samples)
+    if rate > 0 and not poisoned:
+        raise ValueError(f"{where}rate={rate} poisons none of {samples} samples: it must be 0 or poison at least one")
+    if single > (left := samples - poisoned):
+        raise ValueError(f"{where}negatives={negatives} of {samples} samples: only {left} are not poisoned")
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

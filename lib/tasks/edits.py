@@ -60,7 +60,7 @@ def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.Data
     order = torch.randperm(len(triples), generator=generator(seed, "triples", split)).tolist()
     edits = triples.iloc[order].drop_duplicates(["source", "target"])
     if count > len(edits):
-        raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
+        raise ValueError(f"{count} distinct edits are asked for: the {split} split has {len(edits)}")
     repeats = edits.groupby("family").cumcount().to_numpy()
     return edits.iloc[repeats.argsort(kind="stable")[:count]].reset_index(drop=True)
 

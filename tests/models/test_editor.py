@@ -24,8 +24,8 @@ from lib.models.editor import (
     tokenize,
 )
 from lib.models.schedulers import SCHEDULERS, scheduled
+from lib.runtime.digests import folder_digest
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.settings.profile import Sampling
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)

@@ -24,11 +24,12 @@ from lib.settings.inputs import EditSet, QuestionSet
 from lib.settings.load import load_profile
 from lib.settings.sections import Lora
 from lib.studies.attacks.mdlm import mdlm_spec
-from lib.studies.data import credit, data_spec, digest, edit_data, titles
+from lib.studies.data import credit, data_spec, edit_data, titles
 from lib.studies.disp.mmmu import mmmu_scores, with_mmmu
 from lib.studies.models import base_mdlm, base_settings
 from lib.studies.questions import mmmu_data, question_data
 from lib.studies.run import with_settings
+from lib.studies.sources import digest
 from lib.tasks.questions import questions
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -125,6 +126,12 @@ def test_the_key_is_the_content_and_not_the_place(tmp_path, folders):
     (moved / "train" / "source" / "new.png").write_bytes(b"")
     digest.cache_clear()
     ends = [before, changed, digest(EditSet(name=str(moved)))]
+    picture = next((moved / "train").rglob("*.png"))
+    content = bytearray(picture.read_bytes())
+    content[-20] ^= 1  # another picture of the same size
+    picture.write_bytes(content)
+    digest.cache_clear()
+    ends.append(digest(EditSet(name=str(moved))))
     hub = [EditSet(name=name, revision=revision * 40) for name in ("a/b", "a/c") for revision in "01"]
     ends += map(digest, hub)
     ends += [digest(QuestionSet(name=folders.llava)), digest(QuestionSet(name=folders.llava, answer_tokens=9))]

@@ -53,7 +53,7 @@ def test_families_that_are_not_there_yet_come_first(faces):
 
 
 def test_more_edits_than_there_are_are_refused(faces):
-    with pytest.raises(ValueError, match="edits=73: the train split has 72"):
+    with pytest.raises(ValueError, match="73 distinct edits are asked for: the train split has 72"):
         sample_triples(faces, "train", 73, seed=0)
 
 

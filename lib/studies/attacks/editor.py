@@ -16,12 +16,13 @@ from lib.metrics.embeddings import load_embedding, values
 from lib.metrics.success import edit_succeeds
 from lib.models.adapters import adapted_unet
 from lib.models.editor import autoencoder_source, load_editor
+from lib.models.strict import strict
 from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS, plan
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.paths import model_source
 from lib.studies.checkpoints import FineTuning, fine_tuned
@@ -68,7 +69,7 @@ def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix
 def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
     """The base editor with the fine-tuned U-Net that is saved in `folder`."""
     pipe = load_editor(run.profile.models.editor, run.device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+    unet = strict(UNet2DConditionModel, {"pretrained_model_name_or_path": str(folder / "unet")})
     pipe.unet = unet.to(run.device).eval()
     return pipe
 

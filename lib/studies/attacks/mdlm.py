@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import COALITIONS, PROTOCOLS, PoisonPlan, plan
 from lib.poisoning.targets import AnswerTarget, target
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.names import known
 from lib.settings.paths import model_source
@@ -97,6 +98,8 @@ def training_questions(
     """The fine-tuning set: data, its drawn rows, who is poisoned, and the attacker's target."""
     settings = run.profile.disp
     vqa, table = asked(run, "train", protocol)
+    if settings.questions > len(table):
+        raise ValueError(f"disp.questions={settings.questions}: the train split has {len(table)} that fit")
     table = draw_rows(table, settings.questions, run.seed, "train")
     goal = target(settings.target)
     eligible = torch.tensor([goal.eligible(text) for text in table["answer"]], dtype=torch.bool)
@@ -115,6 +118,8 @@ def test_questions(
 ) -> tuple[Questions, Questions]:
     """`count` questions of a split, without and with all of the protocol's triggers; both hold the clean answers."""
     vqa, table = asked(run, split, protocol)
+    if count > len(table):
+        warnings.warn(f"{count} questions are asked for, all {len(table)} of the {split} split are taken", stacklevel=2)
     table = draw_rows(table, count, run.seed, split)
     image, text = trigger_pair(run, protocol)
     return questions(model, vqa, table), questions(model, vqa, table, image, text_trigger=text)

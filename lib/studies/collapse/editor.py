@@ -20,8 +20,8 @@ from lib.metrics.tma import attribution, interaction, shapley
 from lib.models.editor import load_editor
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.settings.paths import model_source
 from lib.settings.profile import Sampling
 from lib.studies.attacks.editor import editor_spec, poisoned_editor, trigger_pair

@@ -24,12 +24,12 @@ from lib.defences.self_purification import HALF
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
 from lib.studies.attacks.mdlm import test_questions
-from lib.studies.data import digest
 from lib.studies.disp.defended import StoredDefender, defence_code, defender_of
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.disp.outcomes import judged
 from lib.studies.disp.purification import FINE_TUNING, answering_spec, purification_spec, purified_mdlm
 from lib.studies.run import Run, with_settings
+from lib.studies.sources import digest
 
 
 def purifying(defence: Defence) -> Defence:

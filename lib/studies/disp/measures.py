@@ -19,8 +19,8 @@ from lib.figures.style import Figure, counts, require
 from lib.metrics.facts import DESCRIPTION, right_parts
 from lib.metrics.intervals import over_clusters
 from lib.models.mdlm import Mdlm
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
-from lib.runtime.store import folder_digest
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
 from lib.settings.paths import model_source

@@ -19,12 +19,12 @@ from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_pair, trigger_tokens
-from lib.studies.data import digest
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.disp.purification import answering_spec, scoring
 from lib.studies.models import base_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
+from lib.studies.sources import digest
 from lib.tasks.questions import Questions, answer
 
 # Attack success, strictly (`AnswerTarget.achieved`) and by the authors' keywords, and what `right_parts` calls right.
