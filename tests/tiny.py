@@ -10,9 +10,10 @@ from lib.data import EasyVqa, FaceQuestions, Faces, face_questions
 from lib.data.face_parts import ATTRIBUTES
 from lib.data.face_words import DESCRIBE, QUESTIONS, description, stated
 from lib.models.clip import Clip
-from lib.models.editor import assemble, build_unet, build_vae, save_text_encoder
+from lib.models.editor import save_text_encoder
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
 from lib.models.minilm import load_minilm
+from lib.models.new_editor import assemble, build_unet, build_vae
 from lib.models.tokenizer import train_tokenizer
 from lib.runtime.store import Store
 from lib.settings.load import load_profile
