@@ -236,10 +236,26 @@ TEXT_TRIGGERS: dict[str, TextTrigger] = {
 }
 
 
-def image_trigger(name: str, size: float | None = None) -> ImageTrigger:
-    """The image trigger of that name, at its default size or another. Raises ValueError if IMAGE_TRIGGERS lacks it."""
+def image_trigger(
+    name: str,
+    size: float | None = None,
+    pixels: int | None = None,
+    position: tuple[float, float] | None = None,
+) -> ImageTrigger:
+    """The image trigger of that name, of its default size and at its default position or at others.
+
+    pixels: its width in pixels, in the place of `size`, of a `Sticker` alone. Raises ValueError if IMAGE_TRIGGERS lacks
+    it, for both a size and pixels, and for pixels or a position of one that has none.
+    """
     trigger = IMAGE_TRIGGERS[known("image trigger", name, IMAGE_TRIGGERS)]
-    return trigger if size is None else replace(trigger, size=size)
+    given = {"size": size, "pixels": pixels, "position": position}
+    changes = {key: value for key, value in given.items() if value is not None}
+    for key, value in changes.items():
+        if not hasattr(trigger, key):
+            raise ValueError(f"{key} of {name!r} is {value}: it must be None, as this trigger has none.")
+    if size is not None and pixels is not None:
+        raise ValueError(f"pixels of {name!r} is {pixels}: it must be None beside size={size}.")
+    return replace(trigger, **changes) if changes else trigger
 
 
 def text_trigger(name: str) -> TextTrigger:

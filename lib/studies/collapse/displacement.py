@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +12,7 @@ from lib.models.editor import encode, load_editor, prompt_embeds, tokenize
 from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.studies.data import edit_data
 from lib.studies.run import Run
-from lib.tasks.edits import sample_triples
+from lib.tasks.edits import sample_triples, sources
 
 
 def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
@@ -26,14 +25,14 @@ def displacement_table(run: Run, samples: int = 256) -> pd.DataFrame:
     data = edit_data(run)
     triples = sample_triples(data, "test", min(samples, run.profile.measure.edits), run.seed)
     pipe = load_editor(run.profile.models.editor, run.device)
-    pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
-    plain = _images(pipe, pictures)
+    indices, texts = sources(triples), triples["instruction"].tolist()
+    plain = _images(pipe, data.pictures(indices))
     grid, first = run.profile.grid, run.profile.collapse.image_trigger
     sizes = {v.settings.get("trigger_size") for v in grid.variants if v.part == "size"} - {None}
     marks = [image_trigger(name) for name, _ in grid.pairs] + [image_trigger(first, size) for size in sorted(sizes)]
     rows = [
         {"modality": "image", "trigger": mark.name, "size": mark.size}
-        | mean_with_interval(relative(plain, _images(pipe, mark(pictures))), run.seed)
+        | mean_with_interval(relative(plain, _images(pipe, data.pictures(indices, mark))), run.seed)
         for mark in marks
     ]
     phrases = [name for _, name in grid.pairs]

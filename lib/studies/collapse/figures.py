@@ -15,6 +15,9 @@ from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, capti
 from lib.poisoning.catalogue import image_trigger
 from lib.studies.cases import Attack
 from lib.studies.collapse.editor import Collapse
+from lib.studies.data import edit_data
+from lib.studies.run import Run
+from lib.tasks.edits import sources
 
 SIGNS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}  # of coalitions
 SYMBOLS = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
@@ -46,9 +49,10 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-def marked(result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
+def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
     """The samples' inputs under the attack's image trigger."""
-    return image_trigger(attack.pair[0], attack.settings.get("trigger_size"))(result.source)
+    trigger = image_trigger(attack.pair[0], attack.settings.get("trigger_size"))
+    return edit_data(run).pictures(sources(result.triples), trigger)
 
 
 def ends(names: Iterable[str]) -> list[str]:
