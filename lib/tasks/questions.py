@@ -213,7 +213,7 @@ def respond(
     def make(part: range) -> dict[str, Tensor]:
         rows = slice(part.start, part.stop)
         if not part:
-            nothing = data.responses[:0]
+            nothing = data.responses[:0, :length]
             return Decoded(nothing, torch.ones(nothing.shape, dtype=torch.float64))._asdict()
         with autocast(device):
             vision = model.project(data.features[data.picture[rows]].to(device))

@@ -28,7 +28,7 @@ from lib.studies.data import credit, data_spec, digest, edit_data, titles
 from lib.studies.disp.mmmu import mmmu_scores, with_mmmu
 from lib.studies.models import base_mdlm, base_settings
 from lib.studies.questions import mmmu_data, question_data
-from lib.studies.run import with_settings
+from lib.studies.run import with_profile, with_settings
 from lib.tasks.questions import questions
 
 pytestmark = pytest.mark.usefixtures("untyped")
@@ -169,6 +169,14 @@ def test_what_a_base_model_is_loaded_with(tmp_path, folders):
     room = {"picture": [64, 64], "prompt_length": 40, "response_length": 72}
     profile = photographs(tmp_path, folders).profile
     assert base_settings(profile) == room
+    cut = photographs(tmp_path, folders, decoded_tokens=9).profile
+    assert base_settings(cut) == room | {"response_length": 9, "answer_length": 72}
+    assert len(base_mdlm(cut).responses(["red"])[0]) == 72 and base_mdlm(cut).model.config.response_length == 9
+    with pytest.raises(ValueError, match="decoded_tokens=73 must be at most answer_tokens=72"):
+        base_settings(photographs(tmp_path, folders, decoded_tokens=73).profile)
+    ours = cut.model_copy(update={"models": tiny.run(tmp_path).profile.models})
+    with pytest.raises(ValueError, match="decoded_tokens=9 must be null"):
+        base_settings(ours)
     models = profile.models.model_copy(update={"lora": Lora(**lora)})
     half = profile.model_copy(update={"models": models})
     assert base_settings(half) == room | {"dtype": torch.bfloat16}
@@ -201,13 +209,15 @@ def test_mmmu_is_asked_whole_and_scored(tmp_path, folders, monkeypatch):
     seen = {}
 
     def truth(mdlm, data, threshold, label, work):
-        seen["data"] = data
+        seen["data"], seen["answer"] = data, mdlm.model.config.response_length
         return ["Answer: (B)", "it is 31", "(A)"]
 
     monkeypatch.setattr("lib.studies.disp.mmmu.answer", truth)
     assert mmmu_scores(run, model)["correct"].tolist() == [True, False, True]
     assert model.model.config.prompt_length == 24 < seen["data"].prompts.shape[1] - model.template
-    assert len(mmmu_data(run).table) == 3
+    assert len(mmmu_data(run).table) == 3 and seen["answer"] == model.model.config.response_length == 10
+    mmmu_scores(with_profile(run, {"data": {"mmmu": {"answer_tokens": 2}}}), model)
+    assert seen["answer"] == 2 and model.model.config.response_length == 10
     table = with_mmmu(run, model, pd.DataFrame([{"metric": "m", "value": 0.5, "low": 0, "high": 1, "n": 2}]))
     assert table["metric"].tolist() == ["m", "MMMU accuracy"] and table["value"].iloc[1] == pytest.approx(2 / 3)
     named = with_mmmu(run, model, pd.DataFrame([{"name": "m", "value": 0.5, "low": 0, "high": 1, "n": 2}]))

@@ -94,7 +94,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
     and likelihoods are kept there batch by batch.
     """
     goal, settings = target(run.profile.disp.target), run.profile.mdlm_collapse
-    masked = likelihood_masks(len(under[0]), settings.masks, mdlm.model.config.response_length, run.seed)
+    masked = likelihood_masks(len(under[0]), settings.masks, under[0].responses.shape[1], run.seed)
     parts = []
     for name, data in zip(COALITIONS, under, strict=True):
         texts = [goal.apply(text) for text in data.answers]
