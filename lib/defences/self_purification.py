@@ -90,7 +90,7 @@ def surest_answers(
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep!r} must be in (0, 1]")
     order = sureness.argsort(descending=True, stable=True)[: math.ceil(keep * len(sureness))]
-    if short := questions.responses.shape[1] - responses.shape[1]:
+    if (short := questions.responses.shape[1] - responses.shape[1]) > 0:
         responses = F.pad(responses, (0, short), value=model.model.config.eos_id)
     return questions.answered(responses, model.texts(responses))[order.sort().values]
 

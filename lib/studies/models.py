@@ -25,8 +25,8 @@ def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu")
 def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[str, object]:
     """What the base model's `load` gets beside its name: nothing for our own.
 
-    Raises ValueError for more `data.questions.decoded_tokens` than `answer_tokens`, and for any where a model learns and
-    decodes answers of one length.
+    Raises ValueError for more `data.questions.decoded_tokens` than `answer_tokens`, and for any where a model learns
+    and decodes answers of one length.
     """
     kind, questions = kind_of(profile.models.mdlm), profile.data.questions
     decoded = questions.decoded_tokens if isinstance(questions, QuestionSet) else None

@@ -20,7 +20,7 @@ LOCAL = {"models": {"mdlm": "data/checkpoints/mdlm"}, "data": {"edits": None, "q
         ({"data": {"questions": {"name": "data", "pictures": "none"}}}, "data.questions.pictures='none' must .*COCO"),
         ({"data": {"mmmu": {"name": "none"}}}, "data.mmmu.name='none' .*hf download MMMU/MMMU .*--local-dir none"),
         ({"data": {"mmmu": {"named": "none"}}}, "data.mmmu.named is not a known key"),
-        ({"disp": {"trigger_size": 0.1, "trigger_pixels": 9}}, "trigger_pixels=9 and trigger_size=0.1 are given: one of"),
+        ({"disp": {"trigger_size": 0.1, "trigger_pixels": 9}}, "trigger_pixels=9 and trigger_size=0.1 are given: one"),
         ({"disp": {"trigger_pixels": 0}}, "disp.trigger_pixels=0 is refused"),
         ({"disp": {"trigger_position": [0, 1.5]}}, "disp.trigger_position.1=1.5 is refused"),
         ({"disp": {"target": "dog"}}, "disp.target='dog' is refused: it must be one of insertion.*'dog as cat'"),
