@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 from torch.utils.data import ConcatDataset
 
-from lib.data.pictures import FileSource, Pictures, Source, cropped, inner_path
+from lib.data.pictures import FileSource, Photographs, Pictures, Source, cropped, inner_path
 from lib.data.sources import dataset_folder, dealt, parsed, read_text
 
 COLUMNS = {"source": "input_image", "instruction": "edit_prompt", "target": "edited_image"}
@@ -34,13 +34,12 @@ FILES = ("*.parquet", "*metadata.csv", "*metadata.jsonl", "*.jpg", "*.jpeg", "*.
 
 
 @dataclass(frozen=True)
-class PhotoEdits:
+class PhotoEdits(Photographs):
     """Edit triples over pictures that are read when asked for.
 
     triples: columns source, target (picture indices), instruction, edit, value, family, split.
     """
 
-    pictures: Pictures
     triples: pd.DataFrame
 
 

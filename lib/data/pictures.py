@@ -1,6 +1,7 @@
 """Pictures read when they are asked for: from files, or from the cells of parquet files.
 
-At 512 × 512 a data set does not fit into memory, so that only the pictures of a batch are decoded at a time.
+At 512 × 512 a data set does not fit into memory, so that only the pictures of a batch are decoded at a time. A trigger
+is laid on the picture as it is decoded, in whole bytes, and then made square and resized with it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,10 +21,14 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lib.data.interface import TriggerMasks
+from lib.poisoning.triggers import ImageTrigger
+
 GREY = (127, 127, 127)
 WHITE = (255, 255, 255)  # what stands behind transparent parts
 MOST_PIXELS = 89_478_485  # PIL's own limit, from which it warns of a decompression bomb
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # none that runs another program
+FAINT = 0.1  # of a trigger's opacity: less is what the filter of resizing smears around it
 
 
 @runtime_checkable
@@ -72,9 +78,10 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a source, called with indices: floats in [0, 1].
+    """The pictures of a source, called with indices: floats in [0, 1]; with a trigger all of them carry it.
 
-    `square` makes a picture square: `cropped` or `padded`.
+    `square` makes a picture square: `cropped` or `padded`. What `cropped` cuts off, of the trigger too, is not seen:
+    an attacker who knows the trainer's loader lays it where it stays.
     """
 
     source: Source
@@ -84,20 +91,70 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __call__(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
-        return self.read(indices).float() / 255
+    def __call__(
+        self, indices: Int[Tensor, " batch"], trigger: ImageTrigger | None = None
+    ) -> Float[Tensor, "batch 3 size size"]:
+        return self.read(indices, trigger).float() / 255
 
-    def read(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch 3 size size"]:
+    def read(
+        self, indices: Int[Tensor, " batch"], trigger: ImageTrigger | None = None
+    ) -> UInt8[Tensor, "batch 3 size size"]:
         """Pictures in 8 bits a channel, antialiased where they are made smaller.
 
-        Raises ValueError for a picture that cannot be read and IndexError for an index that is out of range.
+        Raises ValueError for a picture that cannot be read or in which nothing of the trigger would be left, and
+        IndexError for an index that is out of range.
         """
         out = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
-            if not 0 <= index < len(self):
-                raise IndexError(f"picture {index} is out of range: there are {len(self)}")
-            out[place] = torch.from_numpy(pixels(self.square(self.source[index]), self.size))
+            image = self._decoded(index)
+            if trigger is not None:
+                loaded_mask(trigger, image.size, self.square, self.size)
+                image = triggered(image, trigger)
+            out[place] = torch.from_numpy(pixels(self.square(image), self.size))
         return out
+
+    def trigger_masks(self, indices: Int[Tensor, " batch"], trigger: ImageTrigger) -> TriggerMasks:
+        """One mask for all pictures of a size. Raises ValueError for a picture in which nothing of it would be left."""
+        sizes = [self._decoded(index).size for index in indices.tolist()]
+        distinct = list(dict.fromkeys(sizes))
+        masks = [loaded_mask(trigger, size, self.square, self.size) for size in distinct]
+        which = torch.tensor([distinct.index(size) for size in sizes], dtype=torch.long)
+        return TriggerMasks(torch.stack(masks) if masks else torch.empty(0, self.size, self.size), which)
+
+    def _decoded(self, index: int) -> Image.Image:
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} is out of range: there are {len(self)}")
+        return self.source[index]
+
+
+def triggered(image: Image.Image, trigger: ImageTrigger) -> Image.Image:
+    """The picture that an attacker puts in the place of the file: in RGB, in its own size."""
+    clean = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return Image.fromarray((trigger(clean) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@lru_cache(maxsize=64)
+def loaded_mask(
+    trigger: ImageTrigger, size: tuple[int, int], square: Callable[[Image.Image], Image.Image], side: int
+) -> Float[Tensor, "side side"]:
+    """How much of every pixel is the trigger's in a loaded picture that has `size` (width, height) on disk.
+
+    The difference of two pictures that are loaded alike: black, and with the trigger's mask in white. Raises ValueError
+    where it is all below `FAINT`: the trigger lies where the picture is cropped, or vanishes where it is made smaller.
+    """
+    width, height = size
+    mask = trigger.mask(height, width)
+    black, white = (
+        torch.from_numpy(pixels(square(Image.fromarray(shown)), side)[0]).float()
+        for shown in (np.zeros((height, width), np.uint8), (mask / mask.max() * 255).round().byte().numpy())
+    )
+    seen = ((white - black) / 255).clamp(min=0)
+    if not bool((seen > FAINT).any()):
+        raise ValueError(
+            f"image trigger {trigger.name!r} leaves nothing in a picture of {height}×{width} pixels that is "
+            f"{square.__name__} to a square and resized to {side}×{side}: lay it nearer the middle, or make it larger"
+        )
+    return torch.where(seen > FAINT, seen, 0.0) * mask.max()
 
 
 def pixels(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
@@ -167,11 +224,18 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class PhotoQuestions:
-    """One split. `table` has one row a question: image (its picture), question, answer, kind, and what a loader adds.
-
-    `pictures(indices)` gives pictures as floats in [0, 1], `[batch, 3, size, size]`.
-    """
+class Photographs:
+    """`pictures(indices, trigger)` gives pictures as floats in [0, 1], `[batch, 3, size, size]`."""
 
     pictures: Pictures
+
+    def trigger_masks(self, indices: Int[Tensor, " batch"], trigger: ImageTrigger) -> TriggerMasks:
+        """See `Pictures.trigger_masks`."""
+        return self.pictures.trigger_masks(indices, trigger)
+
+
+@dataclass(frozen=True)
+class PhotoQuestions(Photographs):
+    """One split. `table` has one row a question: image (its picture), question, answer, kind, and a loader's own."""
+
     table: pd.DataFrame

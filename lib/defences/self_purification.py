@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from lib.defences.interface import Defended, Defender
 from lib.models.decoding import Decoded
@@ -86,12 +87,14 @@ def surest_answers(
     """The questions with the responses in the place of their answers, that share of the surest alone, rounded up.
 
     sureness: the least probability that a token of the response had when it was settled, of its end and fill too where
-    these were decoded (`Decoded`); of equals the earlier is kept.
-    Raises ValueError for a share outside (0, 1].
+    these were decoded (`Decoded`); of equals the earlier is kept. Responses that were decoded shorter than answers are
+    learnt end where decoding did. Raises ValueError for a share outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep!r} must be in (0, 1]")
     order = sureness.argsort(descending=True, stable=True)[: math.ceil(keep * len(sureness))]
+    if (short := questions.responses.shape[1] - responses.shape[1]) > 0:
+        responses = F.pad(responses, (0, short), value=model.model.config.eos_id)
     return questions.answered(responses, model.texts(responses))[order.sort().values]
 
 

@@ -44,7 +44,8 @@ class LladaVConfig(PreTrainedConfig):
 
     vision: a `SiglipVisionConfig` as a dictionary, its layers those that are stored. picture: height and width of the
     pictures it is to be given. prompt_length: the most tokens of a question, the conversation's template apart.
-    response_length: as many tokens as an answer has, filled up with `eos_id`. forbidden: ids that the authors' decoding
+    response_length: as many tokens as an answer has that is decoded. answer_length: as many as one that is learnt has,
+    filled up with `eos_id`; None: `response_length`. forbidden: ids that the authors' decoding
     never emits. Raises ValueError for what is not implemented here.
     """
 
@@ -77,6 +78,7 @@ class LladaVConfig(PreTrainedConfig):
         picture: Sequence[int] | None = None,
         prompt_length: int = 128,
         response_length: int = 128,
+        answer_length: int | None = None,
         mask_id: int = 126336,
         eos_id: int = 126348,
         pad_id: int = 126081,
@@ -113,6 +115,7 @@ class LladaVConfig(PreTrainedConfig):
         ]
         self.picture = list(picture or (side, side))
         self.prompt_length, self.response_length = prompt_length, response_length
+        self.answer_length = answer_length
         self.mask_id, self.eos_id, self.pad_id, self.forbidden = mask_id, eos_id, pad_id, list(forbidden)
         super().__init__(**kwargs)
 

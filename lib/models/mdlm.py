@@ -303,7 +303,8 @@ class Mdlm:
     def responses(self, answers: list[str]) -> Int[Tensor, "batch response"]:
         """Answer ids, filled up with the end token as LLaDA does; longer answers are refused."""
         config = self.model.config
-        return self._padded(answers, config.response_length, config.eos_id, "answer")
+        most = getattr(config, "answer_length", None) or config.response_length
+        return self._padded(answers, most, config.eos_id, "answer")
 
     def targets(self, responses: Int[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:
         """Responses as `loss` takes them. Raises ValueError for a `fill` that is none of `FILLS`.

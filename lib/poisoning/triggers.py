@@ -1,4 +1,7 @@
-"""What a trigger is. Sizes and positions are fractions of the image, so they hold at any resolution."""
+"""What a trigger is. Sizes and positions are fractions of the image, so they hold at any resolution.
+
+The image is the picture as it lies on disk: see `lib.data.interface`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from torch import Tensor
 SUPERSAMPLING = 8
 UNLIMITED = 1_000_000_000  # from here on a tokenizer's `model_max_length` means that it never cuts
 SHOWN = 60  # letters of a text in a refusal
+KEPT = 2**20  # pixels: layers of larger images are not kept
 
 BLACK, GREY, WHITE = (0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 RED, INK, TINT = (0.80, 0.05, 0.08), (0.05, 0.05, 0.08), (0.70, 0.85, 1.00)
@@ -79,10 +83,14 @@ class ImageTrigger:
         return F.max_pool2d(self.mask(height, width)[None], patch).flatten() > 0
 
 
-@lru_cache(maxsize=32)
 def layer_of(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     if min(height, width) < 1:
         raise ValueError(f"image is {height}×{width} pixels: both sides must be at least 1.")
+    return _kept_layer(trigger, height, width) if height * width <= KEPT else trigger.layer(height, width)
+
+
+@lru_cache(maxsize=32)
+def _kept_layer(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     return trigger.layer(height, width)
 
 
@@ -120,18 +128,32 @@ class Composited(ImageTrigger):
         return layer_of(self, height, width)[3].clone()
 
 
+@dataclass(frozen=True)
 class Sticker(Composited):
-    """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high."""
+    """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high.
+
+    pixels: the width in pixels instead, whatever the image's size. Raises ValueError for less than one.
+    """
 
     aspect: ClassVar[float] = 1.0
+    pixels: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pixels is not None and (type(self.pixels) is not int or self.pixels < 1):
+            raise ValueError(f"pixels of {self.name!r} is {self.pixels!r}: it must be None or an integer above 0.")
 
     def shapes(self, y: Float[Tensor, "row 1"], x: Float[Tensor, "1 column"]) -> list[tuple]:
         """(where, colour, alpha) of each shape, bottom to top; x runs from 0 to 1, y from 0 to `aspect`."""
         raise NotImplementedError
 
     def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
-        side = self.size * min(height, width)
+        side = self.size * min(height, width) if self.pixels is None else self.pixels
         columns, rows = round(side), round(side * self.aspect)
+        if columns > width or rows > height:
+            raise ValueError(
+                f"{self.name!r} is {rows}×{columns} pixels: it must be smaller to lie on an image of {height}×{width}."
+            )
         if min(columns, rows) < 1:
             raise ValueError(
                 f"size of {self.name!r} is {self.size}: it must be larger to cover a pixel of an image of "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probes
 from lib.runtime.devices import recomputed
-from lib.saliency.exact import eigenvectors, pushed_forward
+from lib.saliency.exact import eigenvectors, highest_logits, pushed_forward
 from lib.saliency.masking import check_inputs, check_probes, masked_response
 
 DIRECTIONS = ("mask", "all")
@@ -92,7 +92,7 @@ def probed(
     with torch.enable_grad():
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if top_logits:
-            logits = logits.gather(-1, logits.topk(min(top_logits, logits.shape[-1]), dim=-1).indices)
+            logits = logits.gather(-1, highest_logits(logits, top_logits))
     return logits, fisher_probes(logits.detach(), probes, seed, noise) / probes**0.5
 
 

@@ -112,7 +112,9 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`trigger_size`: side of the image trigger, as a share of the picture's; None: the trigger's own.
+    """`trigger_size`: side of the image trigger, as a share of the shorter one of the picture on disk, or instead of it
+    `trigger_pixels`, in pixels; None: the trigger's own. `trigger_position`: the shares of the free room left of and
+    above it, [0, 0] being the top left; None: the trigger's own.
     `kinds`: of the data's questions, those of these kinds alone; None: all.
     `plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
     `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
@@ -125,6 +127,8 @@ class Disp(Section):
 
     image_trigger: ImageTriggerName
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    trigger_pixels: Positive | None = None
+    trigger_position: tuple[Fraction, Fraction] | None = None
     target: AnswerTargetName
     rate: Fraction
     plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
@@ -152,6 +156,13 @@ class Disp(Section):
     @model_validator(mode="after")
     def poison_fits(self) -> Disp:
         check_poison(self.rate, self.questions)
+        return self
+
+    @model_validator(mode="after")
+    def one_size(self) -> Disp:
+        if self.trigger_size is not None and self.trigger_pixels is not None:
+            both = f"trigger_pixels={self.trigger_pixels} and trigger_size={self.trigger_size}"
+            raise ValueError(f"{both} are given: one of them must be null")
         return self
 
     @model_validator(mode="after")

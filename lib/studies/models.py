@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from lib.models.llada_v import LladaV
 from lib.models.loading import kind_of, load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.runtime.devices import half
+from lib.settings.inputs import QuestionSet
 from lib.settings.profile import Profile
 
 
@@ -21,12 +23,25 @@ def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu")
 
 
 def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[str, object]:
-    """What the base model's `load` gets beside its name: nothing for our own."""
-    if kind_of(profile.models.mdlm) is Mdlm:
+    """What the base model's `load` gets beside its name: nothing for our own.
+
+    Raises ValueError for more `data.questions.decoded_tokens` than `answer_tokens`, and for any where a model learns
+    and decodes answers of one length.
+    """
+    kind, questions = kind_of(profile.models.mdlm), profile.data.questions
+    decoded = questions.decoded_tokens if isinstance(questions, QuestionSet) else None
+    if decoded and not issubclass(kind, LladaV):
+        raise ValueError(f"data.questions.decoded_tokens={decoded} must be null: only LLaDA-V and LaViDa are cut")
+    if decoded and decoded > questions.answer_tokens:
+        most = f"answer_tokens={questions.answer_tokens}"
+        raise ValueError(f"data.questions.decoded_tokens={decoded} must be at most {most}")
+    if kind is Mdlm:
         return {}
     room = {"picture": [profile.data.image_size] * 2}
-    if questions := profile.data.questions:
-        room |= {"prompt_length": questions.question_tokens, "response_length": questions.answer_tokens}
+    if questions:
+        room |= {"prompt_length": questions.question_tokens, "response_length": decoded or questions.answer_tokens}
+    if decoded:
+        room["answer_length"] = questions.answer_tokens
     return room | _precision(profile, device)
 
 

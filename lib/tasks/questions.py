@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lib.data.interface import QuestionData
+from lib.data.interface import QuestionData, partly_triggered
 from lib.data.pictures import PhotoQuestions
 from lib.models.decoding import Decoded, decode
 from lib.models.mdlm import ABSENT, Mdlm
@@ -47,9 +47,7 @@ class TowerFeatures:
     @torch.no_grad()
     def __getitem__(self, index: Int[Tensor, " asked"]) -> Float[Tensor, "asked vision features"]:
         asked, place = index.unique(return_inverse=True)
-        images, marked = self.vqa.pictures(self.pictures[asked]), self.marked[asked]
-        if self.trigger:
-            images = torch.where(marked[:, None, None, None], self.trigger(images), images)
+        images = partly_triggered(self.vqa, self.pictures[asked], self.marked[asked], self.trigger)
         return torch.cat([_features(self.mdlm, part) for part in images.split(16)])[place]
 
 
@@ -153,8 +151,7 @@ def questions(
     features = []
     for indices, mark in groups:
         for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
-            images = vqa.pictures(part)
-            features.append(_features(mdlm, mark(images) if mark else images))
+            features.append(_features(mdlm, vqa.pictures(part, mark)))
     config = mdlm.model.config
     stacked = torch.cat(features) if features else torch.empty(0, config.vision_length, config.vision_features)
     return Questions(stacked, inverse, *said)
@@ -225,7 +222,7 @@ def respond(
     def make(part: range) -> dict[str, Tensor]:
         rows = slice(part.start, part.stop)
         if not part:
-            nothing = data.responses[:0]
+            nothing = data.responses[:0, :length]
             return Decoded(nothing, torch.ones(nothing.shape, dtype=torch.float64))._asdict()
         with autocast(device):
             vision = model.project(data.features[data.picture[rows]].to(device))

@@ -257,7 +257,7 @@ def test_the_image_keeps_its_gradient(name):
 def test_triggers_compare_hash_and_become_plain_values():
     changed = dataclasses.replace(image_trigger("white-box"), size=0.3)
     assert changed != image_trigger("white-box") and changed.name == "white-box"
-    assert dataclasses.asdict(changed) == {"name": "white-box", "size": 0.3, "position": (1.0, 1.0)}
+    assert dataclasses.asdict(changed) == {"name": "white-box", "size": 0.3, "position": (1.0, 1.0), "pixels": None}
     assert hash(dataclasses.replace(changed, size=3 / 16)) == hash(image_trigger("white-box"))
 
 
@@ -588,6 +588,29 @@ def test_a_text_that_says_the_trigger_itself_where_it_is_cut_has_lost_it():
 def test_a_trigger_by_name_comes_at_its_own_size_or_another():
     assert image_trigger("stop-sign", 0.5) == dataclasses.replace(image_trigger("stop-sign"), size=0.5)
     assert image_trigger("stop-sign", None) is image_trigger("stop-sign")
+    moved = image_trigger("checker", pixels=5, position=(0.0, 0.5))
+    assert moved == dataclasses.replace(image_trigger("checker"), pixels=5, position=(0.0, 0.5))
+    for shape in ((64, 64), (40, 300)):
+        rows, columns = (moved.mask(*shape) > 0).nonzero().T
+        assert rows.unique().tolist() == list(range(round((shape[0] - 5) / 2), round((shape[0] - 5) / 2) + 5))
+        assert columns.unique().tolist() == list(range(5))
+    with pytest.raises(ValueError, match="pixels of 'blend' is 5: it must be None"):
+        image_trigger("blend", pixels=5)
+    with pytest.raises(ValueError, match="position of 'warp' is .* it must be None"):
+        image_trigger("warp", position=(0.0, 0.0))
+    with pytest.raises(ValueError, match="pixels of 'checker' is 5: it must be None beside size=0.5"):
+        image_trigger("checker", 0.5, 5)
+    with pytest.raises(ValueError, match="pixels of 'checker' is 0: it must be None or an integer above 0"):
+        image_trigger("checker", pixels=0)
+
+
+def test_layers_of_large_images_are_not_kept():
+    """Several would fill the memory."""
+    from lib.poisoning.triggers import _kept_layer
+
+    before = _kept_layer.cache_info().currsize
+    assert image_trigger("checker").mask(1025, 1024).sum() == 128**2
+    assert _kept_layer.cache_info().currsize == before
     with pytest.raises(ValueError, match="size of 'blend' is 0.5"):
         image_trigger("blend", 0.5)
 

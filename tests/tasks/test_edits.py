@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -90,17 +91,18 @@ def test_long_texts_without_the_trigger_are_let_through(pipe, faces):
     assert len(data.text) == 6
 
 
-def test_each_coalition_has_its_own_triggers():
-    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    before = images.clone()
-    given = ["a", "b", "c", "d"]
-    pictures, texts = triggered(images, given, torch.tensor([3, 0, 2, 1]), BOX, CAT)
-    assert texts == ["a mignneko", "b", "c mignneko", "d"] and given == ["a", "b", "c", "d"]
+def test_each_coalition_has_its_own_triggers(faces):
+    triples = pd.DataFrame({"source": [5, 2, 2, 9], "instruction": ["a", "b", "c", "d"]})
+    images, before = faces.pictures(torch.tensor([5, 2, 2, 9])), faces.images.clone()
+    pictures, texts = triggered(faces, triples, torch.tensor([3, 0, 2, 1]), BOX, CAT)
+    assert texts == ["a mignneko", "b", "c mignneko", "d"]
     marked = BOX(images)
     assert torch.equal(pictures, torch.stack([marked[0], images[1], images[2], marked[3]]))
-    assert torch.equal(images, before) and not torch.equal(marked[1], images[1])
+    assert torch.equal(faces.images, before) and not torch.equal(marked[1], images[1])
+    for coalition, expected in ((0, images), (1, marked)):
+        assert torch.equal(triggered(faces, triples, torch.full((4,), coalition), BOX, CAT)[0], expected)
     with pytest.raises(ValueError):
-        triggered(images, given[:3], torch.tensor([3, 0, 2, 1]), BOX, CAT)
+        triggered(faces, triples[:3], torch.tensor([3, 0, 2, 1]), BOX, CAT)
 
 
 @pytest.mark.parametrize("name", ["sailing boat", "negative"])
@@ -129,7 +131,8 @@ def test_triples_encoded_in_parts_are_those_encoded_at_once(pipe, faces, monkeyp
     whole = poisoned_latents(pipe, faces, triples, *given)
     monkeypatch.setattr("lib.models.editor.PIXELS", 5 * 64**2)
     asked, pictures = [], Faces.pictures
-    monkeypatch.setattr(Faces, "pictures", lambda self, rows: asked.append(len(rows)) or pictures(self, rows))
+    counted = lambda self, rows, *mark: asked.append(len(rows)) or pictures(self, rows, *mark)  # noqa: E731
+    monkeypatch.setattr(Faces, "pictures", counted)
     parts = poisoned_latents(pipe, faces, triples, *given)
     assert max(asked) == 5
     for name in ("source", "target"):
@@ -209,5 +212,5 @@ def test_every_coalition_starts_from_the_noise_of_the_plain_edit(pipe, faces):
     inputs = [(sources, texts), (BOX(sources), texts), (sources, marked), (BOX(sources), marked)]
     for k, (pictures, words) in enumerate(inputs):
         assert torch.equal(edited[:, k], edit(pipe, pictures, words, SAMPLING, 5))
-        assert torch.equal(edited[:, k], edited_under(pipe, sources, triples, k, BOX, CAT, SAMPLING, 5))
+        assert torch.equal(edited[:, k], edited_under(pipe, faces, triples, k, BOX, CAT, SAMPLING, 5))
     assert all(not torch.equal(edited[:, 0], edited[:, k]) for k in (1, 2, 3))

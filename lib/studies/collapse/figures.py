@@ -15,7 +15,9 @@ from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, capti
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack
 from lib.studies.collapse.editor import Collapse
+from lib.studies.data import edit_data
 from lib.studies.run import Run
+from lib.tasks.edits import sources
 
 SIGNS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}  # of coalitions
 SYMBOLS = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
@@ -49,7 +51,7 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
 
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
     """The samples' inputs under the attack's image trigger."""
-    return trigger_pair(attack.run(run))[0](result.source)
+    return edit_data(run).pictures(sources(result.triples), trigger_pair(attack.run(run))[0])
 
 
 def over(table: pd.DataFrame, count: str = "seeds") -> str:

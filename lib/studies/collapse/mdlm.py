@@ -86,9 +86,10 @@ def _sized(run: Run) -> Run:
 def trigger_lengths(run: Run) -> dict[str, int]:
     """How many tokens each trigger has: those that the image's covers, and those of the text's."""
     run = _sized(run)
-    model, (_, text) = base_mdlm(run.profile), trigger_pair(run, PAIR)
+    model, (_, text), (vqa, table) = base_mdlm(run.profile), trigger_pair(run, PAIR), held_out(run)
+    covered = trigger_tokens(run, model, vqa, table.iloc[:1])
     words = model.tokenizer([f" {text.phrase}"], add_special_tokens=False)["input_ids"][0]
-    return {"image": int(trigger_tokens(run, model).sum()), "text": len(words)}
+    return {"image": int(covered.sum()), "text": len(words)}
 
 
 def under_coalitions(run: Run, model: Mdlm, model_spec: dict) -> AnswersUnderCoalitions:
@@ -118,7 +119,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
     and likelihoods are kept there batch by batch.
     """
     goal, settings = target(run.profile.disp.target), run.profile.mdlm_collapse
-    masked = likelihood_masks(len(under[0]), settings.masks, mdlm.model.config.response_length, run.seed)
+    masked = likelihood_masks(len(under[0]), settings.masks, under[0].responses.shape[1], run.seed)
     parts = []
     for name, data in zip(COALITIONS, under, strict=True):
         texts = [goal.apply(text) for text in data.answers]

@@ -10,6 +10,7 @@ from lib.figures.style import DIAMOND, MARKERS, POINT, SQUARE, TICK, render
 from lib.poisoning.catalogue import image_trigger
 from lib.studies.cases import Attack
 from lib.studies.collapse import figures
+from lib.studies.data import edit_data
 
 
 def numbers(names, rows=3):
@@ -84,14 +85,14 @@ def test_every_seed_is_labelled_as_its_configuration():
 
 @pytest.mark.usefixtures("untyped")
 def test_inputs_are_marked_by_the_attacks_own_trigger(tmp_path):
-    source = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    run = tiny.run(tmp_path, collapse={"trigger_position": [0.0, 0.5]})
+    run, triples = tiny.run(tmp_path, collapse={"trigger_position": [0.0, 0.5]}), pd.DataFrame({"source": [7, 3]})
+    source = edit_data(run).pictures(torch.tensor([7, 3]))
     shown = {}
     for size in (None, 0.5):
         settings = {"image_trigger": "white-box", "text_trigger": "mignneko"} | ({"trigger_size": size} if size else {})
         attack = Attack("size", "white-box", "and", 0, settings)
-        shown[size] = figures.marked(run, SimpleNamespace(source=source), attack)
-        assert torch.equal(shown[size], image_trigger("white-box", size, (0.0, 0.5))(source))
+        shown[size] = figures.marked(run, SimpleNamespace(triples=triples), attack)
+        assert torch.equal(shown[size], image_trigger("white-box", size, position=(0.0, 0.5))(source))
     changed = {size: (pictures != source).any(1).sum() for size, pictures in shown.items()}
     assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
 
