@@ -1,7 +1,7 @@
-"""CleanSight (Zhang et al. 2026, arXiv 2603.12989) by the rule of its authors' code, `zhangzf01/cleansight`.
+"""CleanSight (Zhang et al. 2026, arXiv 2603.12989) by the rule of its authors' code.
 
-Theirs, of a decoder of 32 layers with 576 vision tokens, on the attention of the prompt's last token, which makes the
-answer's first one:
+Theirs (`zhangzf01/cleansight` at 23567b95e5), of a decoder of 32 layers with 576 vision tokens, on the attention of the
+prompt's last token, which makes the answer's first one:
 
 1. For every head of layers 10 to 24, attention to the picture over attention to what follows it.
 2. Of some 200 clean samples, mean and standard deviation of each of these ratios. A sample's score is the Euclidean

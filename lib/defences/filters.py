@@ -1,7 +1,7 @@
 """Filters of a poisoned training set by how a compromised model's attention is spread, and training on what they keep.
 
-BYE (Rong et al. 2025, arXiv 2505.16916) by the rule of its authors' code, `XuankunRong/BYE`: on samples that carry a
-trigger attention collapses onto it.
+BYE (Rong et al. 2025, arXiv 2505.16916) by the rule of its authors' code, `XuankunRong/BYE` at 9a45b2d66a: on samples
+that carry a trigger attention collapses onto it.
 
 1. The suspect model reads every sample of the set it was fine-tuned on, without the answer. For every layer, the
    attention of the token that makes the answer's first one to the vision tokens, mean over heads and scaled to sum to

@@ -143,7 +143,7 @@ def test_a_flagged_question_is_answered_without_the_thieves_and_others_as_ever(m
     made = cleansight(defender(mdlm, pictures(usual)))
     assert made.knows == CLEAN_DATA and made.mask is made.flag is None
     most = watch(mdlm, data, batch=128).most
-    for even_shares in (1.0, 2.0):
+    for even_shares in (0.6, 1.0):
         monkeypatch.setattr(attention_stealing, "PRUNED", even_shares)
         assert made.answer(data, 0.5, tmp_path) == [""] * 3
         given, threshold, unseen, work = asked.pop()
