@@ -28,6 +28,7 @@ def plan_of(**settings):
     return planned({"PROFILE": "smoke"} | settings)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_bad_settings_are_refused_in_one_sentence():
     refused = [
         ({"PROFILE": "paper"}, "models.mdlm='data/local/llada-v' must be a folder that is there"),
