@@ -8,9 +8,10 @@ numbers, set apart by ";", alternatives in braces written out as a shell does:
 
 A source is FILE#WHERE, FILE a path below the repository or one of SHORT:
 
-    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value; COLUMN: `value` by default
+    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value; COLUMN: `value` by default,
+                              `count`: how many rows are it
     profile.yaml#a.b.0        a setting; `a.b/count`: how many there are
-    any.file#"PHRASE"/K       the K-th number, from 0, of the one line that holds PHRASE
+    any.file#"PHRASE"/K       the K-th number, from 0, of the one line that holds PHRASE, spaces as one
 
 `value [low, high]` is one number whose source has no COLUMN. A table row that begins with a headline's name in
 back-ticks, and has no comment, needs none: the heads of its columns say which (HEADS). A number in a link's text needs
@@ -37,7 +38,7 @@ NUMBER = r"(?<![A-Za-z_\d.@])(?<![A-Za-z][/-])(?:(?<!\d)[-−])?\d[\d,]*(?:\.\d+
 STATED = re.compile(rf"({NUMBER})(?: \[({NUMBER}), ({NUMBER})\])?(\s?%)?")
 COMMENT = re.compile(r"<!--(?: =)?(.*?)-->", re.DOTALL)
 FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
-APART = [FENCE, COMMENT, re.compile(r"`[^`\n]+`"), re.compile(r"<[^>\n]+>")]
+APART = [FENCE, COMMENT, re.compile(r"`[^`]+`"), re.compile(r"<[^>\n]+>")]
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 STARTS = re.compile(r"\s*(?:\||[-*] |\d+\. |#|$)")
 
@@ -60,8 +61,8 @@ def blanked(text, patterns):
 
 def units(text):
     """(start, end, header) of every paragraph, heading, list item and table row; the header of rows alone."""
-    plain, made, header = blanked(text, [FENCE]), [], None
-    lines = plain.splitlines(keepends=True)
+    made, header = [], None
+    lines = text.splitlines(keepends=True)
     for at, line in zip(accumulate(map(len, lines), initial=0), lines, strict=False):
         row = line.lstrip().startswith("|")
         header = (header or line) if row else None
@@ -112,7 +113,8 @@ def exact(source, kind):
     path = SHORT.get(file, file)
     if where.startswith('"'):
         phrase, _, index = where[1:].rpartition('"/')
-        lines = [line for line in content(path).splitlines() if phrase in line]
+        lines = [" ".join(line.split()) for line in content(path).splitlines()]
+        lines = [line for line in lines if phrase in line]
         if len(lines) != 1:
             raise LookupError(f"{source}: {len(lines)} lines of {path} hold it, one must")
         return re.findall(NUMBER, lines[0])[int(index)]
@@ -126,6 +128,8 @@ def exact(source, kind):
     keys = dict(part.split("=", 1) for part in where.split("&")) if "=" in where else {rows.columns[0]: where}
     for key, value in keys.items():
         rows = rows[rows[key] == value]
+    if column == "count":
+        return str(len(rows))
     if len(rows) != 1:
         raise LookupError(f"{source}: {len(rows)} rows of {path} are it, one must be")
     return rows.iloc[0][column or kind]
@@ -155,7 +159,7 @@ def agrees(printed, exact, percent=False):
 
 def faults(text):
     """What a page states that its sources do not, and numbers without a source."""
-    wrong = []
+    wrong, text = [], blanked(text, [FENCE])
     for start, end, header in units(text):
         unit = text[start:end]
         stated, named = numbers(unit), sources(unit, header)
@@ -176,8 +180,9 @@ def faults(text):
 
 def altered(text):
     """(number, the page with that number's last digit changed, in value and limits each) for every number in it."""
-    for start, end, _ in units(text):
-        unit = text[start:end]
+    plain = blanked(text, [FENCE])
+    for start, end, _ in units(plain):
+        unit = plain[start:end]
         for number in re.finditer(NUMBER, blanked(unit, [*APART, re.compile(r"\]\([^)\s]+\)"), ORDER])):
             at = start + number.start() + max(k for k, letter in enumerate(number[0]) if letter.isdigit())
             yield number[0], text[:at] + str((int(text[at]) + 5) % 10) + text[at + 1 :]
