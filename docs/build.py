@@ -7,6 +7,7 @@ link to, so that a link is right on the site where it is right in the repository
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -78,8 +79,10 @@ class Fetched(HTMLParser):
 
 def main() -> None:
     stage()
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean"]
-    subprocess.run([*command, "--config-file", "docs/mkdocs.yml", "--site-dir", SITE], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean"]  # --quiet would hide warnings from --strict, too
+    command += ["--config-file", "docs/mkdocs.yml", "--site-dir", str(SITE)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # Material's advertisement of its successor
+    subprocess.run(command, cwd=ROOT, env=quiet, check=True)
     remote = {url for page in SITE.rglob("*.html") for url in Fetched(page).remote}
     if remote:
         sys.exit(f"the site must fetch nothing from elsewhere, but does: {', '.join(sorted(remote))}")
