@@ -8,8 +8,8 @@ numbers, set apart by ";", alternatives in braces written out as a shell does:
 
 A source is FILE#WHERE, FILE a path below the repository or one of SHORT:
 
-    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value; COLUMN: `value` by default,
-                              `count`: how many rows are it
+    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value; COLUMN: `value` by
+                              default, `count`: how many rows are it
     profile.yaml#a.b.0        a setting; `a.b/count`: how many there are
     any.file#"PHRASE"/K       the K-th number, from 0, of the one line that holds PHRASE, spaces as one
 
