@@ -22,7 +22,8 @@ def claims(defences: pd.DataFrame, rates: pd.DataFrame, measures: pd.DataFrame, 
     text = [f"At {100 * rate:g} % ASR is {before[METRICS[0]]:.3f} before DiSP and {after[METRICS[0]]:.3f} after"]
     text[-1] += f" (claimed: above {STRONG} and below {LOW}): {_holds(bool(after[METRICS[0]] < LOW))}."
     kept = after[METRICS[2]] / before[METRICS[2]]
-    text.append(f"It keeps {kept:.1%} of the clean performance (claimed: {KEPT:.0%} or more): {_holds(bool(kept >= KEPT))}.")
+    verdict = _holds(bool(kept >= KEPT))
+    text.append(f"It keeps {kept:.1%} of the clean performance (claimed: {KEPT:.0%} or more): {verdict}.")
     done = wide[(wide[METRICS[0]] < LOW) & (wide[METRICS[2]] > after[METRICS[2]])].index
     if len(done):
         text.append(f"As clean, and with more of the clean performance left: {', '.join(done)}.")
