@@ -4,6 +4,7 @@ lie apart."""
 from __future__ import annotations
 
 import pandas as pd
+import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float
 from torch import Tensor
