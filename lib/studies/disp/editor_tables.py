@@ -42,7 +42,7 @@ def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
         data, triples, source, clean = held_out(run)
         goal = attack_target(settings.target)(source)
         pipe, _ = poisoned_editor(run, protocol)
-        trigger_pair(run)[1].check(pipe.tokenizer, texts)
+        trigger_pair(run)[1].check(pipe.tokenizer, triples["instruction"].tolist())
         rows = []
         for way, share in [("picture", share) for share in SHARES] + [("instruction", RATIO)]:
             edited = []
