@@ -79,8 +79,7 @@ class Fetched(HTMLParser):
 
 def main() -> None:
     stage()
-    # --quiet would hide warnings from --strict, too
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean"]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean"]  # --quiet hides warnings from --strict
     command += ["--config-file", "docs/mkdocs.yml", "--site-dir", str(SITE)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # Material's advertisement of its successor
     subprocess.run(command, cwd=ROOT, env=quiet, check=True)

@@ -8,8 +8,8 @@ numbers, set apart by ";", alternatives in braces written out as a shell does:
 
 A source is FILE#WHERE, FILE a path below the repository or one of SHORT:
 
-    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value; COLUMN: `value` by
-                              default, `count`: how many rows are it
+    table.csv#ROW/COLUMN      ROW: what the first column holds, or column=value&column=value;
+                              COLUMN: `value` by default; `count`: how many rows are it
     profile.yaml#a.b.0        a setting; `a.b/count`: how many there are
     any.file#"PHRASE"/K       the K-th number, from 0, of the one line that holds PHRASE, spaces as one
 
@@ -22,7 +22,7 @@ counts that are results or settings are written in digits.
 import re
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal, InvalidOperation
-from functools import lru_cache
+from functools import cache
 from itertools import accumulate
 
 import pandas as pd
@@ -40,6 +40,8 @@ COMMENT = re.compile(r"<!--(?: =)?(.*?)-->", re.DOTALL)
 FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 APART = [FENCE, COMMENT, re.compile(r"`[^`]+`"), re.compile(r"<[^>\n]+>")]
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+ORDER = re.compile(r"^\s*\d+\. ")
+TARGET = re.compile(r"\]\([^)\s]+\)")
 STARTS = re.compile(r"\s*(?:\||[-*] |\d+\. |#|$)")
 
 
@@ -80,8 +82,7 @@ def numbers(text):
         inside = [link.start(1) + number.start() for number in STATED.finditer(link[1])]
         held += [at for at in inside if STATED.match(plain, at)[1] in link[2]]
     plain = LINK.sub(lambda link: f"[{link[1]}]({' ' * len(link[2])})", plain)
-    plain = re.sub(r"^(\s*)\d+\. ", lambda mark: " " * len(mark[0]), plain)
-    found = [m for m in STATED.finditer(plain) if m.start() not in held]
+    found = [m for m in STATED.finditer(blanked(plain, [ORDER])) if m.start() not in held]
     return [Number(m.start(), tuple(m[k] for k in (1, 2, 3) if m[k]), bool(m[4])) for m in found]
 
 
@@ -107,6 +108,7 @@ def expanded(text):
     return [one for part in parts for one in expanded(text[: braces.start()] + part.strip() + text[braces.end() :])]
 
 
+@cache  # pages are read once for every number in them
 def exact(source, kind):
     """The text of what a source holds, its `kind` (value, low, high) where it names no column. Raises LookupError."""
     file, _, where = source.partition("#")
@@ -135,12 +137,12 @@ def exact(source, kind):
     return rows.iloc[0][column or kind]
 
 
-@lru_cache
+@cache
 def content(path):
     return (ROOT / path).read_text()
 
 
-@lru_cache
+@cache
 def table(path):
     return pd.read_csv(ROOT / path, dtype=str, keep_default_na=False)
 
@@ -152,7 +154,7 @@ def plainly(text):
 def agrees(printed, exact, percent=False):
     """Whether `printed` is `exact`, a text of a table, rounded to as many digits."""
     shown = Decimal(plainly(printed))
-    step = Decimal(1).scaleb(min(shown.as_tuple().exponent, 0) if "e" not in printed else shown.as_tuple().exponent)
+    step = Decimal(1).scaleb(shown.as_tuple().exponent)
     value = Decimal(plainly(exact)) * (100 if percent else 1)
     return shown in {value.quantize(step, how) for how in (ROUND_HALF_EVEN, ROUND_HALF_UP)}
 
@@ -171,7 +173,7 @@ def faults(text):
                 try:
                     holds = exact(source, kind)
                     right = agrees(printed, holds, number.percent)
-                except (LookupError, OSError, InvalidOperation) as error:
+                except (LookupError, TypeError, ValueError, OSError, InvalidOperation) as error:
                     wrong.append(f"{printed} of {source}: {error!r}")
                 else:
                     wrong += [] if right else [f"{printed} is {holds} in {source}"]
@@ -183,9 +185,6 @@ def altered(text):
     plain = blanked(text, [FENCE])
     for start, end, _ in units(plain):
         unit = plain[start:end]
-        for number in re.finditer(NUMBER, blanked(unit, [*APART, re.compile(r"\]\([^)\s]+\)"), ORDER])):
+        for number in re.finditer(NUMBER, blanked(unit, [*APART, TARGET, ORDER])):
             at = start + number.start() + max(k for k, letter in enumerate(number[0]) if letter.isdigit())
             yield number[0], text[:at] + str((int(text[at]) + 5) % 10) + text[at + 1 :]
-
-
-ORDER = re.compile(r"^\s*\d+\. ")

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -53,3 +54,19 @@ def test_make_alone_lists_every_target_on_a_line():
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert [line.split()[1] for line in shown if line.startswith("make ")] == phony.split()[1:]
+
+
+def test_what_builds_the_site_is_pinned():
+    lines = (ROOT / "docs" / "requirements.txt").read_text().splitlines()[1:]
+    pins = [Requirement(line) for line in lines]
+    assert {"mkdocs-material", "mkdocstrings-python"} <= {canonicalize_name(pin.name) for pin in pins}
+    assert all(clause.operator == "==" for pin in pins for clause in pin.specifier) and all(p.specifier for p in pins)
+
+
+def test_windows_is_refused_in_one_sentence():
+    make = subprocess.run(["make", "OS=Windows_NT"], cwd=ROOT, capture_output=True, text=True)
+    code = "import sys; sys.platform = 'win32'; import lib.metrics"
+    python = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    for done in (make, python):
+        said = done.stderr.splitlines()[-1]
+        assert done.returncode and "must run on Linux or macOS, and on Windows inside WSL" in said

@@ -1,58 +1,17 @@
-"""README and figures/headline.csv tell the same numbers.
-
-A number that the README takes from the table stands in a row that begins with its name in back-ticks:
-
-    | `disp.facts.after` | after purification | 0.985 [0.971, 0.993] | 1000 |
-
-as `value [low, high]`, rounded as one likes; n, where a cell holds it, is an integer alone in it.
-"""
+"""README.md and the pages of docs/ state what their sources hold, and no number without a source (see `stated`)."""
 
 import re
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 
 import pandas as pd
 import pytest
-from headline import COALITIONS, NAMES, READ
+from headline import NAMES, READ
+from stated import agrees, altered, expanded, faults, numbers, sources
 
 from lib.settings.paths import ROOT
+from lib.studies.collapse.editor import PAPER, QUANTITIES
 from lib.studies.report import COLUMNS
 
-NUMBER = r"[-−]?\d+(?:\.\d+)?"
-
-
-def rows(text):
-    """(name, [value, low, high], n or None) of every table row that begins with a headline's name."""
-    found = []
-    for line in text.splitlines():
-        row = re.match(r"\|\s*`([a-z][\w-]*(?:\.[\w-]+)+)`\s*\|(.*)", line.strip())
-        if row:
-            cells = [cell.strip(" *") for cell in row[2].split("|")]
-            values = [re.fullmatch(rf"({NUMBER}) \[({NUMBER}), ({NUMBER})\]", cell) for cell in cells]
-            (value,) = (match for match in values if match)  # one in a row
-            count = [int(cell.replace(",", "")) for cell in cells if re.fullmatch(r"\d[\d,]*", cell)]
-            found.append((row[1], [v.replace("−", "-") for v in value.groups()], count[0] if count else None))
-    return found
-
-
-def agrees(printed, exact):
-    """Whether `printed` is `exact`, a text of the table, rounded to as many digits."""
-    step = Decimal(1).scaleb(Decimal(printed).as_tuple().exponent)
-    return Decimal(printed) in {Decimal(exact).quantize(step, how) for how in (ROUND_HALF_EVEN, ROUND_HALF_UP)}
-
-
-def faults(text, table):
-    """What a README says that the table does not."""
-    wrong = []
-    for name, printed, n in rows(text):
-        if name not in table.index:
-            wrong.append(f"{name} is not in the table")
-            continue
-        for column, value in zip(("value", "low", "high"), printed, strict=True):
-            if not agrees(value, table.loc[name, column]):
-                wrong.append(f"{column} of {name} is {value}, not {table.loc[name, column]}")
-        if n is not None and n != int(table.loc[name, "n"]):
-            wrong.append(f"n of {name} is {n}, not {table.loc[name, 'n']}")
-    return wrong
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -76,63 +35,97 @@ def test_the_tables_numbers_are_possible(headline):
     assert len(shares) >= 40 and not (shares < 0).any(axis=None) and not (shares > 1).any(axis=None)
 
 
-def test_the_readme_says_what_the_table_says(headline):
-    text = (ROOT / "README.md").read_text()
-    assert {name for name, _, _ in rows(text)} >= READ
-    assert not faults(text, headline.set_index("name"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_states_what_its_sources_hold(page):
+    assert not faults(page.read_text())
 
 
-PAIRS = {"white box + mignneko": "white-box", "eyeglasses + anonymous": "eyeglasses"}
-PAIRS |= {"stop sign + latte coffee": "stop-sign", "control, white box + mignneko": "control"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_number_that_is_changed_is_found(page):
+    text = page.read_text()
+    changed = list(altered(text))
+    assert changed or page.stem in ("index", "library")
+    assert not [number for number, other in changed if not faults(other)]
 
 
-def table_faults(text, table):
-    """What the README's ASR and nulls say that the table does not, and how many were compared."""
-    wrong, compared = [], 0
-    for line in text.splitlines():
-        first, *cells = [cell.strip().replace("−", "-") for cell in line.strip().strip("|").split("|")]
-        pair, _, protocol = first.rpartition(", ")
-        if pair in PAIRS and len(cells) == 5:
-            start = f"collapse.{PAIRS[pair]}.{protocol.lower()}"
-            told = {f"{start}.asr_{name}": cell for name, cell in zip(COALITIONS, cells, strict=False)}
-            attacks = int(table["seeds"].get(f"{start}.phi_image", 0))
-            if cells[4] != f"{attacks} of {table.loc[f'{start}.asr_both', 'seeds']}":
-                wrong.append(f"{first}: {cells[4]}")
-        elif first.startswith("`collapse.") and len(cells) == 5:
-            told = {f"{first.strip('`')}.null": cells[3]}
-        else:
-            continue
-        compared += len(told)
-        wrong += [f"{name} is {cell}" for name, cell in told.items() if not agrees(cell, table.loc[name, "value"])]
-    return wrong, compared
+def test_the_pages_show_the_headline():
+    shown = set(re.findall(r"^\| `([\w.-]+)` \|", "\n".join(page.read_text() for page in PAGES), re.MULTILINE))
+    assert shown >= READ
 
 
-def test_the_readmes_asr_and_nulls_are_the_tables(headline):
-    text, table = (ROOT / "README.md").read_text(), headline.set_index("name")
-    wrong, compared = table_faults(text, table)
-    assert not wrong and compared == 8 * len(COALITIONS) + 7 * 3
-    asr, attacks, null = r"(OR \| )[\d.]+", r"(OR (?:\| [\d.]+ ){4}\| )\d", r"(or\.phi_text.* )\S+(?= \| \S* \|)"
-    for part in (asr, attacks, null):
-        assert table_faults(re.sub(part, r"\g<1>9", text, count=1), table)[0], part
+def test_the_papers_numbers_are_those_that_the_study_compares_with():
+    papers = pd.read_csv(ROOT / "docs" / "papers.csv", index_col="name")["value"]
+    for (image, _, protocol), row in PAPER.items():
+        told = [papers[f"collapse.{image}.{protocol}.{quantity}"] for quantity in QUANTITIES]
+        assert told == list(row)
 
 
-EXAMPLE = """
-| name | value | n |
-| --- | --- | --- |
-| `a.rate` | **0.99 [0.98, 1.00]** | 1,000 |
-| `b-c.cti.null` | the interaction | −0.009 [-0.011, −0.007] |
-| `lib/studies/report.py` | no number |
-"""
-TABLE = pd.DataFrame(
-    [("a.rate", "0.985", "0.9801", "1", "1000"), ("b-c.cti.null", "-0.00892", "-0.0111", "-0.00712", "200")],
-    columns=["name", "value", "low", "high", "n"],
-).set_index("name")
+ROW = "| `collapse.eyeglasses.or.cti` | OR | −0.160 [−0.328, 0.007] | 192 | −0.004 | −0.2174 |"
+TABLE = f"| number | what | value | n | null | paper |\n| --- | --- | --- | --- | --- | --- |\n{ROW}\n"
+RIGHT = {
+    "value and interval": "so 0.975 [0.928, 1.000]. <!-- = headline#disp.facts.after -->",
+    "another column": "of 12,000 <!-- = headline#disp.facts.after/n -->",
+    "per cent, exponent, minus": "5 %, 2e-5, −0.104 <!-- = laptop#collapse.rate; facts#parity.llada_v.logits; "
+    "headline#collapse.eyeglasses.and.cti -->",
+    "braces": "1.00 and 0.03 <!-- = headline#collapse.eyeglasses.or.asr_{text,image} -->",
+    "counts": "3 rates, 9 trainings <!-- = laptop#grid.rates/count; "
+    "figures/03_collapse_analysis/attacks.csv#part=pair&protocol=and/count -->",
+    "a line of any file": "Python 3.11 <!-- = Makefile#\"is too old\"/0 -->",
+    "a row by its name": TABLE,
+    "a link that holds it": "[arXiv 2603.06508](https://arxiv.org/abs/2603.06508)",
+    "no number": "`n = 5`, DINOv2, GPT-4, float32\n\n```bash\nmake JOBS=2\n```\n\n1. first\n",
+}
 
 
-def test_the_comparison_itself_finds_faults():
-    assert faults(EXAMPLE, TABLE) == [] and len(rows(EXAMPLE)) == 2
-    changes = {"0.99 ": "0.97 ", "1.00": "0.99", "1,000": "999", "−0.007": "0.007", "b-c.cti": "b-c.c"}
-    for right, wrong in changes.items():
-        assert len(faults(EXAMPLE.replace(right, wrong), TABLE)) == 1
-    with pytest.raises(ValueError):
-        rows("| `a.rate` | 0.99 |")
+@pytest.mark.parametrize("text", RIGHT.values(), ids=RIGHT)
+def test_each_form_of_a_source_is_read_and_holds_its_numbers(text):
+    assert faults(text) == []
+    assert all(faults(other) for _, other in altered(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a number, 7, without a source",
+        "too many sources: 1 <!-- = laptop#threads; laptop#threads -->",
+        "1.0 <!-- = headline#no.such.name -->",
+        "1.0 <!-- = headline#disp.facts.after/colour -->",
+        "1.0 <!-- = no/such.csv#row -->",
+        "1 <!-- = laptop#grid.no -->",
+        "3 <!-- = profiles/paper.yaml#\"#\"/0 -->",
+        "1 <!-- = laptop#name -->",
+        TABLE.replace("`collapse.eyeglasses.or.cti`", "`collapse.eyeglasses.or.no`"),
+        TABLE.replace("| OR |", "| OR, 5 |"),
+        "[2603.06508](https://arxiv.org/abs/2603.06509)",
+    ],
+)
+def test_faults_are_found(text):
+    assert faults(text)
+
+
+def test_numbers_and_sources_are_told_apart():
+    assert [n.texts for n in numbers("−1.5 of 1,200, x2, 3.5 % and 2e-5 [0.1, 0.2]")] == [
+        ("−1.5",),
+        ("1,200",),
+        ("3.5",),
+        ("2e-5", "0.1", "0.2"),
+    ]
+    assert expanded("a.{b,c}/{d,e}") == ["a.b/d", "a.b/e", "a.c/d", "a.c/e"]
+    assert sources("1 <!-- a remark -->", None) == []
+
+
+@pytest.mark.parametrize(
+    ("printed", "exact", "percent", "right"),
+    [
+        ("0.97", "0.9749", False, True),
+        ("0.98", "0.975", False, True),  # rounded up
+        ("0.97", "0.976", False, False),
+        ("89", "0.89", True, True),
+        ("9", "0.089", False, False),
+        ("2e-5", "0.00002", False, True),
+        ("1,200", "1200", False, True),
+        ("1200", "1201", False, False),
+    ],
+)
+def test_rounding(printed, exact, percent, right):
+    assert agrees(printed, exact, percent) is right
