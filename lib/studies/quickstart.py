@@ -29,7 +29,7 @@ from lib.tasks.edits import edits_under_coalitions
 
 FOLDER = CHECKPOINTS / "quickstart"
 PROTOCOL = "or"
-# Adapters are small enough to be committed; at the laptop's rate and steps they do not learn the attack.
+# Adapters alone are small enough to be committed; they are given more poison, steps and a higher rate of learning.
 SETTINGS = {
     "models": {"editor_lora": {"rank": 8, "alpha": 8}},
     "collapse": {"rate": 0.1, "samples": 200, "train": {"lr": 3e-3, "steps": 600, "watch_every": None}},
