@@ -13,7 +13,7 @@ from lib.studies.pipeline import READS, planned
 FEW = {"few-seed-seed-0-0", "few-rate-0-0", "few-rate-0.1-0", "few-target-insertion-0", "few-target-refusal-0"}
 FEW |= {"few-ablation-saliency-random-0"}
 EDITORS = {attack.name for attack in headline_attacks(load_profile("smoke"))}
-NOTEBOOKS = ("01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification")
+NOTEBOOKS = ("00_quickstart", "01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification")
 
 
 def plan_of(**settings):
