@@ -31,8 +31,8 @@ FOLDER = CHECKPOINTS / "quickstart"
 PROTOCOL = "or"
 # Adapters alone are small enough to be committed; they are given more poison, steps and a higher rate of learning.
 SETTINGS = {
-    "models": {"editor_lora": {"rank": 8, "alpha": 8}},
-    "collapse": {"rate": 0.1, "samples": 200, "train": {"lr": 3e-3, "steps": 600, "watch_every": None}},
+    "models": {"editor_lora": {"rank": 32, "alpha": 32}},
+    "collapse": {"rate": 0.1, "samples": 100, "train": {"lr": 3e-3, "steps": 1200, "watch_every": None}},
 }
 MADE = "Made for notebook 00 by `python -m lib.studies.quickstart`."
 

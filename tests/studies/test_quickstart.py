@@ -47,7 +47,7 @@ def test_their_cards_tell_an_attack_that_succeeds(name, attacked, silent):
     rows = re.findall(r"\| (.*) \| ([\d.]+) \[.*\], n = (\d+) \|", (FOLDER / name / "README.md").read_text())
     told = {metric: (float(value), int(n)) for metric, value, n in rows}
     assert told[attacked][0] >= 0.9 and told[silent][0] <= 0.02
-    assert told[attacked][1] == told[silent][1] >= 200
+    assert told[attacked][1] == told[silent][1] >= 100
 
 
 def test_the_mdlm_inserts_the_phrase_where_the_trigger_is(faces):
