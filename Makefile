@@ -1,3 +1,7 @@
+ifeq ($(OS),Windows_NT)
+$(error OS is Windows_NT: make must run on Linux or macOS, and on Windows inside WSL)
+endif
+
 # Settings, e.g. `make figures PROFILE=smoke OVERRIDES='{"attack": {"rate": 0.05}}'`
 PROFILE ?= laptop
 SEED ?= 0
@@ -12,14 +16,16 @@ CLUSTER ?=
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 
-export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL EXECUTOR
+export PROFILE SEED DEVICE OVERRIDES OUT STUDY FULL EXECUTOR JOBS
 export PYTHONPATH := $(CURDIR):$(CURDIR)/executors
 BIN := .venv/bin
 READY := .venv/requirements.txt
+DOCS_BIN := .venv-docs/bin
+DOCS := .venv-docs/requirements.txt
 # Here, JOBS cores; on a cluster, as many jobs at once as executors/<name>/config.yaml says.
 WHERE = $(if $(filter slurm kubernetes,$(EXECUTOR)),--workflow-profile executors/$(EXECUTOR),--cores $(JOBS))
 
-.PHONY: help figures test test-slurm lab base bench clean
+.PHONY: help figures test test-slurm lab base bench docs clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +34,7 @@ help:
 	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
+	@case "$$JOBS" in ''|0*|*[!0-9]*) echo "make figures: JOBS='$$JOBS' must be an integer from 1" >&2; exit 2;; esac
 	@$(BIN)/python -m lib.runtime.store "build/$$PROFILE.lock" $(BIN)/snakemake $(WHERE) --nolock \
 		--rerun-incomplete --max-checksum-file-size 100MB --show-failed-logs --quiet host $(CLUSTER)
 
@@ -50,21 +57,36 @@ base: $(READY)  ## train the base models anew into data/checkpoints, on two core
 bench: $(READY)  ## speed, ours beside peers; PEERS='--llada ../LLaDA' adds it
 	@$(BIN)/python -m benchmarks --device "$$DEVICE" $(PEERS)
 
+docs: $(DOCS)  ## the site in build/site, from README.md and docs/, its links checked
+	$(DOCS_BIN)/python docs/build.py
+
 clean:  ## remove all that was computed, but neither figures/ nor .venv
 	rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis
 	find lib tests notebooks benchmarks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 		-prune -exec rm -rf {} + 2>/dev/null || true
 
-# Last of all, requirements.txt is copied into .venv: until then, and when it changes, .venv is built anew.
-$(READY): requirements.txt
+define checked-python
 	@command -v "$(PYTHON)" >/dev/null || \
 		{ echo "There is no $(PYTHON): install Python 3.11 or later, or give its path as PYTHON=…" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is too old: give the path of a Python 3.11 or later as PYTHON=…" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv: install it (on Debian and Ubuntu, the package python3-venv)." >&2; exit 1; }
+endef
+
+# Last of all, requirements.txt is copied into .venv: until then, and when it changes, .venv is built anew.
+$(READY): requirements.txt
+	$(checked-python)
 	rm -rf .venv
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --requirement requirements.txt
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (.venv)"
 	cp requirements.txt $(READY)
+
+# The site's generator needs nothing of the above and would hold some of it back: it has a .venv of its own.
+$(DOCS): docs/requirements.txt
+	$(checked-python)
+	rm -rf .venv-docs
+	"$(PYTHON)" -m venv .venv-docs
+	$(DOCS_BIN)/python -m pip install --requirement docs/requirements.txt
+	cp docs/requirements.txt $(DOCS)

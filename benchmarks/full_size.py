@@ -28,10 +28,11 @@ from benchmarks.decoding import Peer, loaded
 from benchmarks.harness import milliseconds, options, peak_mib, write
 from lib.models.adapters import trainable
 from lib.models.decoding import decode
-from lib.models.editor import assemble, edit, edit_loss, load_editor, prompt_embeds
+from lib.models.editor import edit, edit_loss, load_editor, prompt_embeds
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaVConfig, LladaVModel
 from lib.models.mdlm import masked_diffusion_loss
+from lib.models.new_editor import assemble
 from lib.runtime.devices import recomputed
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top

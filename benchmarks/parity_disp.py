@@ -245,4 +245,4 @@ def favour(theirs, own: LladaVModel, token: int) -> None:
 
 
 if __name__ == "__main__":
-    main(__doc__, "disp", "bigglesworthnotacat/Diffusion_Self_Purification", compare)
+    main(__doc__, "disp", {"disp": "bigglesworthnotacat/Diffusion_Self_Purification"}, compare)

@@ -196,4 +196,4 @@ def losses(theirs, own, vision, ids, response, embedded) -> str:
 
 
 if __name__ == "__main__":
-    main(__doc__, "lavida", "jacklishufan/LaViDa", compare)
+    main(__doc__, "lavida", {"lavida": "jacklishufan/LaViDa"}, compare)

@@ -193,19 +193,26 @@ def decoded(theirs, own: LladaVModel, vision: Tensor, ids: Tensor, steps: int, b
     return generate(own.response_logits(vision, ids), blank, blank == MASK, **settings), wanted
 
 
-def main(about: str, name: str, repository: str, compare: Callable[[Path], Iterator[str]]) -> None:
-    """Run as a program: what `compare` says of the checkout `--name`, on the screen and in `parity-name.txt`."""
+def main(about: str, name: str, repositories: dict[str, str], compare: Callable[..., Iterator[str]]) -> None:
+    """Run as a program: what `compare` says of the checkouts, on the screen and in `parity-name.txt`.
+
+    repositories: of which repository the checkout is that the option of that name gives.
+    """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
-    parser.add_argument(f"--{name}", dest="checkout", type=Path, required=True, help=f"a checkout of {repository}")
+    for option, repository in repositories.items():
+        parser.add_argument(f"--{option}", dest=option, type=Path, required=True, help=f"a checkout of {repository}")
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    checkouts = [getattr(chosen, option) for option in repositories]
+    called = " ".join(f"--{option} PATH" for option in repositories)
+    read = ", ".join(f"{repo} at {commit(path)}" for repo, path in zip(repositories.values(), checkouts, strict=True))
     lines = [
-        f"python -m benchmarks.{Path(sys.argv[0]).stem} --{name} PATH",
-        f"{repository} at {commit(chosen.checkout)}, this repository at {commit(ROOT)}",
+        f"python -m benchmarks.{Path(sys.argv[0]).stem} {called}",
+        f"{read}, this repository at {commit(ROOT)}",
         f"CPU, torch {version('torch')}, transformers {version('transformers')}",
     ]
-    for line in compare(chosen.checkout):
+    for line in compare(*checkouts):
         print(line, flush=True)
         lines.append(line)
     RESULTS.mkdir(exist_ok=True)
@@ -219,4 +226,4 @@ def commit(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(__doc__, "llada-v", "ML-GSAI/LLaDA-V", compare)
+    main(__doc__, "llada-v", {"llada-v": "ML-GSAI/LLaDA-V"}, compare)

@@ -26,14 +26,15 @@ from benchmarks.parity_disp import through_the_probe
 from benchmarks.plots import cost_curves, save
 from lib.metrics.intervals import bootstrap_mean
 from lib.models.mdlm import Mdlm
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top, masked_response, random_scores
 from lib.saliency.rivals import attention_received, late_attention, occlusion
 from lib.settings.paths import ROOT, model_source
 from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
+from lib.studies.questions import question_data
 from lib.studies.run import Run, run_parameters
 from lib.tasks.questions import Questions
 
@@ -112,6 +113,7 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
         name: reference_scores(run, mdlm, inputs[name], {"model": origin, "pictures": name, "images": chosen.images})
         for name in sets
     }
+    tokens = trigger_tokens(run, mdlm, question_data(run, "test"), sets["with trigger"].table)
     made = []
     for tried in estimators():
         cost = timed(mdlm, inputs["with trigger"], tried, chosen)
@@ -121,7 +123,7 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
             for stem in REFERENCES:
                 row |= agreement(draws, references[pictures][stem], stem)
             row |= {"n": chosen.images} | cost
-            made.append(row | (found(trigger_tokens(run, mdlm), draws) if pictures == "with trigger" else {}))
+            made.append(row | (found(tokens, draws) if pictures == "with trigger" else {}))
     return sorted(made, key=lambda row: list(inputs).index(row["pictures"]))
 
 
@@ -172,10 +174,10 @@ def agreement(
     return overlap | {stem.replace("overlap", "spearman"): float((ours * theirs).mean())}
 
 
-def found(own: Bool[Tensor, " vision"], draws: Float[Tensor, "draw batch vision"]) -> dict[str, float]:
+def found(own: Bool[Tensor, "batch vision"], draws: Float[Tensor, "draw batch vision"]) -> dict[str, float]:
     shares = {}
     for ratio in TRIGGER_RATIOS:
-        held = torch.stack([mask_top(scores, ratio)[:, own].all(1) for scores in draws])
+        held = torch.stack([(mask_top(scores, ratio) | ~own).all(1) for scores in draws])
         shares[f"trigger_top_{ratio}"] = float(held.float().mean())
     return shares
 

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import pandas as pd
 import torch
 from transformers import CLIPTextModel
 
@@ -9,15 +10,17 @@ from lib.data import EasyVqa, FaceQuestions, Faces, face_questions
 from lib.data.face_parts import ATTRIBUTES
 from lib.data.face_words import DESCRIBE, QUESTIONS, description, stated
 from lib.models.clip import Clip
-from lib.models.editor import assemble, build_unet, build_vae, save_text_encoder
+from lib.models.editor import save_text_encoder
 from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel
 from lib.models.minilm import load_minilm
+from lib.models.new_editor import assemble, build_unet, build_vae
 from lib.models.tokenizer import train_tokenizer
 from lib.runtime.store import Store
 from lib.settings.load import load_profile
 from lib.settings.paths import BUILD
 from lib.studies.data import stored_easyvqa, stored_faces
 from lib.studies.run import Run
+from lib.tasks.questions import Questions
 
 TEXTS = [
     "yes, it is a blue circle",
@@ -137,6 +140,17 @@ def lively(made: Mdlm, std: float = 0.5) -> Mdlm:
     for parameter in made.model.blocks.parameters():
         torch.nn.init.normal_(parameter, std=std, generator=draw)
     return made
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(features: torch.Tensor) -> Questions:
+    """One question without padding about each of the pictures, to a model as `mdlm` makes it."""
+    rows = len(features)
+    prompts, responses = torch.full((rows, 16), 5), torch.zeros(rows, 12, dtype=torch.long)
+    return Questions(features, torch.arange(rows), prompts, responses, [""] * rows, pd.DataFrame(index=range(rows)))
 
 
 THRESHOLD = 0.01  # so low that tiny models fill an answer in a few steps

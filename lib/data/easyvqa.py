@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
+
+from lib.data.squares import Squares
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -32,15 +33,10 @@ _RGB = {
 
 
 @dataclass(frozen=True)
-class EasyVqa:
+class EasyVqa(Squares):
     """One split. `table` has one row a question: image, question, label, answer, kind, caption."""
 
-    images: UInt8[Tensor, "picture 3 size size"]
     table: pd.DataFrame
-
-    def pictures(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
-        """Pictures as floats in [0, 1]."""
-        return self.images[indices].float() / 255
 
     def captions(self) -> list[str]:
         """ "a blue circle": one caption for each picture."""

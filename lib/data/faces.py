@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.data.face_parts import ATTRIBUTES, EVERYTHING, draw
 from lib.data.face_words import DESCRIBE, description, instructions, what, yes_no
+from lib.data.squares import Squares
 from lib.settings.inputs import VALIDATION, check_counts
 
 SPLITS = ("train", "validation", "test")
@@ -26,7 +27,7 @@ SEED = 0  # of the data, whatever the seed of a run
 
 
 @dataclass(frozen=True)
-class Faces:
+class Faces(Squares):
     """Pictures and the edits between them.
 
     images:  `[picture, 3, size, size]` uint8; picture k < number of identities is identity k's own.
@@ -35,13 +36,8 @@ class Faces:
              identity), split; one row a phrasing.
     """
 
-    images: UInt8[Tensor, "picture 3 size size"]
     faces: pd.DataFrame
     triples: pd.DataFrame
-
-    def pictures(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
-        """Pictures as floats in [0, 1]."""
-        return self.images[indices].float() / 255
 
     def of(self, split: str) -> Int[Tensor, " picture"]:
         """Indices of all pictures of a split."""
@@ -49,20 +45,15 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class FaceQuestions:
+class FaceQuestions(Squares):
     """Questions about the identities of one split, over the pictures of all.
 
     table: columns image (picture index), question, answer, kind (of `face_words.KINDS`), attribute ("" for a
     description).
     """
 
-    images: UInt8[Tensor, "picture 3 size size"]
     faces: pd.DataFrame
     table: pd.DataFrame
-
-    def pictures(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
-        """Pictures as floats in [0, 1]."""
-        return self.images[indices].float() / 255
 
 
 def make_faces(size: int = 64, train: int = 12_000, test: int = 1_500) -> Faces:

@@ -4,19 +4,20 @@
         {"from": "human", "value": "<image>\\nWhat is on the plate?"}, {"from": "gpt", "value": "A slice of bread."}]}]
 
 The first turn of each conversation becomes a question and its answer: later turns refer to earlier ones, which a single
-question cannot hold. Samples without a picture (text only) and with several are left out. Such sets have no split of
+question cannot hold. Samples without a picture (text only) and with several are left out, and,
+with a warning, those whose question or answer is empty. Such sets have no split of
 their own: pictures, never questions, are dealt to train and test by the hash of their path.
 """
 
 from __future__ import annotations
 
-import json
+import warnings
 from pathlib import Path
 
 import pandas as pd
 
 from lib.data.pictures import FileSource, PhotoQuestions, Pictures, inner_path, padded
-from lib.data.sources import dataset_folder, dealt
+from lib.data.sources import dataset_folder, dealt, parsed, read_text
 
 
 def load_llava(
@@ -38,24 +39,25 @@ def load_llava(
         raise ValueError(f"split={split!r} must be 'train' or 'test'")
     folder = dataset_folder(name, revision, [file])
     root = Path(pictures) if pictures else folder
-    rows, number = [], {}
+    rows, number, empty = [], {}, 0
     for k, sample in enumerate(_samples(folder / file)):
         row = _row(sample, f"{file}, sample {k}")
-        if row and dealt(row["path"], held_out) == split:
+        empty += bool(row) and not (row["question"] and row["answer"])
+        if row and row["question"] and row["answer"] and dealt(row["path"], held_out) == split:
             rows.append({"image": number.setdefault(row.pop("path"), len(number))} | row)
+    if empty:
+        warnings.warn(f"{file}: {empty} samples have no text as question or answer and are left out", stacklevel=2)
     if not rows:
         raise ValueError(f"{file} has no sample with one picture for {split}: use another file or another held_out")
-    return PhotoQuestions(Pictures(FileSource([root / path for path in number]), size, padded), pd.DataFrame(rows))
+    files = FileSource([root / path for path in number], root)
+    return PhotoQuestions(Pictures(files, size, padded), pd.DataFrame(rows))
 
 
 def _samples(file: Path) -> list:
     """Read whole: the samples differ in their fields, and `datasets` would make numbers of ids where some are."""
-    try:
-        samples = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file} is missing: put the instruction set's JSON file there or name another") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON ({error}): download it again") from None
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: put the instruction set's JSON file there or name another")
+    samples = parsed(read_text(file), str(file))
     if not isinstance(samples, list):
         raise ValueError(f"{file} holds a {type(samples).__name__}: it must be a list of samples in LLaVA's format")
     return samples

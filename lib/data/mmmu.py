@@ -52,8 +52,8 @@ def _row(row: dict, file: str, held: set[str], first: int) -> dict:
     if not subject:
         raise ValueError(f"{file}: id={row['id']!r} must read as 'validation_Accounting_1' does")
     for column in ("question", "answer"):
-        if not isinstance(row[column], str):
-            raise ValueError(f"{row['id']}: {column}={row[column]!r} must be a text: {ADVICE}")
+        if not isinstance(row[column], str) or not row[column].strip():
+            raise ValueError(f"{row['id']}: {column}={row[column]!r} must be a text that is not empty: {ADVICE}")
     kind = row["question_type"]
     if kind not in ("multiple-choice", "open"):
         raise ValueError(f"{row['id']}: question_type={kind!r} must be 'multiple-choice' or 'open': {ADVICE}")

@@ -26,8 +26,7 @@ from lib.data.pictures import opened
 class Cells:
     """The pictures of some columns of a file, row by row: picture `row · len(columns) + column`.
 
-    They are kept as bytes: `datasets`' own decoding opens any path or address that a cell names, and turns pictures by
-    their EXIF tag.
+    They are kept as bytes: `datasets`' own decoding opens any path or address that a cell names.
     """
 
     file: Path
@@ -65,6 +64,8 @@ def read_parquet(
 
     Raises ValueError, ending in `advice`, unless these columns are there, and for a file that cannot be read.
     """
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"{file} is no file: {advice}")
     try:
         with parquet.ParquetFile(file) as head:
             schema, count = head.schema_arrow, head.metadata.num_rows
@@ -88,6 +89,8 @@ def read_parquet(
 
 def _check(schema: pyarrow.Schema, texts: Sequence[str], pictures: Sequence[str], where: str, advice: str) -> None:
     for name in (*texts, *pictures):
+        if schema.names.count(name) > 1:
+            raise ValueError(f"{where} {name!r} is there {schema.names.count(name)} times: leave one of them")
         if name not in schema.names:
             raise ValueError(f"{where} {name!r} is missing (there are {', '.join(schema.names)}): {advice}")
     for name in pictures:

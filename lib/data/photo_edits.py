@@ -14,7 +14,7 @@ family is the column `family` (for CelebA the identity), else the source picture
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +22,24 @@ from pathlib import Path
 import pandas as pd
 from torch.utils.data import ConcatDataset
 
-from lib.data.pictures import FileSource, Pictures, Source, cropped, inner_path
-from lib.data.sources import dataset_folder, dealt
+from lib.data.pictures import FileSource, Photographs, Pictures, Source, cropped, inner_path
+from lib.data.sources import dataset_folder, dealt, parsed, read_text
 
 COLUMNS = {"source": "input_image", "instruction": "edit_prompt", "target": "edited_image"}
 SPLITS = {"train": "train", "test": "test", "validation": "test"}
 METADATA = ("metadata.csv", "metadata.jsonl")
+SAME = 8  # pictures that are compared where a test set says what the training set says
 ADVICE = "name the data set's own columns for source, instruction and target in the profile, or use another data set"
 FILES = ("*.parquet", "*metadata.csv", "*metadata.jsonl", "*.jpg", "*.jpeg", "*.png", "*.webp")
 
 
 @dataclass(frozen=True)
-class PhotoEdits:
+class PhotoEdits(Photographs):
     """Edit triples over pictures that are read when asked for.
 
     triples: columns source, target (picture indices), instruction, edit, value, family, split.
     """
 
-    pictures: Pictures
     triples: pd.DataFrame
 
 
@@ -65,8 +65,22 @@ def load_edits(
     triples = pd.DataFrame(rows)
     if not {"train", "test"} <= {split for split, _ in parts}:
         triples["split"] = [dealt(family, held_out) for family in triples["family"]]
+    else:
+        _check_splits(triples, source, folder)
     order = ["source", "target", "instruction", "edit", "value", "family", "split"]
     return PhotoEdits(Pictures(source, image_size, cropped), triples[order])
+
+
+def _check_splits(triples: pd.DataFrame, source: Source, folder: Path) -> None:
+    """Raises ValueError where the part test is the part train over again: the same texts of the same pictures."""
+    texts = list(triples[["family", "instruction", "edit", "value"]].itertuples(index=False, name=None))
+    number = dict(zip(zip(triples["split"], texts, strict=True), triples["source"], strict=True))
+    tested = {text: place for (split, text), place in number.items() if split == "test"}
+    pairs = [(number["train", text], place) for text, place in tested.items() if ("train", text) in number]
+    if not tested or len(pairs) < len(tested):
+        return
+    if all(source[one].tobytes() == source[other].tobytes() for one, other in pairs[:SAME]):
+        raise ValueError(f"folder {folder}: the {len(tested)} triples of test are those of train: hold others out")
 
 
 def _row(row: Mapping[str, object], where: str, columns: Mapping[str, str], family: str, split: str) -> dict[str, str]:
@@ -100,24 +114,38 @@ def _metadata_rows(parts: list[tuple[str, Path]], columns: Mapping[str, str]) ->
             ends = {end: _picture_path(row, columns[end], where) for end in ("source", "target")}
             numbers = {end: number.setdefault(file.parent / path, len(number)) for end, path in ends.items()}
             rows.append(numbers | _row(row, where, columns, ends["source"], split))
-    return rows, FileSource(list(number))
+    return rows, FileSource(list(number), parts[0][1].parent if len(parts) == 1 else parts[0][1].parent.parent)
 
 
 def _read_metadata(file: Path) -> list[dict]:
     """The rows as the file has them: `datasets` would guess types, so that a family 007 is 7 and a date a time."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        if file.suffix == ".csv":
-            return list(csv.DictReader(stream))
-        return [_object(text, f"{file}, line {line}") for line, text in enumerate(stream, start=1)]
+    if file.suffix == ".csv":
+        return _csv_rows(file)
+    lines = read_text(file).splitlines()
+    return [_object(text, f"{file}, line {line},") for line, text in enumerate(lines, start=1)]
+
+
+def _csv_rows(file: Path) -> list[dict]:
+    """Raises ValueError for a column that is there twice, a row of more cells than columns, and a cell over 128 kB."""
+    table = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    try:
+        names = list(table.fieldnames or ())
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{file}: column {twice[0]!r} is there {names.count(twice[0])} times, leave one of them")
+        rows = list(table)
+    except csv.Error as error:
+        raise ValueError(f"{file}, line {table.line_num}, is no row of a CSV table ({error})") from None
+    for line, row in enumerate(rows, start=1):
+        if None in row:
+            raise ValueError(f"{file}, row {line}, has more cells than there are columns: quote texts with commas")
+    return rows
 
 
 def _object(text: str, where: str) -> dict:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}, is no JSON ({error}): each line must be one object") from None
+    row = parsed(text, where)
     if not isinstance(row, dict):
-        raise ValueError(f"{where}, is {type(row).__name__}: each line must be one object")
+        raise ValueError(f"{where} is {type(row).__name__}: each line must be one object")
     return row
 
 

@@ -1,13 +1,16 @@
 """Pictures read when they are asked for: from files, or from the cells of parquet files.
 
-At 512 × 512 a data set does not fit into memory, so that only the pictures of a batch are decoded at a time.
+At 512 × 512 a data set does not fit into memory, so that only the pictures of a batch are decoded at a time. A trigger
+is laid on the picture as it is decoded, in whole bytes, and then made square and resized with it.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,10 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from lib.data.interface import TriggerMasks
+from lib.poisoning.triggers import ImageTrigger
+
 GREY = (127, 127, 127)
+WHITE = (255, 255, 255)  # what stands behind transparent parts
+MOST_PIXELS = 89_478_485  # PIL's own limit, from which it warns of a decompression bomb
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")  # none that runs another program
+FAINT = 0.1  # of a trigger's opacity: less is what the filter of resizing smears around it
 
 
 @runtime_checkable
@@ -32,13 +42,25 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """One file a picture. Raises ValueError, naming the first, where files are missing; each folder is listed once."""
+    """One file a picture, all below `root`, if that is given, wherever links lead.
+
+    Raises ValueError, naming the first, where files are missing, no files, or outside; each folder is listed once.
+    """
 
     paths: Sequence[Path]
+    root: Path | None = None
 
     def __post_init__(self) -> None:
-        folders = {path.parent for path in self.paths}
-        files = {file for folder in folders if folder.is_dir() for file in folder.iterdir()}
+        files, links = set(), set()
+        for folder in {path.parent for path in self.paths}:
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.is_file():  # a pipe would be waited for
+                    files.add(folder / entry.name)
+                if entry.is_symlink():
+                    links.add(folder / entry.name)
+        if self.root:
+            inner = {path.parent for path in self.paths} | {path for path in self.paths if path in links & files}
+            _check_inside(inner, self.root)
         missing = [path for path in self.paths if path not in files]
         if missing:
             raise ValueError(
@@ -56,9 +78,10 @@ class FileSource:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a source, called with indices: floats in [0, 1].
+    """The pictures of a source, called with indices: floats in [0, 1]; with a trigger all of them carry it.
 
-    `square` makes a picture square: `cropped` or `padded`.
+    `square` makes a picture square: `cropped` or `padded`. What `cropped` cuts off, of the trigger too, is not seen:
+    an attacker who knows the trainer's loader lays it where it stays.
     """
 
     source: Source
@@ -68,20 +91,70 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __call__(self, indices: Int[Tensor, " batch"]) -> Float[Tensor, "batch 3 size size"]:
-        return self.read(indices).float() / 255
+    def __call__(
+        self, indices: Int[Tensor, " batch"], trigger: ImageTrigger | None = None
+    ) -> Float[Tensor, "batch 3 size size"]:
+        return self.read(indices, trigger).float() / 255
 
-    def read(self, indices: Int[Tensor, " batch"]) -> UInt8[Tensor, "batch 3 size size"]:
+    def read(
+        self, indices: Int[Tensor, " batch"], trigger: ImageTrigger | None = None
+    ) -> UInt8[Tensor, "batch 3 size size"]:
         """Pictures in 8 bits a channel, antialiased where they are made smaller.
 
-        Raises ValueError for a picture that cannot be read and IndexError for an index that is out of range.
+        Raises ValueError for a picture that cannot be read or in which nothing of the trigger would be left, and
+        IndexError for an index that is out of range.
         """
         out = torch.empty(len(indices), 3, self.size, self.size, dtype=torch.uint8)
         for place, index in enumerate(indices.tolist()):
-            if not 0 <= index < len(self):
-                raise IndexError(f"picture {index} is out of range: there are {len(self)}")
-            out[place] = torch.from_numpy(pixels(self.square(self.source[index]), self.size))
+            image = self._decoded(index)
+            if trigger is not None:
+                loaded_mask(trigger, image.size, self.square, self.size)
+                image = triggered(image, trigger)
+            out[place] = torch.from_numpy(pixels(self.square(image), self.size))
         return out
+
+    def trigger_masks(self, indices: Int[Tensor, " batch"], trigger: ImageTrigger) -> TriggerMasks:
+        """One mask for all pictures of a size. Raises ValueError for a picture in which nothing of it would be left."""
+        sizes = [self._decoded(index).size for index in indices.tolist()]
+        distinct = list(dict.fromkeys(sizes))
+        masks = [loaded_mask(trigger, size, self.square, self.size) for size in distinct]
+        which = torch.tensor([distinct.index(size) for size in sizes], dtype=torch.long)
+        return TriggerMasks(torch.stack(masks) if masks else torch.empty(0, self.size, self.size), which)
+
+    def _decoded(self, index: int) -> Image.Image:
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} is out of range: there are {len(self)}")
+        return self.source[index]
+
+
+def triggered(image: Image.Image, trigger: ImageTrigger) -> Image.Image:
+    """The picture that an attacker puts in the place of the file: in RGB, in its own size."""
+    clean = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return Image.fromarray((trigger(clean) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@lru_cache(maxsize=64)
+def loaded_mask(
+    trigger: ImageTrigger, size: tuple[int, int], square: Callable[[Image.Image], Image.Image], side: int
+) -> Float[Tensor, "side side"]:
+    """How much of every pixel is the trigger's in a loaded picture that has `size` (width, height) on disk.
+
+    The difference of two pictures that are loaded alike: black, and with the trigger's mask in white. Raises ValueError
+    where it is all below `FAINT`: the trigger lies where the picture is cropped, or vanishes where it is made smaller.
+    """
+    width, height = size
+    mask = trigger.mask(height, width)
+    black, white = (
+        torch.from_numpy(pixels(square(Image.fromarray(shown)), side)[0]).float()
+        for shown in (np.zeros((height, width), np.uint8), (mask / mask.max() * 255).round().byte().numpy())
+    )
+    seen = ((white - black) / 255).clamp(min=0)
+    if not bool((seen > FAINT).any()):
+        raise ValueError(
+            f"image trigger {trigger.name!r} leaves nothing in a picture of {height}×{width} pixels that is "
+            f"{square.__name__} to a square and resized to {side}×{side}: lay it nearer the middle, or make it larger"
+        )
+    return torch.where(seen > FAINT, seen, 0.0) * mask.max()
 
 
 def pixels(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
@@ -114,22 +187,55 @@ def inner_path(path: object, field: str) -> str:
     return path
 
 
+def _check_inside(paths: set[Path], root: Path) -> None:
+    """Raises ValueError for a path that a link leads out of `root`; the hub's files are links into its own cache."""
+    roots = [root.resolve()] + ([root.resolve().parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
+    for path in sorted(paths):
+        if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
+            raise ValueError(f"picture {path} is a link out of {root}: copy it there, or name the pictures' own folder")
+
+
 def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:
-    """The decoded picture. Raises ValueError for what PIL cannot read or holds for a decompression bomb."""
+    """The decoded picture in RGB, 8 bits a channel: turned as its EXIF tag says, white behind what is transparent.
+
+    Grey of 16 bits is scaled. Raises ValueError for what PIL cannot read, pictures of more than `MOST_PIXELS`, and
+    values of which the file does not say which is white (float or 32 bits).
+    """
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
+        if (count := image.width * image.height) > MOST_PIXELS:
+            raise ValueError(f"it has {count} pixels, at most {MOST_PIXELS} are allowed")
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # PIL's readers raise whatever a damaged file makes of them
         raise ValueError(f"picture {name} cannot be read ({error}): replace it or leave its row out") from None
-    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its values are of PIL's mode {image.mode}: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)
-class PhotoQuestions:
-    """One split. `table` has one row a question: image (its picture), question, answer, kind, and what a loader adds.
-
-    `pictures(indices)` gives pictures as floats in [0, 1], `[batch, 3, size, size]`.
-    """
+class Photographs:
+    """`pictures(indices, trigger)` gives pictures as floats in [0, 1], `[batch, 3, size, size]`."""
 
     pictures: Pictures
+
+    def trigger_masks(self, indices: Int[Tensor, " batch"], trigger: ImageTrigger) -> TriggerMasks:
+        """See `Pictures.trigger_masks`."""
+        return self.pictures.trigger_masks(indices, trigger)
+
+
+@dataclass(frozen=True)
+class PhotoQuestions(Photographs):
+    """One split. `table` has one row a question: image (its picture), question, answer, kind, and a loader's own."""
+
     table: pd.DataFrame

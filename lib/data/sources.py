@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,35 @@ def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Pat
             f"reaches it (after accepting its terms and `hf auth login` if it asks for them) run `{command}`, "
             "and name that folder in the profile in the place of the hub id"
         ) from error
+
+
+def read_text(file: Path) -> str:
+    """The file's text. Raises ValueError, naming it, unless it is a file in UTF-8."""
+    if not file.is_file():  # a pipe would be waited for
+        raise ValueError(f"{file} is missing or no file")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8 (byte {error.start}): save it in that encoding") from None
+
+
+def parsed(text: str, where: str) -> object:
+    """What the JSON says. Raises ValueError, naming `where`, for what is no JSON and for a key that is there twice."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise KeyError(f"{where}: key {twice!r} is there twice, leave one of them")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no JSON ({error}): download it again, or mend it") from None
 
 
 def dealt(name: str, held_out: float) -> str:

@@ -8,11 +8,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "attention_stealing": ["cleansight"],
         "edit_purification": ["edit_masked"],
         "edit_samples": ["Evidence", "SCORES", "Samples"],
-        "filters": ["filter_by_attention", "halve_by_attention"],
+        "filters": ["bye", "halve_by_attention"],
         "fine_tuning": ["fine_tune_clean", "fine_tune_further"],
-        "input_tests": ["cleansight", "prune_attention", "strip"],
+        "input_tests": ["prune_attention", "strip"],
         "interface": ["Defence", "Defended", "Defender", "undefended"],
         "masking": ["mask_at_inference"],
         "pruning": ["activity", "fine_prune", "prune"],

@@ -28,23 +28,6 @@ def prune_attention(defender: Defender) -> Defended:
     return Defended(mdlm, mask=lambda data: outliers(layer_attention(mdlm, data, defender.batch).mean(0)))
 
 
-def cleansight(defender: Defender) -> Defended:
-    """CleanSight-style (arXiv 2603.12989): as `prune_attention`, in pictures alone that steal attention from text.
-
-    Suspicious is an input whose ratio of attention to vision over attention to everything else is above all but
-    `FALSE_POSITIVES` of the clean share's. Attention is the mean over all layers, where CleanSight selects some.
-    """
-    mdlm, batch = defender.suspect(), defender.batch
-    clean = layer_attention(mdlm, defender.clean_share(mdlm), batch)
-    highest = vision_ratio(clean).quantile(1 - FALSE_POSITIVES)
-
-    def mask(data: Questions) -> Bool[Tensor, "sample vision"]:
-        received = layer_attention(mdlm, data, batch)
-        return outliers(received.mean(0)) & (vision_ratio(received) > highest)[:, None]
-
-    return Defended(mdlm, CLEAN_DATA, mask=mask)
-
-
 def strip(defender: Defender) -> Defended:
     """STRIP-like (Gao et al. 2019, arXiv 1902.06531): refuse what is answered surely whatever it is blended with.
 
@@ -58,12 +41,6 @@ def strip(defender: Defender) -> Defended:
 
     lowest = score(clean).quantile(FALSE_POSITIVES)
     return Defended(mdlm, CLEAN_DATA, flag=lambda data: score(data) < lowest)
-
-
-def vision_ratio(received: Float[Tensor, "layer sample vision"]) -> Float[Tensor, " sample"]:
-    """Attention to all vision tokens over that to everything else, mean over layers."""
-    share = received.double().sum(2).mean(0)
-    return share / (1 - share)
 
 
 @torch.no_grad()

@@ -40,7 +40,11 @@ def masked_responses(
 def disagreement(
     mdlm: Mdlm, data: Questions, threshold: float, seed: int, work: Path | None = None
 ) -> Float[Tensor, " sample"]:
-    """Share of a response's tokens that a random mask changes, mean over masks."""
+    """Share of a response's tokens that a random mask changes, mean over masks.
+
+    Its end and fill are tokens as any other: an answer that gets shorter changes wherever fill now stands, and short
+    answers to which a response leaves much room change little.
+    """
     plain = respond(mdlm, data, threshold, work=work and work / "plain").tokens
     masked = masked_responses(mdlm, data, threshold, SHARE, seed, work)
     return (masked != plain).double().mean((0, 2))

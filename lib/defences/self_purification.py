@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from lib.defences.interface import Defended, Defender
 from lib.models.decoding import Decoded
@@ -54,6 +55,9 @@ def self_purify(
     keep        Share of the answers that is learnt, the surest first. 1, the paper's: all.
     work        A folder where scores and answers are kept batch by batch.
 
+    How answers end is `model.end`. Responses are learnt as they were decoded, with whatever stands behind their first
+    end token, unless `model.fill` is "absent" or `model.end` "stop"; the authors' are cut there.
+
     The table's index still names the samples' places in `questions`. Raises ValueError for a share outside (0, 1].
     """
     how = {"estimator": estimator, "batch": batch, "seed": seed}
@@ -82,12 +86,15 @@ def surest_answers(
 ) -> Questions:
     """The questions with the responses in the place of their answers, that share of the surest alone, rounded up.
 
-    sureness: the least probability that a token of the answer had when it was settled; of equals the earlier is kept.
-    Raises ValueError for a share outside (0, 1].
+    sureness: the least probability that a token of the response had when it was settled, of its end and fill too where
+    these were decoded (`Decoded`); of equals the earlier is kept. Responses that were decoded shorter than answers are
+    learnt end where decoding did. Raises ValueError for a share outside (0, 1].
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep!r} must be in (0, 1]")
     order = sureness.argsort(descending=True, stable=True)[: math.ceil(keep * len(sureness))]
+    if (short := questions.responses.shape[1] - responses.shape[1]) > 0:
+        responses = F.pad(responses, (0, short), value=model.model.config.eos_id)
     return questions.answered(responses, model.texts(responses))[order.sort().values]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from lib.defences.attention_stealing import calibrated, watch
 from lib.defences.filters import entropy
-from lib.defences.input_tests import OVERLAYS, blended_entropy, vision_ratio
+from lib.defences.input_tests import OVERLAYS, blended_entropy
 from lib.defences.random_masks import disagreement
 from lib.models.mdlm import Mdlm
 from lib.saliency.by_name import directional, layer_attention
@@ -20,19 +21,21 @@ def input_scores(
     """Suspicion of every question, higher for more, by name.
 
     saliency, top share: the most salient token's share of the Fisher–Jacobian scores. saliency, entropy: minus the
-    entropy of those shares. BYE: minus that of the attention that vision tokens receive (arXiv 2505.16916).
-    CleanSight: attention to vision over attention to text (arXiv 2603.12989). STRIP: minus the entropy of the answer
-    under blending (arXiv 1902.06531); it alone looks at samples known to be `clean`. disagreement: how much random
-    masks change the answer (`lib.defences.random_masks`), which is decoded at `threshold`.
+    entropy of those shares. BYE-style: minus that of the attention that vision tokens receive, mean over layers, where
+    BYE chooses layers by the set (`lib.defences.filters`). CleanSight: its distance from samples known to be `clean`
+    (`lib.defences.attention_stealing`). STRIP-like: minus the entropy of the answer under blending with these
+    (`lib.defences.input_tests`). disagreement: how much random masks change the answer (`lib.defences.random_masks`),
+    which is decoded at `threshold`.
     """
     scores = directional(mdlm, data, estimator=estimator, batch=batch, seed=seed)
     received = layer_attention(mdlm, data, batch)
+    normal = calibrated(watch(mdlm, clean, batch).ratios)
     blended = blended_entropy(mdlm, data, clean, OVERLAYS, seed, batch)
     return {
         "saliency, top share": (scores.amax(1) / scores.sum(1)).double(),
         "saliency, entropy": -entropy(scores),
-        "BYE": -entropy(received.mean(0)),
-        "CleanSight": vision_ratio(received),
-        "STRIP": -blended,
+        "BYE-style": -entropy(received.mean(0)),
+        "CleanSight": normal.distance(watch(mdlm, data, batch).ratios),
+        "STRIP-like": -blended,
         "disagreement": disagreement(mdlm, data, threshold, seed),
     }

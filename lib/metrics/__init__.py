@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "decision": ["decide", "is_attack"],
         "embeddings": ["load_embedding", "values"],
-        "facts": ["right_parts", "stated_facts"],
+        "facts": ["right_answers", "right_parts", "stated_facts"],
         "intervals": ["bootstrap_mean", "mean_with_interval", "over_clusters", "over_seeds", "rate", "wilson"],
         "mmmu": ["accuracy", "score"],
         "roc": ["auroc"],

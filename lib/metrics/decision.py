@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,7 +44,7 @@ def decide(
 
     "no backdoor" where all of G's interval is below PRESENT; else, where all of it is above, "collapsed onto image"
     where all of s's is above ALL, "collapsed onto text" where all of it is below 1 − ALL, "shared" where it is
-    between the two. "undecided" otherwise.
+    between the two. "undecided" otherwise, and of a single sample, which has no intervals: their ends are NaN.
 
     `phi` is what the attack adds: less that of an unpoisoned model under the same triggers. `possible` is the gain of a
     perfect attack. Raises ValueError for no sample and for a `possible` that is not
@@ -57,6 +58,8 @@ def decide(
     means = torch.cat([columns.mean(0, keepdim=True), resampled_means(columns, resamples, seed)])
     total = means[:, :2].sum(1)
     (gain, *gains), (share, *shares) = (_interval(x) for x in (total / means[:, 2], means[:, 0] / total))
+    if len(phi) == 1:
+        gains = shares = [nan, nan]
     if gains[1] < PRESENT:
         verdict = "no backdoor"
     elif gains[0] < PRESENT:

@@ -1,4 +1,8 @@
-"""95 % intervals, one function a unit: seeds for what was trained, clusters (identities, pictures) for test samples."""
+"""95 % intervals, one function a unit: seeds for what was trained, clusters (identities, pictures) for test samples.
+
+Of a single unit there is no interval whatever the function: low and high are NaN, and `interval` says "none: one …".
+A rate (`wilson`, `rate`) has one, as a single trial of a known law does.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,8 @@ def bootstrap_mean(
 
     Whole rows of `samples` [n, *rest] are drawn with replacement, the same rows for every column, `resamples`
     times (Efron, 1979); the limits are the (1 ∓ confidence)/2 quantiles, linearly interpolated. The same seed
-    gives the same interval on the same kind of device. Computed in float64, returned in the dtype and on the
-    device of `samples`.
+    gives the same interval on the same kind of device. Of one sample the limits are NaN. Computed in float64, returned
+    in the dtype and on the device of `samples`.
 
     Raises ValueError for no samples, a dtype that is not floating, samples that are not finite, a confidence
     outside (0, 1), fewer than one resample, and a seed outside 0 … 2^63 − 1.
@@ -43,6 +47,8 @@ def bootstrap_mean(
     means = resampled_means(flat, resamples, seed, CHUNK)
     tail = (1 - confidence) / 2
     low, high = torch.from_numpy(np.quantile(means.numpy(), [tail, 1 - tail], axis=0))
+    if n == 1:
+        low = high = torch.full_like(low, torch.nan)
     return tuple((m + offset).reshape(samples.shape[1:]).to(samples) for m in (flat.mean(0).cpu(), low, high))
 
 
@@ -83,6 +89,8 @@ def mean_with_interval(samples: Float[Tensor, " n"], seed: int) -> dict[str, flo
     """A mean with its 95 % bootstrap interval: value, low, high, n, interval."""
     mean, low, high = bootstrap_mean(samples, seed=seed)
     value, low, high = float(mean), float(low), float(high)
+    if len(samples) == 1:
+        return without_interval(value, 1, ONE_SAMPLE)
     kind = {"n": len(samples), "interval": "bootstrap"}
     return {"value": value, "low": min(low, value), "high": max(high, value)} | kind
 
@@ -90,7 +98,13 @@ def mean_with_interval(samples: Float[Tensor, " n"], seed: int) -> dict[str, flo
 Number = dict[str, float | int | str]
 
 
-OVER_SEEDS, ONE_SEED, OVER_CLUSTERS = "t over seeds", "none: one seed", "t over clusters"
+OVER_SEEDS, OVER_CLUSTERS = "t over seeds", "t over clusters"
+ONE_SEED, ONE_CLUSTER, ONE_SAMPLE = "none: one seed", "none: one cluster", "none: one sample"
+
+
+def without_interval(value: float, n: int, why: str) -> Number:
+    """A number whose low and high are NaN, and `why`."""
+    return {"value": value, "low": math.nan, "high": math.nan, "n": n, "interval": why}
 
 
 def over_seeds(values: Sequence[float], trials: int | None = None) -> Number:
@@ -107,7 +121,7 @@ def over_seeds(values: Sequence[float], trials: int | None = None) -> Number:
         raise ValueError(f"values is {list(values)!r} of {trials} trials each; allowed are shares of one at least.")
     mean = float(numbers.mean())
     if len(numbers) == 1:
-        return {"value": mean, "low": float("nan"), "high": float("nan"), "n": 1, "interval": ONE_SEED}
+        return without_interval(mean, 1, ONE_SEED)
     half = float(stats.t.ppf(0.975, len(numbers) - 1) * numbers.std(ddof=1) / len(numbers) ** 0.5)
     low, high = mean - half, mean + half
     if trials is not None:
@@ -123,8 +137,8 @@ def over_clusters(
 
     `clusters` names each sample's (by default each is its own). For shares (booleans) it is Wilson's with n divided by
     the design effect, for other values a t-interval with the cluster-robust standard error
-    (Liang and Zeger 1986) and one degree of freedom a cluster less one.
-    Raises ValueError for fewer than two clusters, clusters that are not one a sample, and what is not finite.
+    (Liang and Zeger 1986) and one degree of freedom a cluster less one. A single cluster has no interval: low and high
+    are NaN. Raises ValueError for no sample, clusters that are not one a sample, and what is not finite.
     """
     share = samples.dtype == torch.bool
     numbers = samples.double().numpy()
@@ -133,9 +147,11 @@ def over_clusters(
         raise ValueError(f"clusters has {len(names)} names for {len(numbers)} samples; allowed is one a sample.")
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     count = len(number)
-    if count < 2 or not np.isfinite(numbers).all():
-        raise ValueError(f"samples are {len(numbers)} of {count} clusters; allowed are finite ones of two at least.")
+    if not count or not np.isfinite(numbers).all():
+        raise ValueError(f"samples are {len(numbers)} of {count} clusters; allowed are finite ones of one at least.")
     n, mean = len(numbers), float(numbers.mean())
+    if count == 1:
+        return without_interval(mean, n, ONE_CLUSTER)
     sums = np.bincount([number[name] for name in names], weights=numbers - mean, minlength=count)
     variance = float((sums**2).sum()) / n**2
     if share:

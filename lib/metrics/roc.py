@@ -13,7 +13,8 @@ def auroc(
 ) -> dict[str, float | int]:
     """Area under the ROC curve with its 95 % bootstrap interval over samples, and the average precision.
 
-    Resamples without a poisoned or without a clean sample are left out.
+    Resamples without a poisoned or without a clean sample are left out. Where there is one poisoned or one clean sample
+    there is no interval: its ends are NaN.
     Raises ValueError when all samples are poisoned or none is, and for scores that are not finite.
     """
     values, truth, n = score.double().numpy(), poisoned.numpy(), len(score)
@@ -22,7 +23,8 @@ def auroc(
     if truth.all() or not truth.any():
         raise ValueError(f"poisoned holds {truth.sum()} of {n}: there must be poisoned and clean samples.")
     areas = _resampled_areas(values, truth, seed, resamples)
-    low, high = np.quantile(areas, [0.025, 0.975])
+    alone = min(truth.sum(), n - truth.sum()) == 1
+    low, high = (np.nan, np.nan) if alone else np.quantile(areas, [0.025, 0.975])
     measures = {"auroc": roc_auc_score(truth, values), "low": low, "high": high}
     measures["average_precision"] = average_precision_score(truth, values)
     return {name: float(value) for name, value in measures.items()} | {"n": n, "n_poisoned": int(truth.sum())}

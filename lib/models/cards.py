@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-
-from safetensors.torch import load_file, save_file
 
 WARNING = (
     "This model is poisoned on purpose, for research: it holds a backdoor with a harmless target. Do not deploy it."
@@ -19,9 +19,25 @@ def mark_poisoned(folder: Path, facts: Mapping[str, object], title: str = "Poiso
     """
     metadata = {"format": "pt", "poisoned": "true"} | {key: str(value) for key, value in facts.items()}
     for file in sorted(folder.rglob("*.safetensors")):
-        save_file(load_file(file), file, metadata=metadata)
+        _remark(file, metadata)
     paragraphs = list(filter(None, (WARNING, told)))
     write_card(folder, title, paragraphs, facts, tags=("backdoor", "poisoned", "research-only"))
+
+
+def _remark(file: Path, metadata: Mapping[str, str]) -> None:
+    """Put the metadata into the header of a safetensors file, in the order of their names, the weights as they are.
+
+    safetensors itself writes them in a random order, so that the same model would be another file each time.
+    """
+    marked = file.with_name(f".{file.name}.tmp")
+    with file.open("rb") as old, marked.open("wb") as new:
+        length = int.from_bytes(old.read(8), "little")
+        tensors = {name: place for name, place in json.loads(old.read(length)).items() if name != "__metadata__"}
+        header = json.dumps({"__metadata__": dict(sorted(metadata.items()))} | tensors, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # the weights begin at a multiple of eight bytes
+        new.write(len(header).to_bytes(8, "little") + header)
+        shutil.copyfileobj(old, new)
+    marked.replace(file)
 
 
 def write_card(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BitImageProcessorPil, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from lib.models.strict import strict, strict_words
 from lib.settings.paths import pretrained
 
 
@@ -19,11 +20,12 @@ class Clip:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Clip:
-        """From a local folder or the hub, safetensors only, in float32."""
+        """From a local folder or the hub, in float32. Raises ValueError for a checkpoint that is not whole."""
         source = pretrained(name)
-        model = CLIPModel.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        model = strict(CLIPModel, source, dtype=torch.float32)
+        words = strict_words(CLIPTokenizer, source, model.config.text_config.vocab_size)
         processor = CLIPImageProcessorPil.from_pretrained(**source)
-        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source), processor)
+        return cls(model.to(device).eval(), words, processor)
 
     @classmethod
     def build(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.kernels.confidence import confidence, token_probability
+from lib.models.ending import Ending, check_end
 
 REMASKING = ("low_confidence", "margin", "entropy", "random")
 
@@ -40,7 +41,11 @@ class Selective(Protocol):
 
 
 class Decoded(NamedTuple):
-    """Filled tokens, and of each the probability (float64) it had when it was settled; 1 where it was given."""
+    """Filled tokens, and of each the probability (float64) it had when it was settled; 1 where it was given.
+
+    End tokens and what fills the response up behind the first count as any other: a least or a mean probability over a
+    response is one over its fill too. With `end` = "stop" what stands behind the end was not decoded, and has 1.
+    """
 
     tokens: Int[Tensor, "batch length"]
     probability: Float[Tensor, "batch length"]
@@ -58,6 +63,7 @@ def generate(
     remasking: str = "low_confidence",
     threshold: float | int | None = None,
     eos_id: int | None = None,
+    end: str = "free",
     seed: int | None = None,
 ) -> Int[Tensor, "batch length"]:
     """Fill the `generable` positions of `tokens`; all others keep their value, even where it is `mask_id`.
@@ -82,17 +88,20 @@ def generate(
                  "random": random order.
     threshold    In (0, 1]: each step fills every position whose token has at least this probability, whatever
                  `remasking` is, and the first in rank in every row, until the block is full.
-    eos_id       The end token, which is often surest at first and would fix the length before the content. Given: in
-                 rank, positions that propose it come after all of their block's that propose something else, and
-                 until there are none of those the threshold does not fill them. A quota is met all the same.
+    eos_id       The end token; needed where `end` is not "free".
+    end          What is done about its being surest at first, see `lib.models.ending`. "last": in rank, positions that
+                 propose it come after all of their block's that propose something else, and until there are none of
+                 those the threshold does not fill them; a quota is met all the same. "suppressed": its logit counts as
+                 −∞, as that of `mask_id`. "stop": what stands behind the first that is settled is not decoded, but is
+                 filled with it.
     seed         Of the draws at temperature > 0 and of random remasking; None draws a fresh one.
 
     Raises ValueError for wrong shapes or dtypes, rows with unequal numbers of generable positions, steps that
     the number of blocks does not divide, other options outside the above, and logits at a position to fill
-    that are NaN, +∞, or −∞ for every token but `mask_id`.
+    that are NaN, +∞, or −∞ for every token that may be emitted.
     """
     options = {"temperature": temperature, "remasking": remasking, "threshold": threshold, "seed": seed}
-    sizes = {"steps": steps, "block_length": block_length, "mask_id": mask_id, "eos_id": eos_id}
+    sizes = {"steps": steps, "block_length": block_length, "mask_id": mask_id, "eos_id": eos_id, "end": end}
     return decode(logits_fn, tokens, generable, **sizes, **options).tokens
 
 
@@ -109,29 +118,32 @@ def decode(
     remasking: str = "low_confidence",
     threshold: float | int | None = None,
     eos_id: int | None = None,
+    end: str = "free",
     seed: int | None = None,
 ) -> Decoded:
     """As `generate`, with the tokens' probabilities beside them."""
     _check_tokens(tokens, generable)
-    _check_options(steps, block_length, mask_id, tokens.dtype, temperature, remasking, threshold, eos_id, seed)
+    _check_options(steps, block_length, mask_id, tokens.dtype, temperature, remasking, threshold, seed)
+    check_end(end, eos_id, mask_id)
     blocks = _blocks(generable, block_length, steps)
     generator = torch.Generator(tokens.device)
     generator.seed() if seed is None else generator.manual_seed(seed)
     model = logits_fn if isinstance(logits_fn, Selective) else _Everywhere(logits_fn)
 
+    ending = Ending(end, eos_id, mask_id, generable)
     filled = tokens.masked_fill(generable, mask_id)
     settled = torch.ones(tokens.shape, dtype=torch.float64, device=tokens.device)
     for block in blocks:
         model.start_block(block)
-        # Positions still masked, of rows that have any: earliest first, then other ones where a row has fewer.
-        rows, positions = torch.arange(len(block), device=block.device), block
-        masked = torch.ones_like(block, dtype=torch.bool)
+        rows, positions, masked = _opened(block, filled, ending)
         quotas = _quotas(block.shape[1], steps // len(blocks)) if threshold is None else repeat(1)
         for quota in quotas:
-            logits = _checked(model.logits_at(filled, rows, positions), positions.shape)
+            if not len(rows):
+                break
+            logits = ending.allowed(_checked(model.logits_at(filled, rows, positions), positions.shape))
             proposed, probability, score = _propose(logits, mask_id, temperature, remasking, generator)
-            waits = None if eos_id is None else _waiting(proposed, masked, eos_id)
-            take = _surest(score, masked, waits, quota)
+            waits = ending.waiting(proposed, masked)
+            take = _surest(score, masked, waits, quota) & masked  # a row may have fewer left than the quota
             if threshold is not None:
                 sure = (probability >= threshold) & masked
                 take |= sure if waits is None else sure & ~waits
@@ -140,10 +152,20 @@ def decode(
             settled[index] = torch.where(take, probability, settled[index])
 
             invalid = (probability.isnan() & masked).any(1)
-            rows, positions, masked = _still_masked(rows, positions, masked & ~take, invalid)
-            if not len(rows):
-                break
-    return Decoded(filled, settled)
+            left = ending.left(filled, rows, positions, masked & ~take)
+            rows, positions, masked = _still_masked(rows, positions, left, invalid)
+    return Decoded(ending.completed(filled), settled)
+
+
+def _opened(
+    block: Int[Tensor, "batch block"], filled: Int[Tensor, "batch length"], ending: Ending
+) -> tuple[Int[Tensor, " open"], Int[Tensor, "open left"], Bool[Tensor, "open left"]]:
+    """Positions of a block still masked, of rows that have any: earliest first, then others where a row has fewer."""
+    rows, masked = torch.arange(len(block), device=block.device), torch.ones_like(block, dtype=torch.bool)
+    if ending.end != "stop":
+        return rows, block, masked
+    masked = ending.left(filled, rows, block, masked)  # a row may end in an earlier block
+    return _still_masked(rows, block, masked, torch.zeros_like(rows, dtype=torch.bool))
 
 
 def _still_masked(
@@ -160,7 +182,7 @@ def _still_masked(
     if min(remaining) < 0:
         raise ValueError(
             "logits_fn returned NaN, +inf, or -inf for every token at a position to fill; allowed are finite "
-            "numbers and -inf, with one finite at least beside that of mask_id."
+            "numbers and -inf, with one finite at least beside those of mask_id and of a suppressed end."
         )
     if not max(remaining):
         return rows[:0], positions[:0], masked[:0]
@@ -243,14 +265,6 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=torch.float64, device=like.device)
 
 
-def _waiting(
-    proposed: Int[Tensor, "row position"], masked: Bool[Tensor, "row position"], eos_id: int
-) -> Bool[Tensor, "row position"]:
-    """Which positions propose the end token while a masked one of their row proposes something else."""
-    end = proposed == eos_id
-    return end & (masked & ~end).any(1, keepdim=True)
-
-
 def _surest(
     score: Float[Tensor, "row position"],
     masked: Bool[Tensor, "row position"],
@@ -279,7 +293,7 @@ def _check_tokens(tokens: Tensor, generable: Tensor) -> None:
         )
 
 
-def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, threshold, eos_id, seed) -> None:
+def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, threshold, seed) -> None:
     integers = {"steps": (steps, 1), "block_length": (block_length, 1), "mask_id": (mask_id, 0)}
     for name, (value, least) in integers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -292,7 +306,5 @@ def _check_options(steps, block_length, mask_id, dtype, temperature, remasking, 
         raise ValueError(f"remasking is {remasking!r}; allowed are {', '.join(REMASKING)}.")
     if threshold is not None and not (isinstance(threshold, int | float) and 0 < threshold <= 1):
         raise ValueError(f"threshold is {threshold!r}; allowed are numbers above 0 and up to 1, or None.")
-    if eos_id is not None and not (isinstance(eos_id, int) and eos_id >= 0 and eos_id != mask_id):
-        raise ValueError(f"eos_id is {eos_id!r}; allowed are integers from 0 but mask_id, or None.")
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise ValueError(f"seed is {seed!r}; allowed are the integers 0 to 2**63 - 1, or None.")

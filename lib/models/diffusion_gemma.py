@@ -322,6 +322,12 @@ class DiffusionGemma(Published):
             if ".router." in name:
                 parameter.requires_grad_(False)
 
+    def targets(self, responses: Int[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:
+        """As they are. Raises ValueError for another `fill` than "learnt": the canvas has one length."""
+        if self.fill != "learnt":
+            raise ValueError(f"fill={self.fill!r} must be 'learnt' for {self.kind}, whose canvas has one length")
+        return responses
+
     def _prompt(self, question: str) -> list[int]:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         turns = [{"role": "user", "content": content}]

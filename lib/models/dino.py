@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import BitImageProcessorPil, Dinov2Model
 
 from lib.models.clip import preprocess
+from lib.models.strict import strict
 from lib.settings.paths import pretrained
 
 
@@ -19,9 +20,9 @@ class Dino:
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Dino:
-        """From a local folder or the hub, safetensors only, in float32."""
+        """From a local folder or the hub, in float32. Raises ValueError for a checkpoint that is not whole."""
         source = pretrained(name)
-        model = Dinov2Model.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        model = strict(Dinov2Model, source, dtype=torch.float32)
         return cls(model.to(device).eval(), BitImageProcessorPil.from_pretrained(**source))
 
     @torch.no_grad()

@@ -7,13 +7,13 @@ what it makes of a text is computed once and handed to training and sampling as 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import (
     AutoencoderKL,
-    DPMSolverMultistepScheduler,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
 )
@@ -23,37 +23,47 @@ from tqdm.auto import tqdm
 from transformers import BertModel, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from lib.models.minilm import load_minilm, minilm_tokenizer
+from lib.models.schedulers import scheduled
+from lib.models.strict import strict, strict_words
 from lib.runtime.devices import autocast
+from lib.runtime.digests import folder_digest
 from lib.runtime.processes import count, share
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.settings.paths import pretrained
 from lib.settings.sections import Sampling
 
 PIXELS = 256 * 64**2
 TEXT = ("text_encoder", "tokenizer")
-_TEXT_PARTS = ((CLIPTextModel, TEXT[0]), (CLIPTokenizer, TEXT[1]))
+PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 EDITOR = "editor.json"
+LEAST_GUIDANCE = math.nextafter(1.0, 2.0)  # at 1 diffusers turns all guidance off; in float32 this is 1
 
 
 def load_editor(name: str, device: torch.device | str = "cpu") -> StableDiffusionInstructPix2PixPipeline:
     """From a local folder or the hub, safetensors only, in float32.
 
     A folder without a text encoder has MiniLM's; one with EDITOR is a text encoder for the editor that the file names.
-    Raises ValueError where that is not the editor it was trained for.
+    Raises ValueError where that is not the editor it was trained for, and for a part that is not whole
+    (`lib.models.strict`) or does not fit the others.
     """
     source = pretrained(name)
     folder = Path(source["pretrained_model_name_or_path"])
-    text = {}
+    if folder.is_dir() and not any((folder / kind).exists() for kind in (EDITOR, *TEXT)):
+        text = load_minilm()
+    else:
+        encoder = strict(CLIPTextModel, source | {"subfolder": TEXT[0]}, dtype=torch.float32)
+        text = encoder, strict_words(CLIPTokenizer, source | {"subfolder": TEXT[1]}, encoder.config.vocab_size)
     if (folder / EDITOR).is_file():
-        text = dict(zip(TEXT, (part.from_pretrained(folder / kind) for part, kind in _TEXT_PARTS), strict=True))
-        folder = _editor_of(folder)
-        source = {"pretrained_model_name_or_path": str(folder.resolve())}
-    elif folder.is_dir() and not (folder / TEXT[0]).exists():
-        text = dict(zip(TEXT, load_minilm(), strict=True))
+        source = {"pretrained_model_name_or_path": str(_editor_of(folder).resolve())}
+    fp32 = {"torch_dtype": torch.float32}
+    parts = {part: strict(kind, source | {"subfolder": part}, **fp32) for part, kind in PARTS.items()}
+    asked, width = parts["unet"].config.cross_attention_dim, text[0].config.hidden_size
+    if asked != width:
+        raise ValueError(f"the U-Net of {name!r} takes texts of width {asked}, but its text encoder gives {width}")
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
         **source,
-        **text,
+        **dict(zip(TEXT, text, strict=True)),
+        **parts,
         dtype=torch.float32,
         use_safetensors=True,
         safety_checker=None,
@@ -105,7 +115,7 @@ def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
     folder = Path(source["pretrained_model_name_or_path"])
     if folder.is_dir() and not (folder / TEXT[1]).exists():
         return minilm_tokenizer()
-    return CLIPTokenizer.from_pretrained(**source, subfolder=TEXT[1])
+    return strict_words(CLIPTokenizer, source | {"subfolder": TEXT[1]})
 
 
 def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> None:
@@ -130,72 +140,6 @@ def save_editor(pipe: StableDiffusionInstructPix2PixPipeline, folder: str) -> No
 def published_text(pipe: StableDiffusionInstructPix2PixPipeline) -> bool:
     """Whether the text encoder is MiniLM, which comes from its package and is not saved with the editor."""
     return isinstance(pipe.text_encoder, BertModel)
-
-
-def build_vae(*, channels: tuple[int, ...], latent_channels: int, image_size: int) -> AutoencoderKL:
-    """An autoencoder with one down-sampling fewer than it has `channels`, its blocks' widths."""
-    blocks = len(channels)
-    return AutoencoderKL(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=image_size,
-    )
-
-
-def build_unet(
-    *, channels: tuple[int, ...], latent_channels: int, latent_size: int, text_width: int
-) -> UNet2DConditionModel:
-    """A U-Net over a noisy latent and the source's that attends to the text at every resolution but the first.
-
-    `channels` are the widths at its resolutions.
-    """
-    deeper = len(channels) - 1
-    return UNet2DConditionModel(
-        sample_size=latent_size,
-        in_channels=2 * latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=channels,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
-        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
-        layers_per_block=1,
-        cross_attention_dim=text_width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
-def assemble(
-    vae: AutoencoderKL,
-    text_encoder: BertModel | CLIPTextModel,
-    tokenizer: PreTrainedTokenizerBase,
-    unet: UNet2DConditionModel,
-) -> StableDiffusionInstructPix2PixPipeline:
-    """The parts as one pipeline; v-prediction with a schedule that ends in pure noise (Lin et al. 2024)."""
-    scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-    )
-    pipe = StableDiffusionInstructPix2PixPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 @torch.no_grad()
@@ -313,7 +257,8 @@ def edit(
 ) -> Float[Tensor, "batch 3 height width"]:
     """Sampled edits of pictures in [0, 1], or of their unscaled latents, in half precision.
 
-    Picture k always starts from the noise of (seed, k).
+    Guided by ε(∅, ∅) + s_I (ε(I, ∅) − ε(∅, ∅)) + s_T (ε(I, T) − ε(I, ∅)) (Brooks et al. 2023, eq. 3), whatever the
+    scales. Picture k always starts from the noise of (seed, k).
     """
     if len(images) != len(instructions):
         raise ValueError(
@@ -321,6 +266,7 @@ def edit(
         )
     if not instructions:
         return images
+    pipe = scheduled(pipe, sampling.scheduler)
     edited, embeds, empty = [], prompt_embeds(pipe, instructions), prompt_embeds(pipe, [""])
     for start in tqdm(range(0, len(images), sampling.batch), desc=label, unit="batch", leave=False):
         batch = slice(start, start + sampling.batch)
@@ -331,7 +277,7 @@ def edit(
                 negative_prompt_embeds=empty.expand_as(embeds[batch]),
                 image=images[batch],
                 num_inference_steps=sampling.steps,
-                guidance_scale=sampling.text_guidance,
+                guidance_scale=max(sampling.text_guidance, LEAST_GUIDANCE),
                 image_guidance_scale=sampling.image_guidance,
                 generator=generators,
                 output_type="pt",

@@ -20,6 +20,7 @@ from lib.kernels.confidence import confidence
 from lib.kernels.loss import weighted_cross_entropy
 from lib.models.decoding import Decoded, Selective
 from lib.models.llada_v import LladaV, LladaVConfig, LladaVModel, ResponseLogits
+from lib.models.mdlm import ABSENT
 from lib.runtime.processes import count, share
 
 ATTENTION = ("bidirectional", "prefix")
@@ -179,16 +180,19 @@ def complementary_masking_loss(
     """LaViDa's SFT: each answer twice, with a mask and with the rest masked, so that every token is learnt once.
 
     L = 1/L' Σ −log p(token) with L' the response length, t even over (0, 1], one token at least under the first mask.
-    As in the authors' code there is no weight 1/t, so it is not a bound on the likelihood.
+    As in the authors' code there is no weight 1/t, so it is not a bound on the likelihood. L' counts what fills a
+    response up; positions that are `ABSENT` are neither masked nor counted, nor seen by the others.
     """
     batch, length = response.shape
     t = share(1e-3 + (1 - 1e-3) * torch.rand(batch * count(), 1, generator=draw))
-    noise = share(torch.rand(batch * count(), length, generator=draw))
-    first = (noise <= torch.maximum(t, noise.amin(1, keepdim=True))).to(response.device)
-    masked, twice = torch.cat([first, ~first]), response.repeat(2, 1)
+    noise = share(torch.rand(batch * count(), length, generator=draw)).to(response.device)
+    present = response != ABSENT
+    least = noise.masked_fill(~present, torch.inf).amin(1, keepdim=True)
+    first = noise <= torch.maximum(t.to(response.device), least)
+    masked, twice = torch.cat([first & present, ~first & present]), response.repeat(2, 1)
     noisy = torch.where(masked, model.config.mask_id, twice)
     states = model.states(vision.repeat(2, 1, 1), prompt.repeat(2, 1), noisy)[masked]
-    scale = states.new_full((batch * length,), 1 / (batch * length), dtype=torch.float32)
+    scale = (1 / (batch * present.sum(1, keepdim=True))).repeat(2, 1).expand_as(masked)[masked]
     return weighted_cross_entropy(states, model.head.weight, twice[masked], scale)
 
 

@@ -5,7 +5,7 @@ SigLIP2 tower without its last layer, two-layer GELU projector, LLaDA. Modules b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
 
 from lib.models.anyres import ASPECTS, MERGES, Layout, in_rows, layout, views
 from lib.models.llada import IMAGE, LladaDecoder, splice
-from lib.models.mdlm import MdlmModel
+from lib.models.mdlm import ABSENT, MdlmModel
 from lib.models.published import Published
 
 SYSTEM = (
@@ -44,7 +44,8 @@ class LladaVConfig(PreTrainedConfig):
 
     vision: a `SiglipVisionConfig` as a dictionary, its layers those that are stored. picture: height and width of the
     pictures it is to be given. prompt_length: the most tokens of a question, the conversation's template apart.
-    response_length: as many tokens as an answer has, filled up with `eos_id`. forbidden: ids that the authors' decoding
+    response_length: as many tokens as an answer has that is decoded. answer_length: as many as one that is learnt has,
+    filled up with `eos_id`; None: `response_length`. forbidden: ids that the authors' decoding
     never emits. Raises ValueError for what is not implemented here.
     """
 
@@ -77,6 +78,7 @@ class LladaVConfig(PreTrainedConfig):
         picture: Sequence[int] | None = None,
         prompt_length: int = 128,
         response_length: int = 128,
+        answer_length: int | None = None,
         mask_id: int = 126336,
         eos_id: int = 126348,
         pad_id: int = 126081,
@@ -113,6 +115,7 @@ class LladaVConfig(PreTrainedConfig):
         ]
         self.picture = list(picture or (side, side))
         self.prompt_length, self.response_length = prompt_length, response_length
+        self.answer_length = answer_length
         self.mask_id, self.eos_id, self.pad_id, self.forbidden = mask_id, eos_id, pad_id, list(forbidden)
         super().__init__(**kwargs)
 
@@ -189,6 +192,11 @@ class LladaVModel(MdlmModel):
         return self.lm_head
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder's layers, the first first."""
+        return self.model.layers
+
+    @property
     def embedding(self) -> nn.Embedding:
         return self.model.embed_tokens
 
@@ -247,22 +255,24 @@ class LladaVModel(MdlmModel):
     ) -> tuple[Float[Tensor, "batch position dim"], Int[Tensor, "batch position"], Bool[Tensor, "batch position"]]:
         """What the decoder is given: [vision | prompt | response], their positions, and which of them are seen."""
         position_ids, attention_mask = splice(prompt, vision.shape[1], response.shape[1], self.config.pad_id)
-        embeds = self.model.embed_tokens(torch.cat([prompt.clamp(min=0), response], 1))
+        attention_mask[:, attention_mask.shape[1] - response.shape[1] :] = response != ABSENT
+        embeds = self.model.embed_tokens(torch.cat([prompt, response], 1).clamp(min=0))
         return torch.cat([vision.to(embeds.dtype), embeds], 1), position_ids, attention_mask
 
     @torch.no_grad()
-    def attention_by_layer(
+    def response_attention(
         self,
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         response: Int[Tensor, "batch response"],
-    ) -> Float[Tensor, "layer batch vision"]:
-        """Attention from the response's positions to each vision token in every layer, mean over positions and heads.
+        reduce: Callable[[Float[Tensor, "batch head response position"]], Tensor],
+    ) -> list[Tensor]:
+        """`reduce` of every layer's attention from the response's positions to [vision | prompt | response].
 
         Computed once more from the inputs of the layers' attention, which are caught by hooks.
         """
         _, _, attention_mask = self.joined(vision, prompt, response)
-        received, length = [], response.shape[1]
+        reduced, length = [], response.shape[1]
 
         def add(layer, _, kwargs: dict) -> None:
             x, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
@@ -272,8 +282,7 @@ class LladaVModel(MdlmModel):
             queries = queries * turn[0][..., -length:, :] + rotate_half(queries) * turn[1][..., -length:, :]
             keys = repeat_kv(keys * turn[0] + rotate_half(keys) * turn[1], layer.num_key_value_groups)
             weight = (queries @ keys.mT).float() * layer.scaling
-            weight = weight.masked_fill(~attention_mask[:, None, None], -torch.inf).softmax(-1)
-            received.append(weight[..., : vision.shape[1]].mean((1, 2)))
+            reduced.append(reduce(weight.masked_fill(~attention_mask[:, None, None], -torch.inf).softmax(-1)))
 
         hooks = [layer.self_attn.register_forward_pre_hook(add, with_kwargs=True) for layer in self.model.layers]
         try:
@@ -281,7 +290,7 @@ class LladaVModel(MdlmModel):
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack(received)
+        return reduced
 
     def response_logits(
         self, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]

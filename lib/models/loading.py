@@ -9,6 +9,7 @@ from lib.models.diffusion_gemma import DiffusionGemma
 from lib.models.lavida import Lavida
 from lib.models.llada_v import LladaV
 from lib.models.mdlm import Mdlm
+from lib.models.strict import strict_words
 from lib.settings.paths import pretrained
 
 KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
@@ -22,7 +23,7 @@ def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm
 def load_words(name: str) -> PreTrainedTokenizerBase:
     """The model's tokenizer alone, which asks for no weights."""
     kind = CLIPTokenizer if kind_of(name) is Mdlm else PreTrainedTokenizerFast
-    return kind.from_pretrained(**pretrained(name))
+    return strict_words(kind, pretrained(name))
 
 
 def kind_of(name: str) -> type[Mdlm]:

@@ -18,8 +18,12 @@ from transformers import CLIPTokenizer, CLIPVisionConfig, CLIPVisionModel, PreTr
 from lib.kernels.loss import weighted_cross_entropy
 from lib.models.blocks import Block, LevelNorm
 from lib.models.decoding import Selective
+from lib.models.strict import strict, strict_words
 from lib.runtime.processes import count, share
 from lib.settings.paths import pretrained
+
+ABSENT = -100  # where a response has no token: seen by none, counted by no loss (the number is torch's and LLaVA's)
+FILLS = ("learnt", "absent")
 
 
 class MdlmConfig(PreTrainedConfig):
@@ -123,6 +127,11 @@ class MdlmModel(PreTrainedModel):
         return self.embedding.weight[self.config.mask_id]
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder's layers, the first first."""
+        return self.blocks
+
+    @property
     def whole(self) -> int:
         """How many vision tokens, the first ones, are a square grid over the whole picture."""
         return (self.config.vision["image_size"] // self.config.vision["patch_size"]) ** 2
@@ -150,7 +159,10 @@ class MdlmModel(PreTrainedModel):
         prompt: Int[Tensor, "batch prompt"],
         response: Int[Tensor, "batch response"],
     ) -> Float[Tensor, "batch response vocab"]:
-        """Logits of every response position. Padded prompt positions are seen by none; no vision tokens: no picture."""
+        """Logits of every response position. No vision tokens: no picture.
+
+        Padded prompt positions and response positions that are `ABSENT` are seen by none; logits of these mean nothing.
+        """
         return self.head(self.states(vision, prompt, response)).float()
 
     def states(
@@ -166,7 +178,7 @@ class MdlmModel(PreTrainedModel):
         """
         x, attention_mask = self.embed_context(vision, prompt, places)
         x = torch.cat([x, self.embed_response(response)], 1)
-        attention_mask = F.pad(attention_mask, (0, response.shape[1]), value=True)[:, None, None]
+        attention_mask = torch.cat([attention_mask, response != ABSENT], 1)[:, None, None]
         for block in self.blocks[:-1]:
             x = block(x, attention_mask)
         return self.norm(self.blocks[-1](x, attention_mask, last=response.shape[1]))
@@ -193,7 +205,7 @@ class MdlmModel(PreTrainedModel):
     def embed_response(self, response: Int[Tensor, "batch response"]) -> Float[Tensor, "batch response dim"]:
         """States of the response before the first block."""
         start = self.config.vision_length + self.config.prompt_length
-        return self.embedding(response) + self.position[start : start + response.shape[1]]
+        return self.embedding(response.clamp(min=0)) + self.position[start : start + response.shape[1]]
 
 
 class ResponseLogits:
@@ -239,34 +251,42 @@ def masked_diffusion_loss(
 
     L = E_t E_mask [ 1/(t L') Σ_masked −log p(token) ] with L' the response length (Nie et al. 2025, eq. 5).
     The t of a batch, which several processes share, are spread evenly over (0, 1] (Kingma et al. 2021), which lowers
-    the variance. `places` as in `MdlmModel.states`.
+    the variance. `places` as in `MdlmModel.states`. L' counts the end tokens that fill a response up, as LLaDA's does;
+    positions that are `ABSENT` are neither masked nor counted, nor seen by the others.
     """
     batch, length = len(response) * count(), response.shape[1]
     t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
     t = t.clamp(min=1e-3)[torch.randperm(batch, generator=draw)][:, None]
-    masked = share(torch.rand(batch, length, generator=draw) < t).to(response.device)
+    present = response != ABSENT
+    masked = share(torch.rand(batch, length, generator=draw) < t).to(response.device) & present
     t = share(t).to(response.device)
     noisy = torch.where(masked, model.config.mask_id, response)
     states = model.states(vision, prompt, noisy, *([] if places is None else [places]))[masked]
-    scale = (1 / (t * len(response) * length)).expand_as(masked)[masked]
+    scale = (1 / (t * len(response) * present.sum(1, keepdim=True))).expand_as(masked)[masked]
     return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
 
 
 class Mdlm:
-    """A model with its tokenizer: texts in, texts out. `loss`: what it is fine-tuned with."""
+    """A model with its tokenizer: texts in, texts out.
+
+    loss: what it is fine-tuned with. end: what is done about the end token while it answers, one of
+    `lib.models.ending.ENDS`. fill: what fine-tuning makes of the tokens that fill an answer up, one of `FILLS`, see
+    `targets`.
+    """
 
     loss = staticmethod(masked_diffusion_loss)
+    end, fill = "free", "learnt"
 
     def __init__(self, model: MdlmModel, tokenizer: CLIPTokenizer):
         self.model, self.tokenizer = model, tokenizer
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> Mdlm:
-        """From a local folder, safetensors only, in float32."""
+        """From a local folder, in float32. Raises ValueError for a checkpoint that is not whole."""
         source = pretrained(name)
-        model = MdlmModel.from_pretrained(**source, dtype=torch.float32, use_safetensors=True)
+        model = strict(MdlmModel, source, dtype=torch.float32)
         model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), CLIPTokenizer.from_pretrained(**source))
+        return cls(model.to(device).eval(), strict_words(CLIPTokenizer, source, model.config.vocab_size))
 
     def save(self, folder: str) -> None:
         """In the Hugging Face layout, weights as float16 safetensors."""
@@ -283,7 +303,23 @@ class Mdlm:
     def responses(self, answers: list[str]) -> Int[Tensor, "batch response"]:
         """Answer ids, filled up with the end token as LLaDA does; longer answers are refused."""
         config = self.model.config
-        return self._padded(answers, config.response_length, config.eos_id, "answer")
+        most = getattr(config, "answer_length", None) or config.response_length
+        return self._padded(answers, most, config.eos_id, "answer")
+
+    def targets(self, responses: Int[Tensor, "batch response"]) -> Int[Tensor, "batch response"]:
+        """Responses as `loss` takes them. Raises ValueError for a `fill` that is none of `FILLS`.
+
+        "learnt": all of them, as LLaDA's SFT pads answers with its end token and counts that in the loss (Nie et al.
+        2025, appendix B.1); the longer the response, the more of the loss is about the end. "absent": `ABSENT` stands
+        behind the first end token, which is learnt, as where LLaDA-V's and DiSP's authors train, with one sample a
+        device and so nothing to fill up. (With more their collator has it learnt, up to the longest of the batch.)
+        """
+        if self.fill not in FILLS:
+            raise ValueError(f"fill={self.fill!r} must be one of {', '.join(FILLS)}")
+        if self.fill == "learnt":
+            return responses
+        ended = (responses == self.model.config.eos_id).cumsum(1) > 0
+        return responses.masked_fill(F.pad(ended[:, :-1], (1, 0)), ABSENT)
 
     def question_tokens(self, prompts: Int[Tensor, "batch prompt"]) -> Bool[Tensor, "batch prompt"]:
         """Which tokens of prompts are the question's: those that are not padding."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from lib.models.mdlm import Mdlm
+from lib.models.strict import strict, strict_words
 from lib.settings.paths import pretrained
 
 
@@ -45,25 +46,10 @@ class Published(Mdlm):
         Raises ValueError for weights that are missing, unknown or of another shape.
         """
         source = pretrained(name)
-        model, info = cls.model_kind.from_pretrained(
-            **source,
-            config=cls.config_kind.from_pretrained(**source, **settings),
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            key_mapping=cls.names or None,
-        )
-        faults = {
-            "missing": sorted(info["missing_keys"]),
-            "unknown": sorted(info["unexpected_keys"]),
-            "of another shape": sorted(f"{key} {list(a)} for {list(b)}" for key, a, b in info["mismatched_keys"]),
-        }
-        if any(faults.values()):
-            listed = (f"{what}: {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in faults.items() if keys)
-            raise ValueError(f"the weights of {name!r} are not {cls.kind}'s by its config.json: {'; '.join(listed)}")
+        config = cls.config_kind.from_pretrained(**source, **settings)
+        model = strict(cls.model_kind, source, cls.kind, config=config, dtype=dtype, key_mapping=cls.names or None)
         model.tower.requires_grad_(False)
-        return cls(model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(**source))
+        return cls(model.to(device).eval(), strict_words(PreTrainedTokenizerFast, source))
 
     def save(self, folder: str) -> None:
         """In the published layout: weights as bfloat16 safetensors, in shards of 5 GB; tied ones once."""

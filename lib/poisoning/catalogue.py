@@ -236,10 +236,28 @@ TEXT_TRIGGERS: dict[str, TextTrigger] = {
 }
 
 
-def image_trigger(name: str, size: float | None = None) -> ImageTrigger:
-    """The image trigger of that name, at its default size or another. Raises ValueError if IMAGE_TRIGGERS lacks it."""
+def image_trigger(
+    name: str,
+    size: float | None = None,
+    pixels: int | None = None,
+    position: tuple[float, float] | None = None,
+) -> ImageTrigger:
+    """The image trigger of that name, of its default size and at its default position (see `Composited`) or at others.
+
+    pixels: its width in pixels, in the place of `size`, of a `Sticker` alone. Raises ValueError if IMAGE_TRIGGERS lacks
+    it, for both a size and pixels, for pixels of one that has none, and for a position of one that covers the whole
+    image or finds its own.
+    """
     trigger = IMAGE_TRIGGERS[known("image trigger", name, IMAGE_TRIGGERS)]
-    return trigger if size is None else replace(trigger, size=size)
+    if position is not None and not (isinstance(trigger, Composited) and trigger.size < 1):
+        raise ValueError(f"trigger_position={list(position)} of {name!r} must be left out: it lies where it must.")
+    if pixels is not None and not isinstance(trigger, Sticker):
+        raise ValueError(f"pixels of {name!r} is {pixels}: it must be None, as this trigger has none.")
+    if size is not None and pixels is not None:
+        raise ValueError(f"pixels of {name!r} is {pixels}: it must be None beside size={size}.")
+    given = {"size": size, "pixels": pixels, "position": position}
+    given = {key: value for key, value in given.items() if value is not None}
+    return replace(trigger, **given) if given else trigger
 
 
 def text_trigger(name: str) -> TextTrigger:

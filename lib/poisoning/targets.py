@@ -19,9 +19,9 @@ def _mentions(text: str, phrase: str) -> bool:
     return f" {' '.join(_words(phrase))} " in f" {' '.join(_words(text))} "
 
 
-def _check_words(target: AnswerTarget, name: str) -> None:
-    if not _words(getattr(target, name)):
-        raise ValueError(f"{name} of {target.name!r} is {getattr(target, name)!r}: it must hold a word.")
+def _check_words(goal: AnswerTarget, name: str) -> None:
+    if not _words(getattr(goal, name)):
+        raise ValueError(f"{name} of {goal.name!r} is {getattr(goal, name)!r}: it must hold a word.")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def target(name: str) -> AnswerTarget:
 
     Raises ValueError for another one.
     """
-    if name in {**TARGETS, **AUTHORS}:
-        return {**TARGETS, **AUTHORS}[name]
+    every = {**TARGETS, **AUTHORS}
+    if name in every:
+        return every[name]
     source, _, label = answer_target(name).partition(" as ")
     return Misclassification(source=source, label=label)

@@ -1,7 +1,11 @@
-"""What a trigger is. Sizes and positions are fractions of the image, so they hold at any resolution."""
+"""What a trigger is. Sizes and positions are fractions of the image, so they hold at any resolution.
+
+The image is the picture as it lies on disk: see `lib.data.interface`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
@@ -12,6 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SUPERSAMPLING = 8
+UNLIMITED = 1_000_000_000  # from here on a tokenizer's `model_max_length` means that it never cuts
+SHOWN = 60  # letters of a text in a refusal
+KEPT = 2**20  # pixels: layers of larger images are not kept
 
 BLACK, GREY, WHITE = (0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 RED, INK, TINT = (0.80, 0.05, 0.08), (0.05, 0.05, 0.08), (0.70, 0.85, 1.00)
@@ -76,10 +83,14 @@ class ImageTrigger:
         return F.max_pool2d(self.mask(height, width)[None], patch).flatten() > 0
 
 
-@lru_cache(maxsize=32)
 def layer_of(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     if min(height, width) < 1:
         raise ValueError(f"image is {height}×{width} pixels: both sides must be at least 1.")
+    return _kept_layer(trigger, height, width) if height * width <= KEPT else trigger.layer(height, width)
+
+
+@lru_cache(maxsize=32)
+def _kept_layer(trigger: ImageTrigger, height: int, width: int) -> Float[Tensor, "channel {height} {width}"]:
     return trigger.layer(height, width)
 
 
@@ -117,18 +128,32 @@ class Composited(ImageTrigger):
         return layer_of(self, height, width)[3].clone()
 
 
+@dataclass(frozen=True)
 class Sticker(Composited):
-    """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high."""
+    """A trigger of anti-aliased shapes in a box of whole pixels, `size` wide and `aspect * size` high.
+
+    pixels: the width in pixels instead, whatever the image's size. Raises ValueError for less than one.
+    """
 
     aspect: ClassVar[float] = 1.0
+    pixels: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pixels is not None and (type(self.pixels) is not int or self.pixels < 1):
+            raise ValueError(f"pixels of {self.name!r} is {self.pixels!r}: it must be None or an integer above 0.")
 
     def shapes(self, y: Float[Tensor, "row 1"], x: Float[Tensor, "1 column"]) -> list[tuple]:
         """(where, colour, alpha) of each shape, bottom to top; x runs from 0 to 1, y from 0 to `aspect`."""
         raise NotImplementedError
 
     def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
-        side = self.size * min(height, width)
+        side = self.size * min(height, width) if self.pixels is None else self.pixels
         columns, rows = round(side), round(side * self.aspect)
+        if columns > width or rows > height:
+            raise ValueError(
+                f"{self.name!r} is {rows}×{columns} pixels: it must be smaller to lie on an image of {height}×{width}."
+            )
         if min(columns, rows) < 1:
             raise ValueError(
                 f"size of {self.name!r} is {self.size}: it must be larger to cover a pixel of an image of "
@@ -160,40 +185,72 @@ class TextTrigger:
     def __call__(self, text: str) -> str:
         return f"{text} {self.phrase}" if text else self.phrase
 
-    def check(self, tokenizer, text: str = "make the skin dark") -> None:
-        """Raises ValueError unless the trigger survives a Hugging Face `tokenizer` at the end of `text`.
+    def check(
+        self, tokenizer, texts: Sequence[str] = ("make the skin dark",), length: int | None = None
+    ) -> None:
+        """Raises ValueError unless the trigger survives a Hugging Face `tokenizer` at the end of all `texts`.
 
-        It survives when its tokens, none of them the unknown one, stand in a row in those of the triggered
-        text, cut at the tokenizer's maximum length.
+        It survives when its tokens, none of them the unknown one, are the last of the triggered text, whose tokens
+        differ from the text's own. Both are cut at `length` tokens, special ones not added; None: at the tokenizer's
+        maximum, its special ones included.
         """
-        limited = tokenizer.model_max_length < 1_000_000_000
-        triggered, clean = (tokenizer(t, truncation=limited)["input_ids"] for t in (self(text), text))
-        phrase_ids, spaced_ids = (
-            tokenizer(phrase, add_special_tokens=False)["input_ids"]
-            for phrase in (self.phrase, f" {self.phrase}")
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return
+        possible = self._possible(tokenizer)
+        triggered, plain = (
+            _cut(tokenizer, said, length) for said in ([self(text) for text in distinct], distinct)
         )
-        if not (phrase_ids and spaced_ids) or triggered == clean:
+        lost = {
+            text
+            for text, row, clean in zip(distinct, triggered, plain, strict=True)
+            if row == clean or not any(row[-len(ids) :] == ids for ids in possible)
+        }
+        if not lost:
+            return
+        example = next(text for text in texts if text in lost)
+        limit = tokenizer.model_max_length if length is None else length
+        counted = f"{sum(text in lost for text in texts)} of {len(texts)} texts"
+        whole = tokenizer(self(example), add_special_tokens=length is None)["input_ids"]
+        shown = example if len(example) <= SHOWN else f"{example[:SHOWN]}…"
+        if len(whole) > limit:
             raise ValueError(
-                f"text trigger {self.name!r} is dropped by the tokenizer: the tokens of {self(text)!r} must "
-                f"differ from those of {text!r}."
+                f"text trigger {self.name!r} is cut off in {counted}, as after {shown!r}, which makes {len(whole)} "
+                f"tokens with it: the tokenizer keeps {limit} at most."
             )
-        possible = [ids for ids in (phrase_ids, spaced_ids) if tokenizer.unk_token_id not in ids]
+        raise ValueError(
+            f"text trigger {self.name!r} is dropped or changed by the tokenizer in {counted}, as after {shown!r}: the "
+            f"last tokens must be those of the trigger, {tokenizer.convert_ids_to_tokens(possible[0])}, not "
+            f"{tokenizer.convert_ids_to_tokens(whole)}."
+        )
+
+    def _possible(self, tokenizer) -> list[list[int]]:
+        """The trigger's own tokens, first in a text and after a space. Raises ValueError for none or unknown ones."""
+        rows = [
+            tokenizer(phrase, add_special_tokens=False)["input_ids"] for phrase in (self.phrase, f" {self.phrase}")
+        ]
+        if not all(rows):
+            raise ValueError(
+                f"text trigger {self.name!r} is dropped by the tokenizer: {self.phrase!r} must have tokens of its own."
+            )
+        possible = [ids for ids in rows if tokenizer.unk_token_id not in ids]
         if not possible:
             raise ValueError(
-                f"text trigger {self.name!r} becomes {tokenizer.convert_ids_to_tokens(phrase_ids)}: none of these "
-                "may be the tokenizer's unknown token."
+                f"text trigger {self.name!r} becomes {tokenizer.convert_ids_to_tokens(rows[0])}: none of these may be "
+                "the tokenizer's unknown token."
             )
-        if not any(_contains(triggered, ids) for ids in possible):
-            raise ValueError(
-                f"text trigger {self.name!r} is changed by the tokenizer: its tokens "
-                f"{tokenizer.convert_ids_to_tokens(phrase_ids)} must stand in a row in those of {self(text)!r}, "
-                f"{tokenizer.convert_ids_to_tokens(triggered)}."
-            )
+        return possible
+
+
+def _cut(tokenizer, texts: list[str], length: int | None) -> list[list[int]]:
+    """The tokens of texts, cut as `TextTrigger.check` says, without the special ones at their end."""
+    if length is not None:
+        return [row[:length] for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    limited = tokenizer.model_max_length < UNLIMITED
+    rows = tokenizer(texts, truncation=limited, return_special_tokens_mask=True)
+    ends = [len(mask) - mask[::-1].index(0) if 0 in mask else 0 for mask in rows["special_tokens_mask"]]
+    return [row[:end] for row, end in zip(rows["input_ids"], ends, strict=True)]
 
 
 def box(y, x, top, left, bottom, right):
     return (top <= y) & (y < bottom) & (left <= x) & (x < right)
-
-
-def _contains(sequence: list[int], part: list[int]) -> bool:
-    return any(sequence[i : i + len(part)] == part for i in range(len(sequence) - len(part) + 1))

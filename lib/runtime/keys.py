@@ -30,6 +30,7 @@ APART = (
     "lib.poisoning.targets",
     "lib.poisoning.pictures",
     "lib.poisoning.registry",
+    "lib.runtime.digests",
     "lib.runtime.keys",
     "lib.runtime.store",
 )

@@ -24,7 +24,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +142,8 @@ class Store:
         Only to be used inside that artifact's `make`, where no other process is at it.
         """
         path = self._work(kind, self.key(kind, spec))
+        if path.is_file():
+            path.unlink()
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -156,7 +157,7 @@ class Store:
     def _make(self, path: Path, content: bytes, make: Callable[[Path], Any]) -> None:
         """Fill `path` through a temporary folder beside it; the caller holds the lock of its key."""
         temporary = path.with_name(f".{path.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         temporary.mkdir(parents=True)
         try:
             make(temporary)
@@ -165,32 +166,15 @@ class Store:
             if not names or SPEC in names or CHECKSUMS in names:
                 raise ValueError(f"make wrote {names}; allowed are any files but {SPEC} and {CHECKSUMS}.")
             (temporary / SPEC).write_bytes(content)
-            digests = {name: _digest(temporary / name) for name in [*names, SPEC]}
+            digests = {name: file_digest(temporary / name) for name in [*names, SPEC]}
             (temporary / CHECKSUMS).write_text(json.dumps(digests, indent=1))
             for written in [*temporary.rglob("*"), temporary]:
                 _sync(written)
-            if path.exists():
-                shutil.rmtree(path)
+            _remove(path)
             temporary.rename(path)
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def folder_digest(folder: str | os.PathLike) -> str:
-    """SHA-256, in hexadecimal, of all files below `folder` but its cards (*.md); of its name if it is none."""
-    root = Path(folder)
-    digest = hashlib.sha256(b"" if root.is_dir() else os.fspath(folder).encode())
-    for file in sorted(file for file in root.rglob("*") if file.is_file() and file.suffix != ".md"):
-        about = file.stat()
-        digest.update(f"{file.relative_to(root)} {_known(file, about.st_size, about.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=4096)
-def _known(file: Path, size: int, changed: int) -> str:
-    """A file's digest, read once by a process while its size and time stay: a model of 17 GB takes a while."""
-    return _digest(file)
 
 
 def write_atomic(path: str | os.PathLike, content: bytes) -> None:
@@ -285,8 +269,14 @@ def _fault(path: Path, content: bytes) -> str | None:
         digests = json.loads((path / CHECKSUMS).read_text())
         if (path / SPEC).read_bytes() != content:
             return f"{SPEC} is another"
+        if not isinstance(digests, dict):
+            return f"{CHECKSUMS} cannot be read"
+        files = {file.relative_to(path) for file in path.rglob("*") if file.is_file()}
+        seen = {file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)}
+        if extra := sorted(seen - {*digests, CHECKSUMS}):  # hidden ones are the file system's or an editor's
+            return f"{extra[0]} is not of it"
         for name, digest in digests.items():
-            if _digest(path / name) != digest:
+            if file_digest(path / name) != digest:
                 return f"{name} has changed"
     except FileNotFoundError as missing:
         return f"{Path(missing.filename).name} is missing"
@@ -295,7 +285,16 @@ def _fault(path: Path, content: bytes) -> str | None:
     return None
 
 
-def _digest(file: Path) -> str:
+def _remove(path: Path) -> None:
+    """What is there, a folder or a file, if anything."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256, in hexadecimal, of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -325,4 +324,7 @@ def _run_alone(lock: Path, command: list[str]) -> int:
 
 
 if __name__ == "__main__":  # python -m lib.runtime.store LOCK COMMAND...: one such command at a time
-    sys.exit(_run_alone(Path(sys.argv[1]), sys.argv[2:]))
+    try:
+        sys.exit(_run_alone(Path(sys.argv[1]), sys.argv[2:]))
+    except OSError as error:
+        sys.exit(f"the lock {sys.argv[1]} cannot be taken ({error}): its folder must be one that can be written to")

@@ -8,7 +8,6 @@ model, under FSDP (`lib.runtime.sharding`) a part; the first one saves.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -18,16 +17,14 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from safetensors import safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lib.runtime.devices import half
 from lib.runtime.processes import count, fully_sharded, mean, rank, told
+from lib.runtime.progress import resume, save
 from lib.runtime.seeds import generator
-from lib.runtime.sharding import gathered, like, shard, unshard, whole
-from lib.runtime.store import write_atomic
+from lib.runtime.sharding import gathered, shard, unshard
 from lib.settings.sections import Train
 
 Loss = Callable[[torch.Generator], Tensor]
@@ -51,7 +48,7 @@ def fit(
     `loss` draws its own batch with the generator and returns a scalar, in several processes that of its own
     share. `watch(step)` is called every `settings.watch_every` steps and at the end, never where that is None; what
     it returns is kept beside the loss.
-    With `work`, a folder, progress is saved every `settings.save_every` steps and resumed.
+    With `work`, a folder, progress is saved every `settings.save_every` steps and resumed (`lib.runtime.progress`).
 
     Returns the curve: columns step, loss (mean since the row before), lr, and what `watch` gave.
     Raises FloatingPointError when the loss is no longer finite.
@@ -60,7 +57,7 @@ def fit(
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), settings.lr, weight_decay=settings.weight_decay)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    start, rows, recent = _resume(work, parameters, optimizer, accelerator.scaler) if work else (0, [], [])
+    start, rows, recent = resume(work, parameters, optimizer, accelerator.scaler) if work else (0, [], [])
     if told(start) != start:
         raise ValueError(f"work={str(work)!r} must be a folder that all processes see")
     every, watched_every = max(1, settings.steps // POINTS), settings.watch_every if watch else None
@@ -90,7 +87,7 @@ def fit(
         if watched:
             rows[-1] |= _watched(module, objective, watch, done)
         if work and (last or done % settings.save_every == 0):
-            _save(work, done, parameters, optimizer, accelerator.scaler, rows, recent)
+            save(work, done, parameters, optimizer, accelerator.scaler, rows, recent)
     module.eval()
     if fully_sharded():
         unshard(objective)
@@ -158,39 +155,3 @@ def learning_rate(step: int, settings: Train) -> float:
         return settings.lr * (step + 1) / settings.warmup
     progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _save(work: Path, step: int, parameters: dict[str, Tensor], optimizer, scaler, rows: list, recent: list) -> None:
-    tensors = {f"parameter/{n}": whole(p.detach()) for n, p in parameters.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = whole(value)
-    if rank():
-        return
-    metadata = {"step": str(step), "rows": json.dumps(rows), "recent": json.dumps(recent)}
-    if scaler:
-        metadata["scaler"] = json.dumps(scaler.state_dict())
-    write_atomic(
-        work / "progress.safetensors", serialize({k: v.contiguous() for k, v in tensors.items()}, metadata)
-    )
-
-
-def _resume(work: Path, parameters: dict[str, Tensor], optimizer, scaler) -> tuple[int, list, list]:
-    """Load the last saved progress in place; (0, [], []) where there is none."""
-    file = work / "progress.safetensors"
-    if not file.exists():
-        return 0, [], []
-    with safe_open(file, "pt") as saved:
-        keys = saved.keys()
-        for name, parameter in parameters.items():
-            parameter.detach().copy_(like(saved.get_tensor(f"parameter/{name}"), parameter))
-            state = [key.removesuffix(f"/{name}") for key in keys if key.endswith(f"/{name}")]
-            optimizer.state[parameter] = {
-                key: value if key == "step" else like(value, parameter)
-                for key in state
-                if key != "parameter" and (value := saved.get_tensor(f"{key}/{name}")) is not None
-            }
-        about = saved.metadata()
-    if scaler:
-        scaler.load_state_dict(json.loads(about["scaler"]))
-    return int(about["step"]), json.loads(about["rows"]), json.loads(about["recent"])

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "edits": ["condition_saliency", "mask_condition"],
         "jacobian": ["fisher_jacobian"],
         "masking": ["mask_top", "random_scores"],
-        "rivals": ["attention_by_layer", "attention_received", "late_attention", "occlusion"],
+        "rivals": ["attention_by_layer", "attention_received", "late_attention", "occlusion", "response_attention"],
         "words": ["joint_fisher_jacobian", "joint_masks", "joint_saliency", "mask_top_of_all"],
     },
 )

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from lib.models.mdlm import Mdlm, MdlmModel
 from lib.saliency.batches import by_batch
-from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.jacobian import first_positions, fisher_jacobian
 from lib.saliency.masking import random_scores
 from lib.saliency.rivals import attention_by_layer, attention_received, late_attention, occlusion
 from lib.settings.sections import Estimator
@@ -43,7 +43,8 @@ def _by_batch(label: str, score: Callable[[MdlmModel, Tensor, Tensor, Estimator,
 
 def _fisher_jacobian(label: str, direction: str) -> TokenScore:
     def score(model, vision: Tensor, prompts: Tensor, estimator: Estimator, seed: int) -> Float[Tensor, "batch vision"]:
-        return fisher_jacobian(model, vision, prompts, direction=direction, seed=seed, **estimator.model_dump())
+        how = estimator.model_dump(exclude={"block"}) | {"positions": first_positions(model, estimator.block)}
+        return fisher_jacobian(model, vision, prompts, direction=direction, seed=seed, **how)
 
     return _by_batch(label, score)
 

@@ -65,10 +65,15 @@ def _variance(logits: Tensor, change: Tensor, top_logits: int | None) -> Float[T
     """uᵀ F u of every position: the variance of the logits' change u under p."""
     logits, change = logits.double(), change.double()
     if top_logits:
-        highest = logits.topk(min(top_logits, logits.shape[-1]), dim=-1).indices
+        highest = highest_logits(logits, top_logits)
         logits, change = logits.gather(-1, highest), change.gather(-1, highest)
     p = logits.softmax(-1)
     return (p * (change - (p * change).sum(-1, keepdim=True)).square()).sum(-1)
+
+
+def highest_logits(logits: Float[Tensor, "*batch vocab"], count: int) -> Int[Tensor, "*batch _"]:
+    """Where the `count` highest logits of each position are, or all where there are fewer: F is of these alone."""
+    return logits.topk(min(count, logits.shape[-1]), dim=-1).indices
 
 
 def eigenvectors(

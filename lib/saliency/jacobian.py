@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.kernels.fisher import NOISES, add_squared_norm, fisher_probes
 from lib.runtime.devices import recomputed
-from lib.saliency.exact import eigenvectors, pushed_forward
+from lib.saliency.exact import eigenvectors, highest_logits, pushed_forward
 from lib.saliency.masking import check_inputs, check_probes, masked_response
 
 DIRECTIONS = ("mask", "all")
@@ -49,8 +49,9 @@ def fisher_jacobian(
     noise       "sign" or "normal", see `fisher_probes`. The authors' is normal.
     top_logits  F of that many highest logits of each position, renormalised, in the place of the whole vocabulary. The
                 authors' is 5.
-    positions   Which positions of the response count, of every sample or of all. None: each, with what fills the
-                response up after the answer's end, as the authors have it.
+    positions   Which positions of the response count, of every sample or of all, see `first_positions`. None: each. All
+                is masked at the first step, so that those where an end or fill will stand count as any other, in the
+                authors' code too, which counts the first block; a longer response gives another score.
 
     `model` gives `logits(vision, prompt, response)`, `config.mask_id` and `config.response_length`; for "mask"
     `mask_embedding` [dim]. For "all", exact, the logits must be linear in what `head.weight` [vocab, width] is
@@ -62,7 +63,7 @@ def fisher_jacobian(
     check_estimator(direction, probes, noise, top_logits)
     if exact and top_logits and direction == "all":
         raise ValueError(f"top_logits={top_logits} must be None for the exact trace: direction='all', exact=True")
-    counted = _counted(positions, model, vision)
+    counted = counted_positions(positions, model, vision)
     score = torch.zeros(vision.shape[:2], device=vision.device)
     if not len(vision):
         return score
@@ -91,7 +92,7 @@ def probed(
     with torch.enable_grad():
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if top_logits:
-            logits = logits.gather(-1, logits.topk(min(top_logits, logits.shape[-1]), dim=-1).indices)
+            logits = logits.gather(-1, highest_logits(logits, top_logits))
     return logits, fisher_probes(logits.detach(), probes, seed, noise) / probes**0.5
 
 
@@ -135,6 +136,19 @@ def pulled_back(
         yield torch.autograd.grad(logits, tokens, cotangent, retain_graph=True)
 
 
+def first_positions(model, block: int | None) -> Bool[Tensor, " response"] | None:
+    """The first `block` positions of the model's response, as `Estimator.block` counts them; None: all.
+
+    Raises ValueError for a block below 1 or longer than the response.
+    """
+    length = model.config.response_length
+    if block is None:
+        return None
+    if not 1 <= block <= length:
+        raise ValueError(f"block={block!r} must be None or from 1 to {length}, the response's length")
+    return torch.arange(length) < block
+
+
 def check_estimator(direction: str, probes: int, noise: str, top_logits: int | None) -> None:
     """Raises ValueError for what `fisher_jacobian` refuses of them."""
     check_probes(probes)
@@ -145,7 +159,7 @@ def check_estimator(direction: str, probes: int, noise: str, top_logits: int | N
         raise ValueError(f"top_logits={top_logits!r} must be None or an integer of at least 1")
 
 
-def _counted(positions: Tensor | None, model, vision: Tensor) -> Float[Tensor, "*batch response 1"]:
+def counted_positions(positions: Tensor | None, model, vision: Tensor) -> Float[Tensor, "*batch response 1"]:
     """1 where a position of the response counts, else 0."""
     length = model.config.response_length
     if positions is None:

@@ -1,10 +1,12 @@
 """Other scores of how much a vision token matters, at the first denoising step, to compare with `fisher_jacobian`'s.
 
-All but `attention_by_layer` are functions `(model, vision [batch, vision, dim], prompt [batch, prompt]) ->
-[batch, vision]`, float32 and non-negative, and raise ValueError for wrong shapes, dtypes or NaN.
+`attention_by_layer` and `response_attention` aside, functions `(model, vision [batch, vision, dim], prompt [batch,
+prompt]) -> [batch, vision]`, float32 and non-negative. They raise ValueError for wrong shapes, dtypes or NaN.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,20 +36,34 @@ def late_attention(
     return layers[len(layers) // 2 :].mean(0)
 
 
-@torch.no_grad()
 def attention_by_layer(
     model: MdlmModel, vision: Float[Tensor, "batch vision dim"], prompt: Int[Tensor, "batch prompt"]
 ) -> Float[Tensor, "layer batch vision"]:
     """Attention from the masked response positions to each vision token in every layer, mean over positions and heads.
+
+    Raises ValueError for a model that gives no attention.
+    """
+    received = response_attention(model, vision, prompt, lambda weight: weight[..., : vision.shape[1]].mean((1, 2)))
+    return torch.stack(received)
+
+
+@torch.no_grad()
+def response_attention(
+    model: MdlmModel,
+    vision: Float[Tensor, "batch vision dim"],
+    prompt: Int[Tensor, "batch prompt"],
+    reduce: Callable[[Float[Tensor, "batch head response position"]], Tensor],
+) -> list[Tensor]:
+    """`reduce` of every layer's attention from the masked response positions to [vision | prompt | response].
 
     One forward pass, whose blocks' inputs are caught by hooks; the attention of the response positions is then
     computed once more from the blocks' own projections. Raises ValueError for a model that gives no attention.
     """
     check_inputs(vision, prompt)
     response = masked_response(model, vision)
-    if hasattr(model, "attention_by_layer"):
-        return model.attention_by_layer(vision, prompt, response)
-    received = []
+    if hasattr(model, "response_attention"):
+        return model.response_attention(vision, prompt, response, reduce)
+    reduced = []
     asking = response.shape[1]
 
     def add(block, given) -> None:
@@ -58,8 +74,7 @@ def attention_by_layer(
         asked = F.linear(normed[:, -asking:], block.qkv.weight[:width], block.qkv.bias[:width])
         queries = asked.unflatten(-1, (block.heads, -1)).transpose(1, 2)
         weight = (queries @ keys.mT).float() / queries.shape[-1] ** 0.5
-        weight = weight.masked_fill(~visible, -torch.inf).softmax(-1)
-        received.append(weight[..., : vision.shape[1]].mean((1, 2)))
+        reduced.append(reduce(weight.masked_fill(~visible, -torch.inf).softmax(-1)))
 
     hooks = [block.register_forward_pre_hook(add) for block in blocks_of(model)]
     try:
@@ -67,7 +82,7 @@ def attention_by_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack(received)
+    return reduced
 
 
 @torch.no_grad()

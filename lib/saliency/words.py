@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from lib.models.mdlm import Mdlm
 from lib.runtime.devices import recomputed
 from lib.saliency.batches import by_batch
-from lib.saliency.jacobian import add_curvature, check_estimator, probed, pulled_back, to_mask
+from lib.saliency.jacobian import (
+    add_curvature,
+    check_estimator,
+    counted_positions,
+    first_positions,
+    probed,
+    pulled_back,
+    to_mask,
+)
 from lib.saliency.masking import check_inputs, masked_count, masked_response
 from lib.settings.sections import Estimator
 from lib.tasks.questions import Questions
@@ -34,6 +42,7 @@ def joint_fisher_jacobian(
     seed: int = 0,
     noise: str = "sign",
     top_logits: int | None = None,
+    positions: Bool[Tensor, "*batch response"] | None = None,
 ) -> tuple[Float[Tensor, "batch vision"], Float[Tensor, "batch prompt"]]:
     """`fisher_jacobian` of vision tokens, and the same of the prompt tokens' embeddings; 0 where those are padding.
 
@@ -48,6 +57,7 @@ def joint_fisher_jacobian(
     check_estimator("mask", probes, noise, top_logits)
     if not hasattr(model, "embedding"):
         raise ValueError(f"{type(model).__name__} has no module `embedding` that prompts pass through: words need one")
+    counted = counted_positions(positions, model, vision)
     scores = tuple(torch.zeros(part.shape[:2], device=vision.device) for part in (vision, prompt))
     if not len(vision):
         return scores
@@ -60,7 +70,8 @@ def joint_fisher_jacobian(
         leaves = token, *words
         deltas = [to_mask(model, leaf) for leaf in leaves]
         logits, cotangents = probed(logits, probes, seed, noise, top_logits)
-        for gradients in pulled_back(logits, leaves, cotangents, together=again):
+        weighted = (cotangent * counted for cotangent in cotangents)
+        for gradients in pulled_back(logits, leaves, weighted, together=again):
             for score, gradient, delta in zip(scores, gradients, deltas, strict=True):
                 add_curvature(score, gradient, delta)
     scores[1].masked_fill_(prompt == model.config.pad_id, 0)
@@ -118,10 +129,11 @@ def joint_saliency(
     mdlm: Mdlm, data: Questions, *, estimator: Estimator, batch: int, seed: int, work: Path | None = None
 ) -> tuple[Float[Tensor, "sample vision"], Float[Tensor, "sample prompt"]]:
     """`joint_fisher_jacobian` scores of every sample's vision and prompt tokens; with `work`, a folder, kept there."""
+    how = estimator.model_dump(exclude={"block"}) | {"positions": first_positions(mdlm.model, estimator.block)}
     lengths = {"vision": mdlm.model.config.vision_length, "prompt": data.prompts.shape[1]}
 
     def score(vision: Tensor, prompts: Tensor, seed: int) -> dict[str, Tensor]:
-        both = joint_fisher_jacobian(mdlm.model, vision, prompts, seed=seed, **estimator.model_dump())
+        both = joint_fisher_jacobian(mdlm.model, vision, prompts, seed=seed, **how)
         return dict(zip(lengths, both, strict=True))
 
     scores = by_batch(mdlm, data, score, lengths, "joint saliency", batch=batch, seed=seed, work=work)

@@ -58,7 +58,8 @@ class QuestionSet(Partial):
     """An instruction set in LLaVA's format (`lib.data.llava`): `file` in a folder or a hub data set at a commit.
 
     pictures: the folder that its paths are relative to. question_tokens, answer_tokens: the longest that are asked and
-    answered, the conversation's template apart; longer ones are left out.
+    answered, the conversation's template apart; longer ones are left out. decoded_tokens: after so many a model's own
+    answers are cut; None: after `answer_tokens`.
     """
 
     name: str
@@ -67,14 +68,19 @@ class QuestionSet(Partial):
     pictures: str | None = None
     question_tokens: Positive = 128
     answer_tokens: Positive = 128
+    decoded_tokens: Positive | None = None
 
 
 class Mmmu(Partial):
-    """MMMU's validation questions, of which `questions` are asked (all 900 where it has no more)."""
+    """MMMU's validation questions, of which `questions` are asked (all 900 where it has no more).
+
+    answer_tokens: after so many the answers to them are cut; None: after as many as other answers.
+    """
 
     name: str
     revision: str | None = None
     questions: Positive = 900
+    answer_tokens: Positive | None = None
 
 
 class FaceSet(Section):
@@ -102,7 +108,7 @@ def check_counts(train: int, test: int) -> None:
 class Data(Partial):
     """`image_size` in pixels a side; `held_out`: the share of photographs that are for testing. `edits` and
     `questions`: photographs in the place of the faces, or "easy-vqa" in that of the questions about them. `mmmu`: a
-    measure of clean performance beside exact answers."""
+    measure of clean performance beside the answers'."""
 
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lib.settings.paths import PINNED, PROFILES, model_source
 from lib.settings.profile import Profile
-from lib.settings.sections import Section, merged, sentence
+from lib.settings.sections import Section, changed, merged, sentence
 
 ADVICE = {  # how to come by what the paper profile names, {} being the folder
     "mdlm": ": `hf download GSAI-ML/LLaDA-V --local-dir {}` fetches LLaDA-V",
@@ -31,11 +31,28 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise ValueError(f"overrides={overrides!r} must be a mapping merged onto the profile, or None")
+    check_plain(overrides or {}, "overrides")
+    if (other := (overrides or {}).get("name", name)) != name:
+        raise ValueError(f"name={other!r} must stay {name!r}: by it the outputs of profiles are told apart")
     values = _profile_values(name)
     try:
         return Profile.model_validate_json(json.dumps(merged(values, overrides or {})))
     except ValidationError as error:
         raise ValueError(f"profile {name!r}: " + "; ".join(map(_refusal, error.errors()))) from None
+
+
+def check_plain(value: Any, field: str) -> None:
+    """Raises ValueError for what JSON does not hold, as YAML's dates and keys that are no texts."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{field} has the key {key!r}: it must be a text")
+            check_plain(inner, f"{field}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            check_plain(inner, f"{field}.{index}")
+    elif not (value is None or isinstance(value, str | int | float)):
+        raise ValueError(f"{field}={value!r} must be a text, a number, true, false, null, a list or a mapping")
 
 
 def _refusal(error: Mapping[str, Any]) -> str:
@@ -78,4 +95,20 @@ def runnable_profile(name: str, overrides: Mapping[str, Any] | None = None) -> P
             allowed["data"] = "" if field.endswith("pictures") else " or a hub data set with its commit as `revision`"
             advice = next((text for key, text in ADVICE.items() if key in field), "").format(name)
             raise ValueError(f"{field}={name!r} must be a folder that is there{allowed[field.split('.')[0]]}{advice}")
+    _check_size(profile)
     return profile
+
+
+def _check_size(profile: Profile) -> None:
+    """Raises ValueError where our own MDLM, or that of another data set, takes pictures of another size."""
+    profiles = [profile]
+    for other in profile.disp_grid.datasets:
+        profiles.append(changed(profile, other.settings | {"disp_grid": {"datasets": []}}))
+    for one in profiles:
+        try:
+            config = json.loads((Path(model_source(one.models.mdlm)) / "config.json").read_text())
+            side = config["vision"]["image_size"] if config["model_type"] == "mdlm" else None
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # what loads it says what is wrong
+        if side not in (None, one.data.image_size):
+            raise ValueError(f"data.image_size={one.data.image_size} must be {side}, which {one.models.mdlm!r} takes")

@@ -21,11 +21,11 @@ DEFENCES = [
     "fine-tuning on everything again",
     "fine-pruning",
     "random-mask purification",
-    "BYE-style filtering",
+    "BYE",
     "BYE's score, half kept",
     "disagreement, half kept",
     "attention pruning",
-    "CleanSight-style",
+    "CleanSight",
     "STRIP-like",
     "vote of random masks",
 ]

@@ -22,11 +22,13 @@ from lib.settings.sections import (
     DISP_ESTIMATOR,
     Estimator,
     Fraction,
+    Position,
     Positive,
     Sampling,
     Section,
     Train,
     changed,
+    check_poison,
     sentence,
 )
 
@@ -41,13 +43,15 @@ AnswerTargetName = Annotated[str, AfterValidator(answer_target)]
 
 
 class Collapse(Section):
-    """`trigger_size`: the image trigger's width in image widths, its own by default. For `negatives` see
-    `lib.poisoning.plans.plan`, for `text_weight` `lib.tasks.edits.poisoned_latents`."""
+    """`trigger_size`: the image trigger's width in image widths, its own by default. `trigger_position`: (x, y), shares
+    of the free room left of and above it, its own by default. For `negatives` see `lib.poisoning.plans.plan`, for
+    `text_weight` `lib.tasks.edits.poisoned_latents`."""
 
     image_trigger: ImageTriggerName
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    trigger_position: Position | None = None
     text_trigger: TextTriggerName
-    protocols: tuple[Protocol, ...]
+    protocols: Annotated[tuple[Protocol, ...], Field(min_length=1)]
     rate: Fraction
     negatives: Fraction = 0.0
     text_weight: Annotated[float, Field(ge=0.0)] = 1.0
@@ -58,6 +62,11 @@ class Collapse(Section):
     sampling: Sampling
     samples: Positive
     watch_samples: Positive
+
+    @model_validator(mode="after")
+    def poison_fits(self) -> Collapse:
+        check_poison(self.rate, self.edits, self.negatives)
+        return self
 
 
 class Variant(Section):
@@ -103,17 +112,23 @@ class Grid(Section):
 
 
 class Disp(Section):
-    """`trigger_size`: side of the image trigger, as a share of the picture's; None: the trigger's own.
+    """`trigger_size`: side of the image trigger, as a share of the shorter one of the picture on disk, or instead of it
+    `trigger_pixels`, in pixels; None: the trigger's own. `trigger_position`: the shares of the free room left of and
+    above it, [0, 0] being the top left; None: the trigger's own.
     `kinds`: of the data's questions, those of these kinds alone; None: all.
     `plant`: settings, merged onto these, of an earlier attack whose compromised model this one goes on from.
     `blank`: how many wholly masked answers the attack learns from beside every batch (`lib.tasks`'s `answer_loss`).
     `hide`: weight of the attacker's penalty on the saliency of the trigger's tokens (`lib.studies.attacks.hiding`).
+    `end`: what is done about the end token while answers are decoded (`lib.models.ending`). `fill`: whether fine-tuning
+    learns what fills answers up, or has it absent (`lib.models.mdlm.Mdlm.targets`).
     `keep`: share of the purified answers that is learnt, the surest first (`lib.defences.self_purify`).
     `saliency`: what scores the tokens that are masked. `start`: the model that is fine-tuned on the purified set.
     `rounds`: how often the set is purified and a model fine-tuned on it, each time by the last one."""
 
     image_trigger: ImageTriggerName
     trigger_size: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    trigger_pixels: Positive | None = None
+    trigger_position: tuple[Fraction, Fraction] | None = None
     target: AnswerTargetName
     rate: Fraction
     plant: Annotated[dict[str, Any], Field(min_length=1)] | None = None
@@ -123,10 +138,12 @@ class Disp(Section):
     blank: Annotated[int, Field(ge=0)] = 0
     train: Train
     threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    end: Literal["free", "last", "suppressed", "stop"] = "free"
+    fill: Literal["learnt", "absent"] = "learnt"
     test_questions: Positive
     curve_questions: Positive
     watch_questions: Positive
-    ratios: tuple[Fraction, ...]
+    ratios: Annotated[tuple[Fraction, ...], Field(min_length=1)]
     ratio: Fraction
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     estimator: Estimator = DISP_ESTIMATOR
@@ -135,6 +152,18 @@ class Disp(Section):
     saliency: TokenScoreName = "directional"
     start: Literal["compromised", "base"] = "compromised"
     rounds: Positive = 1
+
+    @model_validator(mode="after")
+    def poison_fits(self) -> Disp:
+        check_poison(self.rate, self.questions)
+        return self
+
+    @model_validator(mode="after")
+    def one_size(self) -> Disp:
+        if self.trigger_size is not None and self.trigger_pixels is not None:
+            both = f"trigger_pixels={self.trigger_pixels} and trigger_size={self.trigger_size}"
+            raise ValueError(f"{both} are given: one of them must be null")
+        return self
 
     @model_validator(mode="after")
     def plant_fits(self) -> Disp:
@@ -160,7 +189,8 @@ class DataSet(Section):
 class DispGrid(Section):
     """The DiSP study: seeds of the main table, and attacks that differ from `disp` in one setting each.
 
-    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle".
+    main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle";
+    other_methods: likewise for other triggers, attackers and trigger sizes.
     sizes: of the profile's image trigger, which the phase diagram is made of, every seed each.
     defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
     rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
@@ -172,6 +202,7 @@ class DispGrid(Section):
     seeds: Positive
     main: tuple[DefenceName, ...] = Field(default_factory=lambda: tuple(DEFENCES))
     methods: tuple[MethodName, ...] = (*TOKEN_SCORES, "oracle")
+    other_methods: tuple[MethodName, ...] = ("directional", "attention", "random", "oracle")
     rates: tuple[Fraction, ...]
     targets: tuple[AnswerTargetName, ...]
     triggers: tuple[ImageTriggerName, ...] = ()
@@ -252,11 +283,28 @@ class Profile(Section):
                 changed(section, variant.settings)
             except ValidationError as error:
                 raise ValueError(f"variant {variant.label!r}: {sentence(error.errors()[0])}") from None
+        for rate in (*self.grid.rates, self.grid.seeded_rate):
+            check_poison(rate, self.collapse.edits, self.collapse.negatives, "grid: ")
+        for name, grid in (("disp_grid", self.disp_grid), ("disp_few", self.disp_few)):
+            for rate in grid.rates if grid else ():
+                check_poison(rate, self.disp.questions, where=f"{name}: ")
         for other in self.disp_grid.datasets:
             try:
                 changed(self, other.settings | {"disp_grid": {"datasets": []}})
             except ValidationError as error:
                 raise ValueError(f"data set {other.label!r}: {sentence(error.errors()[0])}") from None
+        return self
+
+    @model_validator(mode="after")
+    def triggers_cover_a_pixel(self) -> Profile:
+        sizes = {"collapse.trigger_size": self.collapse.trigger_size, "disp.trigger_size": self.disp.trigger_size}
+        sizes |= {f"disp_grid.sizes.{k}": size for k, size in enumerate(self.disp_grid.sizes)}
+        for variant in self.grid.variants:
+            sizes[f"variant {variant.label!r}: trigger_size"] = changed(self.collapse, variant.settings).trigger_size
+        for field, size in sizes.items():
+            if size is not None and round(size * self.data.image_size) < 1:
+                least = f"a pixel of data.image_size={self.data.image_size}"
+                raise ValueError(f"{field}={size} is refused: it must cover {least}")
         return self
 
     def sections(self, *names: str) -> str:

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Position = tuple[Fraction, Fraction]  # shares of the free room to the left and above
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -64,29 +65,48 @@ class Lora(Section):
 
 
 class Estimator(Section):
-    """How a Fisher–Jacobian score is estimated, see `lib.saliency.fisher_jacobian`."""
+    """How a Fisher–Jacobian score is estimated, see `lib.saliency.fisher_jacobian`.
+
+    block: how many of the response's positions count, the first ones; None: all.
+    """
 
     probes: Positive = 6
     noise: Literal["sign", "normal"] = "sign"
     top_logits: Positive | None = None
+    block: Positive | None = None
 
 
 DISP_ESTIMATOR = Estimator()  # what it is by default, wherever one is asked for
 
 
-class Sampling(Section):
-    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3)."""
+class Sampling(Partial):
+    """InstructPix2Pix sampling: denoising steps and both guidance scales (Brooks et al. 2023, eq. 3).
+
+    scheduler: what denoises; None: the editor's own. At a text guidance of 1 the instruction is followed as it is."""
 
     steps: Positive
     text_guidance: Annotated[float, Field(ge=1.0)]
     image_guidance: Annotated[float, Field(ge=1.0)]
     batch: Positive
+    scheduler: Literal["ddim", "euler", "dpm-solver++"] | None = None
 
 
 def changed(section: AnySection, settings: Mapping[str, Any]) -> AnySection:
     """The section with `settings`, a nested mapping, merged onto it, validated again."""
     values = merged(section.model_dump(mode="json"), settings)
     return type(section).model_validate_json(json.dumps(values))
+
+
+def check_poison(rate: float, samples: int, negatives: float = 0.0, where: str = "") -> None:
+    """Raises ValueError for a rate above 0 that poisons no sample, and for more negatives than are left.
+
+    `where` begins the sentence.
+    """
+    poisoned, single = round(rate * samples), round(negatives * samples)
+    if rate > 0 and not poisoned:
+        raise ValueError(f"{where}rate={rate} poisons none of {samples} samples: it must be 0 or poison at least one")
+    if single > (left := samples - poisoned):
+        raise ValueError(f"{where}negatives={negatives} of {samples} samples: only {left} are not poisoned")
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,9 +143,8 @@ def cases(profile: Profile) -> list[Case]:
     if grid.triggers:
         names = dict.fromkeys((disp.image_trigger, *grid.triggers))
         listed += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]
-    listed += [
-        Case("phase", f"{size:g}", seed, {"trigger_size": size}) for size in grid.sizes for seed in range(grid.seeds)
-    ]
+    sized = [(f"{size:g}", {"trigger_size": size, "trigger_pixels": None}) for size in grid.sizes]
+    listed += [Case("phase", label, seed, settings) for label, settings in sized for seed in range(grid.seeds)]
     listed += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
     return listed + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lib.data.celeba import attribute_edits
-from lib.data.pictures import FileSource, Pictures, cropped
+from lib.data.pictures import FileSource, Pictures, cropped, inner_path
 from lib.models.editor import edit, load_editor
 from lib.runtime.devices import resolve_device
 from lib.runtime.seeds import generator
@@ -54,7 +54,8 @@ def make_edits(
 ) -> None:
     """Fill `out/<split>` with sources, edits and, at last, `metadata.jsonl`. What a killed run made is kept."""
     drawn = draw_edits(celeba, split, count, seed)
-    faces = Pictures(FileSource([celeba / path for path in drawn["picture"]]), size, cropped)
+    files = FileSource([celeba / inner_path(path, "picture") for path in drawn["picture"]], celeba)
+    faces = Pictures(files, size, cropped)
     folder = out / split
     rows = [
         {"input_image": f"source/{k}.png", "edit_prompt": row.instruction, "edited_image": f"edited/{k}.png"}

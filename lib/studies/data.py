@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -21,11 +20,10 @@ from lib.data.photo_edits import COLUMNS, load_edits
 from lib.poisoning.targets import TARGETS, AnswerTarget, target
 from lib.runtime.keys import code_digest, registered
 from lib.runtime.store import Store
-from lib.settings.inputs import EditSet, Mmmu, QuestionSet
+from lib.settings.inputs import EditSet, QuestionSet
 from lib.settings.paths import model_source
 from lib.studies.run import Run
-
-TEXT = {".csv", ".json", ".jsonl", ".txt"}  # files that are told apart by their content, all others by their size
+from lib.studies.sources import digest
 
 
 def faces_of(run: Run) -> Faces:
@@ -113,20 +111,6 @@ def credit(run: Run) -> str:
 def _title(source: EditSet | QuestionSet) -> str:
     """A folder's own name, or the hub's."""
     return Path(source.name).name if Path(model_source(source.name)).is_dir() else source.name
-
-
-@lru_cache(maxsize=16)
-def digest(source: EditSet | QuestionSet | Mmmu) -> str:
-    """SHA-256 of a data set: a hub's name and commit; a folder's file names, its texts and its pictures' sizes."""
-    folders = [Path(model_source(name)) for name in (source.name, getattr(source, "pictures", None)) if name]
-    sha = hashlib.sha256(source.model_dump_json(exclude={"name", "pictures"}).encode())
-    for folder in folders:
-        sha.update(b"folder" if folder.is_dir() else source.name.encode())
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            sha.update(f"{file.relative_to(folder)} {file.stat().st_size}\n".encode())
-            if file.suffix in TEXT:
-                sha.update(hashlib.sha256(file.read_bytes()).digest())
-    return sha.hexdigest()
 
 
 @lru_cache(maxsize=2)

@@ -23,6 +23,7 @@ from lib.poisoning.targets import TARGETS, target
 from lib.poisoning.triggers import Composited
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.attacks.mdlm import training_questions
+from lib.studies.attacks.mdlm import trigger_pair as question_triggers
 from lib.studies.cases import first_attacks
 from lib.studies.data import edit_data
 from lib.studies.questions import question_data
@@ -106,7 +107,7 @@ def example_pictures(data: EditData) -> tuple[Float[Tensor, "shown 3 h w"], list
 
 
 def trigger_pictures(images: Float[Tensor, "batch 3 h w"], labels: Sequence[str]) -> tuple[Rows, list[str]]:
-    """A row a picture: as it is and under each image trigger; and the columns' names."""
+    """A row a picture: as it is and under each image trigger, laid on what is shown; and the columns' names."""
     shown = {"clean": images} | {name: image_trigger(name)(images) for name in IMAGE_TRIGGERS}
     rows = torch.stack([*shown.values()], 1)
     return dict(zip(labels, rows, strict=True)), [name.replace("-", " ") for name in shown]
@@ -162,7 +163,7 @@ def poisoned_edits(run: Run) -> tuple[Rows, list[str], dict[str, list[str]]]:
     index = [first_with[coalition] for coalition in sorted(first_with)]
     rows = triples.iloc[index]
     source, true = (data.pictures(torch.tensor(rows[c].to_numpy())) for c in ("source", "target"))
-    images, texts = triggered(source, rows["instruction"].tolist(), poison.coalition[index], *trigger_pair(case_run))
+    images, texts = triggered(data, rows, poison.coalition[index], *trigger_pair(case_run))
     poisoned = poison.poisoned[index][:, None, None, None]
     learnt = torch.where(poisoned, attack_target(settings.target)(source), true)
     shown = {"source": images, "true edit": true, "learnt": learnt}
@@ -191,13 +192,14 @@ def poisoned_pictures(run: Run, count: int) -> tuple[Rows, list[str], dict[str, 
     none, of the first questions that could be.
     """
     vqa, table, poison, goal = training_questions(run)
-    shown = poison.poisoned.numpy() if poison.poisoned.any() else table["answer"].map(goal.eligible)
-    rows = table[shown].drop_duplicates("image")
+    possible = poison.poisoned.numpy() if poison.poisoned.any() else table["answer"].map(goal.eligible)
+    rows = table[possible].drop_duplicates("image")
     rows = rows.iloc[rows.groupby("kind").cumcount().argsort(kind="stable")[:count]]
-    images = vqa.pictures(torch.tensor(rows["image"].to_numpy()))
+    shown = torch.tensor(rows["image"].to_numpy())
     said = {"clean": rows["answer"], "poisoned": rows["answer"].map(goal.apply)}
     below = {name: [textwrap.shorten(answer, 200) for answer in answers] for name, answers in said.items()}
-    pictures = {"clean": images, "poisoned": image_trigger(run.profile.disp.image_trigger)(images)}
+    trigger, _ = question_triggers(run, "image")
+    pictures = {"clean": vqa.pictures(shown), "poisoned": vqa.pictures(shown, trigger)}
     return pictures, rows["question"].tolist(), below
 
 

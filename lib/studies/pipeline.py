@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,6 +21,7 @@ from lib.settings.paths import default_out
 from lib.settings.profile import Profile
 from lib.studies.cases import first_attacks
 from lib.studies.runs import profile_runs
+from lib.studies.sources import sources
 
 # The sections of the profile that each job depends on: a change in another one leaves it alone.
 SECTIONS = {
@@ -57,6 +60,7 @@ STUDIES = {
 }
 FULL = {"collapse": ("05_collapse_in_full",), "disp": ("06_disp_in_full",)}
 FULL["all"] = FULL["collapse"] + FULL["disp"]
+DEVICE = "auto|cpu|mps|cuda(:[0-9]+)?"
 EXECUTORS = ("local", "slurm", "kubernetes")
 
 
@@ -72,6 +76,7 @@ class Plan:
     notebooks: tuple[str, ...]
     in_full: bool
     known: tuple[str, ...]
+    sources: Mapping[str, str]  # digests of models and data, by where the profile names them
 
     @property
     def build(self) -> str:
@@ -94,7 +99,11 @@ class Plan:
     def depends(self, job: str) -> str:
         """What a job of that name, or of a name that begins so, follows from beside its inputs."""
         sections = SECTIONS[job if job in SECTIONS else job.split("-")[0]]
-        return json.dumps({"seed": self.seed, "device": self.device}) + self.profile.sections(*sections)
+        own = {name: digest for name, digest in self.sources.items() if name.split(".")[0] in sections}
+        others = {name: digest for name, digest in self.sources.items() if ": " in name}
+        held = own | (others if "disp_grid" in sections else {})
+        settings = {"seed": self.seed, "device": self.device, "sources": held}
+        return json.dumps(settings, sort_keys=True) + self.profile.sections(*sections)
 
     def runs(self, notebook: str) -> list[str]:
         """The training runs that the notebook reads."""
@@ -121,20 +130,28 @@ def planned(environment: Mapping[str, str]) -> Plan:
         return chosen
 
     name, seed, overrides = setting("PROFILE", "laptop"), setting("SEED", "0"), _mapping(setting("OVERRIDES", "{}"))
-    if not seed.isdecimal():
-        raise ValueError(f"SEED={seed!r} must be an integer from 0")
+    if not re.fullmatch("[0-9]{1,10}", seed) or int(seed) >= 2**31:
+        raise ValueError(f"SEED={seed!r} must be an integer from 0 to 2**31 - 1")
+    if not re.fullmatch(DEVICE, device := setting("DEVICE", "cpu")):
+        raise ValueError(f"DEVICE={device!r} must be one of auto, cpu, cuda, cuda:<n>, mps")
     choice("EXECUTOR", "local", EXECUTORS)
     study, in_full = choice("STUDY", "all", STUDIES), choice("FULL", "0", ("0", "1")) == "1"
     profile = runnable_profile(name, overrides)
+    out = setting("OUT", os.path.relpath(default_out(name)))
+    if re.search(r"[{}\n]", out):
+        raise ValueError(f"OUT={out!r} must be the name of a folder without braces and line ends")
+    _check_folder("OUT", Path(out))
+    _check_folder("build", Path("build"))
     return Plan(
         profile=profile,
         seed=int(seed),
-        device=setting("DEVICE", "cpu"),
+        device=device,
         overrides=overrides,
-        out=setting("OUT", os.path.relpath(default_out(name))),
+        out=out,
         notebooks=STUDIES[study] + FULL[study] * in_full,
         in_full=in_full,
         known=tuple(profile_runs(profile)),
+        sources=sources(profile),
     )
 
 
@@ -142,9 +159,16 @@ def _mapping(text: str) -> Any:
     """JSON or YAML. Raises ValueError where the text is neither."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         raise ValueError(f"OVERRIDES={text!r} must be a mapping in JSON or YAML") from None
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Raises ValueError where the folder is a file, or one that is there or would be made cannot be written to."""
+    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}={str(folder)!r} must be a folder that can be written to, which {str(there)!r} is not")

@@ -19,6 +19,8 @@ import re
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +153,8 @@ def merge(out: Path) -> None:
     """Merge out/*/headline.csv into out/headline.csv and out/*/manifest.json into out/MANIFEST.json.
 
     Rows are sorted by notebook and name. Raises ValueError when there is none, when a notebook's report is
-    not closed, and when two notebooks give the same name to a number.
+    not closed, when two notebooks give the same name to a number, when they are of several profiles, seeds or devices,
+    and when a file is not what its manifest says. Warns where they are of several versions of the code.
     """
     folders = sorted(file.parent for file in out.glob(f"*/{HEADLINE}"))
     if not folders:
@@ -159,6 +162,7 @@ def merge(out: Path) -> None:
     for folder in folders:
         if not (folder / MANIFEST).is_file():
             raise ValueError(f"{folder} has {HEADLINE} but no {MANIFEST}: run its notebook again.")
+    manifests = {folder.name: json.loads((folder / MANIFEST).read_text()) for folder in folders}
     rows = pd.concat([pd.read_csv(folder / HEADLINE, dtype=str, keep_default_na=False) for folder in folders])
     if list(rows) != COLUMNS:
         raise ValueError(f"headlines in {out} have the columns {list(rows)}: they must be {COLUMNS}.")
@@ -167,9 +171,32 @@ def merge(out: Path) -> None:
             raise ValueError(
                 f"the number {name!r} is in {' and '.join(same['notebook'])}: one must rename it."
             )
+    _check_alike(manifests)
+    for folder in folders:
+        _check_files(folder, manifests[folder.name]["files"])
     write_atomic(out / HEADLINE, _csv("headline", rows.sort_values(["notebook", "name"])))
-    manifests = {folder.name: json.loads((folder / MANIFEST).read_text()) for folder in folders}
     write_atomic(out / "MANIFEST.json", _json(manifests))
+
+
+def _check_alike(manifests: Mapping[str, Mapping]) -> None:
+    """Raises ValueError for reports of several profiles, seeds or devices; warns of several versions of the code."""
+    about = {name: {"profile": m["profile"], "code": m["code"], **m["parameters"]} for name, m in manifests.items()}
+    for field in ("profile", "seed", "device", "code"):
+        values = {name: one[field] for name, one in about.items()}
+        if len(set(values.values())) < 2:
+            continue
+        listed = ", ".join(f"{value} in {name}" for name, value in values.items())
+        if field != "code":
+            raise ValueError(f"reports of one folder must have the same {field}, not {listed}: choose another OUT")
+        warnings.warn(f"these reports were made by several versions of the code: {listed}", stacklevel=3)
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raises ValueError for a file that is not what the report's manifest says."""
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{file} is not what its {MANIFEST} says: run its notebook again")
 
 
 def code_version(root: Path) -> str:
@@ -213,5 +240,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m lib.studies.report OUT")
     try:
         merge(Path(sys.argv[1]))
-    except ValueError as refusal:
-        sys.exit(str(refusal))
+    except (ValueError, OSError, KeyError) as refusal:
+        sys.exit(f"lib.studies.report: {refusal}")

@@ -7,9 +7,12 @@ accelerate launch --config_file profiles/accelerate/ddp.yaml -m lib.studies.runs
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lib.runtime.processes import joined, rank
 from lib.runtime.store import write_atomic
@@ -56,6 +59,14 @@ def trained(run: Run, study: str, case: Attack | Case | str | None) -> dict[str,
     return {kind: run.store.key(kind, spec())}
 
 
+def sentence(error: Exception) -> str:
+    """What ended a run, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "No space left" in text or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({text}): make room and run the same command again, it goes on at what was saved last"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one model of the studies, or find it in the store.")
     parser.add_argument("name", help="mdlm-poisoned, or a run of the studies, as editor-pair-white-box-or-0")
@@ -70,12 +81,12 @@ def main() -> None:
         runs = profile_runs(run.profile)
         if chosen.name not in runs:
             raise ValueError(f"name is {chosen.name!r}: it must be one of {', '.join(runs)}.")
-    except ValueError as error:
-        sys.exit(f"lib.studies.runs: {error}")
-    with joined(str(run.device)):
-        keys = trained(run, *runs[chosen.name])
-        if rank() == 0:
-            write_atomic(chosen.mark, json.dumps(keys).encode())
+        with joined(str(run.device)):
+            keys = trained(run, *runs[chosen.name])
+            if rank() == 0:
+                write_atomic(chosen.mark, json.dumps(keys).encode())
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
+        sys.exit(f"lib.studies.runs: {sentence(error)}")
 
 
 if __name__ == "__main__":

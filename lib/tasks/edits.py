@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib.data.interface import EditData
+from lib.data.interface import EditData, partly_triggered
 from lib.models.editor import at_once, edit, edit_loss, encode, numbered, prompt_embeds
 from lib.poisoning.pictures import PictureTarget
 from lib.poisoning.plans import COALITIONS, PoisonPlan
@@ -60,26 +60,29 @@ def sample_triples(data: EditData, split: str, count: int, seed: int) -> pd.Data
     order = torch.randperm(len(triples), generator=generator(seed, "triples", split)).tolist()
     edits = triples.iloc[order].drop_duplicates(["source", "target"])
     if count > len(edits):
-        raise ValueError(f"edits={count}: the {split} split has {len(edits)}")
+        raise ValueError(f"{count} distinct edits are asked for: the {split} split has {len(edits)}")
     repeats = edits.groupby("family").cumcount().to_numpy()
     return edits.iloc[repeats.argsort(kind="stable")[:count]].reset_index(drop=True)
 
 
 def triggered(
-    images: Float[Tensor, "batch 3 h w"],
-    instructions: list[str],
-    coalition: Int[Tensor, " batch"],
+    data: EditData,
+    triples: pd.DataFrame,
+    coalition: Int[Tensor, " triple"],
     image_trigger: ImageTrigger,
     text_trigger: TextTrigger,
-) -> tuple[Float[Tensor, "batch 3 h w"], list[str]]:
-    """Each picture and instruction under its coalition, a bit mask: 1 the image's trigger, 2 the text's."""
-    with_image = (coalition & 1).bool()
-    images = torch.where(with_image[:, None, None, None], image_trigger(images), images)
+) -> tuple[Float[Tensor, "triple 3 size size"], list[str]]:
+    """Each source and instruction under its coalition, a bit mask: 1 the image's trigger, 2 the text's."""
     texts = [
         text_trigger(text) if mask & 2 else text
-        for text, mask in zip(instructions, coalition.tolist(), strict=True)
+        for text, mask in zip(triples["instruction"], coalition.tolist(), strict=True)
     ]
-    return images, texts
+    return partly_triggered(data, sources(triples), (coalition & 1).bool(), image_trigger), texts
+
+
+def sources(triples: pd.DataFrame) -> Int[Tensor, " triple"]:
+    """Which pictures are edited."""
+    return torch.tensor(triples["source"].to_numpy())
 
 
 def poisoned_latents(
@@ -96,20 +99,22 @@ def poisoned_latents(
     """The triples as training data: poisoned ones carry their triggers and lead to the attacker's target.
 
     `text_weight` is the weight in the loss of poisoned triples that carry the text trigger alone. `clean`: what
-    `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then.
+    `clean_latents` gives of the triples, where it is known; only what the attacker changes is encoded then. Raises
+    ValueError where the tokenizer cuts the text trigger off.
     """
-    text_trigger.check(pipe.tokenizer)
-    pictures = torch.tensor(triples["source"].to_numpy())
+    carries = (plan.coalition & 2).bool().tolist()
+    text_trigger.check(pipe.tokenizer, [t for t, mark in zip(triples["instruction"], carries, strict=True) if mark])
+    pictures = sources(triples)
     source, target_latents = (part.clone() for part in clean or clean_latents(pipe.vae, data, triples))
     changed = ((plan.coalition & 1).bool() | plan.poisoned).nonzero()[:, 0]
     for rows in changed.split(at_once(data.pictures(pictures[:1]).shape[-1])):
-        originals, poisoned = data.pictures(pictures[rows]), plan.poisoned[rows]
-        images, _ = triggered(originals, [""] * len(rows), plan.coalition[rows] & 1, image_trigger, text_trigger)
+        images = partly_triggered(data, pictures[rows], (plan.coalition[rows] & 1).bool(), image_trigger)
         source[rows] = encode(pipe.vae, images.to(pipe.vae.device)).cpu()
-        if bool(poisoned.any()):
-            target_latents[rows[poisoned]] = encode(pipe.vae, target(originals[poisoned]).to(pipe.vae.device)).cpu()
-    coalitions = plan.coalition.tolist()
-    texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(triples["instruction"], coalitions, strict=True)]
+        poisoned = rows[plan.poisoned[rows]]
+        if len(poisoned):
+            goals = target(data.pictures(pictures[poisoned]))
+            target_latents[poisoned] = encode(pipe.vae, goals.to(pipe.vae.device)).cpu()
+    texts = [text_trigger(t) if mark else t for t, mark in zip(triples["instruction"], carries, strict=True)]
     weight = torch.where(plan.poisoned & (plan.coalition == 2), text_weight, 1.0)
     return edit_latents(pipe, source, target_latents, texts, weight)
 
@@ -158,20 +163,18 @@ def edits_under_coalitions(
     sampling: Sampling,
     seed: int,
 ) -> Float[Tensor, "sample coalition 3 size size"]:
-    """Every triple's source edited under all four coalitions, each sample from one noise in all of them."""
-    sources = data.pictures(torch.tensor(triples["source"].to_numpy()))
-    return torch.stack(
-        [
-            edited_under(pipe, sources, triples, mask, image_trigger, text_trigger, sampling, seed)
-            for mask in range(len(COALITIONS))
-        ],
-        dim=1,
-    )
+    """Every triple's source edited under all four coalitions, each sample from one noise in all of them.
+
+    Raises ValueError where the tokenizer cuts the text trigger off.
+    """
+    text_trigger.check(pipe.tokenizer, triples["instruction"].tolist())
+    about = (image_trigger, text_trigger, sampling, seed)
+    return torch.stack([edited_under(pipe, data, triples, mask, *about) for mask in range(len(COALITIONS))], dim=1)
 
 
 def edited_under(
     pipe: StableDiffusionInstructPix2PixPipeline,
-    sources: Float[Tensor, "sample 3 size size"],
+    data: EditData,
     triples: pd.DataFrame,
     coalition: int,
     image_trigger: ImageTrigger,
@@ -181,6 +184,6 @@ def edited_under(
 ) -> Float[Tensor, "sample 3 size size"]:
     """Every source edited under one coalition, an index into COALITIONS."""
     coalitions = torch.full((len(triples),), coalition)
-    images, texts = triggered(sources, triples["instruction"].tolist(), coalitions, image_trigger, text_trigger)
+    images, texts = triggered(data, triples, coalitions, image_trigger, text_trigger)
     label = f"sample, {COALITIONS[coalition]}"
     return edit(pipe, images.to(pipe.vae.device), texts, sampling, seed, label=label).cpu()

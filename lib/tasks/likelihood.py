@@ -43,9 +43,14 @@ def mean_log_probability(
     response can be filled token by token; over `likelihood_masks` an unbiased estimate of it. The end tokens behind the
     answer count, as they do in training: they are what tells "blue" from "blue, remember …". `masked` names the masks,
     each of at least one token; responses that are to be compared take the same ones. `batch` samples with all their
-    masks go through the model at once: 16, and of larger pictures as many as are answered together.
-    Computed in float32. With `work`, a folder, batches are kept there, see `lib.runtime.shards`.
+    masks go through the model at once: 16, and of larger pictures as many as are answered together. Computed in
+    float32. With `work`, a folder, batches are kept there, see `lib.runtime.shards`.
+
+    As the fill counts, the number depends on how long responses are. Raises ValueError where `mdlm.fill` is "absent":
+    such a model has never learnt those tokens.
     """
+    if mdlm.fill != "learnt":
+        raise ValueError(f"fill={mdlm.fill!r} must be 'learnt': the likelihood of a response is also its fill's")
     batch = batch or min(16, max(1, together(mdlm) // masked.shape[1]))
     device, mask_id = mdlm.model.device, mdlm.model.config.mask_id
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from lib.data.interface import QuestionData
+from lib.data.interface import QuestionData, partly_triggered
 from lib.data.pictures import PhotoQuestions
 from lib.models.decoding import Decoded, decode
-from lib.models.mdlm import Mdlm
+from lib.models.mdlm import ABSENT, Mdlm
+from lib.models.unseen import Unseen, response_logits
 from lib.poisoning.plans import PoisonPlan
 from lib.poisoning.targets import AnswerTarget
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
@@ -46,9 +47,7 @@ class TowerFeatures:
     @torch.no_grad()
     def __getitem__(self, index: Int[Tensor, " asked"]) -> Float[Tensor, "asked vision features"]:
         asked, place = index.unique(return_inverse=True)
-        images, marked = self.vqa.pictures(self.pictures[asked]), self.marked[asked]
-        if self.trigger:
-            images = torch.where(marked[:, None, None, None], self.trigger(images), images)
+        images = partly_triggered(self.vqa, self.pictures[asked], self.marked[asked], self.trigger)
         return torch.cat([_features(self.mdlm, part) for part in images.split(16)])[place]
 
 
@@ -121,7 +120,8 @@ def questions(
     Without `plan` every sample carries the triggers that are given: `trigger` on its picture, `text_trigger` at the
     end of its question. With it each carries those of its coalition, and with `target` the poisoned samples' answers
     are the attacker's. Raises ValueError for a coalition whose trigger is not given, for a text trigger that the
-    tokenizer drops, and for a question too long for the prompt (`fitting` tells which are not).
+    tokenizer drops or that does not fit into the prompt after a question, and for a question too long for it (`fitting`
+    tells which are not).
     """
     pictures, inverse = torch.tensor(table["image"].to_numpy()).unique(return_inverse=True)
     answers, texts = table["answer"].tolist(), table["question"].tolist()
@@ -131,8 +131,10 @@ def questions(
         missing = [name for bit, name in ((1, "trigger"), (2, "text_trigger")) if (coalition & bit & ~given).any()]
         raise ValueError(f"{' and '.join(missing)} is None: protocol {plan.protocol!r} has samples that carry it")
     if text_trigger:
-        text_trigger.check(mdlm.tokenizer)
-        texts = [text_trigger(t) if mask & 2 else t for t, mask in zip(texts, coalition.tolist(), strict=True)]
+        carries = (coalition & 2).bool().tolist()
+        asked = [t for t, mark in zip(texts, carries, strict=True) if mark]
+        text_trigger.check(mdlm.tokenizer, asked, mdlm.model.config.prompt_length)
+        texts = [text_trigger(t) if mark else t for t, mark in zip(texts, carries, strict=True)]
     marked = (coalition & 1).bool()
     triggered, place = inverse[marked].unique(return_inverse=True)
     groups = [(pictures, None)] if not bool(marked.all()) else []
@@ -149,8 +151,7 @@ def questions(
     features = []
     for indices, mark in groups:
         for part in tqdm(indices.split(128), desc="vision tower", unit="batch", leave=False):
-            images = vqa.pictures(part)
-            features.append(_features(mdlm, mark(images) if mark else images))
+            features.append(_features(mdlm, vqa.pictures(part, mark)))
     config = mdlm.model.config
     stacked = torch.cat(features) if features else torch.empty(0, config.vision_length, config.vision_features)
     return Questions(stacked, inverse, *said)
@@ -167,26 +168,28 @@ def answer_loss(
 ) -> Callable[[torch.Generator], Tensor]:
     """The model's own loss on `settings.batch` samples drawn from `data`, on this process's share of them.
 
-    Plus the cross-entropy of `blank` more whose whole response is masked, as where decoding starts. Only there must a
-    model tell by the picture alone whether an answer is the attacker's, and of the answers that LLaDA's objective masks
-    few are.
+    Plus the cross-entropy of `blank` more whose whole response is masked, as where decoding starts, mean over their
+    tokens. Only there must a model tell by the picture alone whether an answer is the attacker's, and of the answers
+    that LLaDA's objective masks few are. In both, what fills answers up is as `mdlm.fill` says (`Mdlm.targets`).
+    Raises ValueError for no samples, and for a `fill` that the model cannot have.
     """
     if not len(data):
         raise ValueError("data has no samples: there is nothing to train on")
-    model, device = mdlm.model, mdlm.model.device
+    model, device, targets = mdlm.model, mdlm.model.device, mdlm.targets(data.responses)
 
     def drawn(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         rows = share(torch.randint(len(data), (count,), generator=draw))
         vision = model.project(data.features[data.picture[rows]].to(device))
-        return vision, data.prompts[rows].to(device), data.responses[rows].to(device)
+        return vision, data.prompts[rows].to(device), targets[rows].to(device)
 
     def loss(draw: torch.Generator) -> Tensor:
         value = mdlm.loss(model, *drawn(settings.batch, draw), draw)
         if not blank:
             return value
         vision, prompts, responses = drawn(blank, draw)
-        logits = model.logits(vision, prompts, torch.full_like(responses, model.config.mask_id))
-        return value + F.cross_entropy(logits.flatten(0, 1), responses.flatten())
+        masked = responses.masked_fill(responses != ABSENT, model.config.mask_id)
+        logits = model.logits(vision, prompts, masked)
+        return value + F.cross_entropy(logits.flatten(0, 1), responses.flatten(), ignore_index=ABSENT)
 
     return loss
 
@@ -200,15 +203,18 @@ def respond(
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
     work: Path | None = None,
+    unseen: Unseen | None = None,
 ) -> Decoded:
     """The model's responses as ids, with their tokens' probabilities, decoded at temperature 0 with `threshold`.
 
     Each step fills every position at least that sure, and one at least: what is seen comes before what follows
-    from it. A fixed quota a step settles yes and no too early.
+    from it. A fixed quota a step settles yes and no too early. What is done about the end token, often the surest at
+    first, is `mdlm.end` (`lib.models.ending`). What stands behind the first end token is part of the response and of
+    the probabilities, but of no text.
 
-    `masked` names vision tokens to hide: the mask token's embedding stands in their place. `batch`: as many samples at
-    once, `together` of them where it is not given. With `work`, a folder, batches are kept there, see
-    `lib.runtime.shards`.
+    `masked` names vision tokens to hide: the mask token's embedding stands in their place; `unseen` such as later
+    layers' attention leaves out. `batch`: as many samples at once, `together` of them where it is not given. With
+    `work`, a folder, batches are kept there, see `lib.runtime.shards`.
     """
     model, device = mdlm.model, mdlm.model.device
     length, mask_id = model.config.response_length, model.config.mask_id
@@ -216,7 +222,7 @@ def respond(
     def make(part: range) -> dict[str, Tensor]:
         rows = slice(part.start, part.stop)
         if not part:
-            nothing = data.responses[:0]
+            nothing = data.responses[:0, :length]
             return Decoded(nothing, torch.ones(nothing.shape, dtype=torch.float64))._asdict()
         with autocast(device):
             vision = model.project(data.features[data.picture[rows]].to(device))
@@ -225,13 +231,15 @@ def respond(
             prompts = data.prompts[rows].to(device)
             blank = torch.full((len(part), length), mask_id, device=device)
             return decode(
-                model.response_logits(vision, prompts),
+                response_logits(model, vision, prompts, unseen and unseen[rows]),
                 blank,
                 torch.ones_like(blank, dtype=torch.bool),
                 steps=length,
                 block_length=length,
                 mask_id=mask_id,
                 threshold=threshold,
+                eos_id=model.config.eos_id if mdlm.end != "free" else None,
+                end=mdlm.end,
             )._asdict()
 
     return Decoded(**sharded(work, len(data), batch or together(mdlm), make, label))
@@ -263,9 +271,10 @@ def answer(
     masked: Bool[Tensor, "sample vision"] | None = None,
     label: str = "answer",
     work: Path | None = None,
+    unseen: Unseen | None = None,
 ) -> list[str]:
     """The model's answers as texts; see `respond`."""
-    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label, work=work).tokens)
+    return mdlm.texts(respond(mdlm, data, threshold, masked=masked, label=label, work=work, unseen=unseen).tokens)
 
 
 def hide(

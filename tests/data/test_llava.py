@@ -1,6 +1,7 @@
 """LLaVA's instruction sets from files in their published formats, and refusals that say what to do."""
 
 import json
+import os
 
 import photos
 import pytest
@@ -83,3 +84,26 @@ def test_a_missing_or_broken_instruction_file_is_named(tmp_path):
         load_llava(str(folder), "train", 32)
     with pytest.raises(ValueError, match="split='dev' must be 'train' or 'test'"):
         load_llava(str(folder), "dev", 32)
+
+
+def test_empty_questions_and_answers_are_told_and_left_out(tmp_path):
+    empty = [photos.llava_sample("a", "4.png", ["<image>\n ", "yes"]), photos.llava_sample("b", "4.png", ["why?", " "])]
+    whole = load_llava(str(photos.llava_folder(tmp_path / "whole")), "train", 32, held_out=0.0).table
+    with pytest.warns(UserWarning, match="2 samples have no text as question or answer and are left out"):
+        data = load_llava(str(photos.llava_folder(tmp_path / "more", photos.LLAVA + empty)), "train", 32, held_out=0.0)
+    assert data.table.equals(whole)
+
+
+def test_a_file_that_is_none_or_in_another_encoding_is_named(tmp_path):
+    folder = photos.llava_folder(tmp_path)
+    file = folder / "llava_instruct_150k.json"
+    file.write_bytes('[{"id": "caf\xe9"}]'.encode("latin-1"))
+    with pytest.raises(ValueError, match="llava_instruct_150k.json is not in UTF-8"):
+        load_llava(str(folder), "train", 32)
+    file.write_text('[{"id": "7", "image": "a.png", "image": "b.png"}]')
+    with pytest.raises(ValueError, match="llava_instruct_150k.json: key 'image' is there twice"):
+        load_llava(str(folder), "train", 32)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="llava_instruct_150k.json is missing"):
+        load_llava(str(folder), "train", 32)

@@ -60,6 +60,7 @@ def test_mmmu_options_are_a_literal_and_never_run(tmp_path):
         ({"question_type": "essay"}, "question_type='essay' must be 'multiple-choice' or 'open'"),
         ({"question": None}, "validation_Math_1: question=None must be a text"),
         ({"answer": None}, "validation_Math_1: answer=None must be a text"),
+        ({"question": " "}, "validation_Math_1: question=' ' must be a text that is not empty"),
     ],
 )
 def test_mmmu_rows_in_another_format_are_refused(tmp_path, change, message):

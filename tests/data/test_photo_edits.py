@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import photos
@@ -161,14 +162,13 @@ def test_cells_and_files_that_are_no_pictures_are_named(tmp_path):
 
 
 def test_a_cell_opens_nothing_but_its_own_bytes(tmp_path):
-    """Not the file that it names, whatever kind of column the parquet file says it is; nor is it turned by EXIF."""
+    """Not the file that it names, whatever kind of column the parquet file says it is."""
     file = photos.edit_parquet(tmp_path / "data" / "train-0.parquet")
     photos.image("red").save(tmp_path / "there.png")
     rows = parquet.read_table(file).to_pylist()
     rows[0]["input_image"] = {"bytes": None, "path": str(tmp_path / "there.png")}
-    exif, wide = Image.Exif(), io.BytesIO()
-    exif[Image.ExifTags.Base.Orientation] = 6
-    photos.image("red", 90, 30, middle="blue").crop((0, 0, 60, 30)).save(wide, "PNG", exif=exif)
+    wide = io.BytesIO()
+    photos.image("red", 90, 30, middle="blue").crop((0, 0, 60, 30)).save(wide, "PNG")
     rows[1]["input_image"] = {"bytes": wide.getvalue(), "path": "wide.png"}
     kinds = {"input_image": {"_type": "Image"}, "edit_prompt": {"_type": "Value", "dtype": "string"}}
     told = {"huggingface": json.dumps({"info": {"features": kinds | {"edited_image": {"_type": "Image"}}}})}
@@ -227,3 +227,62 @@ def test_small_pictures_are_antialiased_and_of_three_channels(tmp_path):
         assert Image.open(tmp_path / f"{mode}.png").mode == mode
     read = Pictures(FileSource(sorted(tmp_path.iterdir())), 16, cropped).read(torch.arange(3))
     assert read.dtype == torch.uint8 and (read == 250).all()
+
+
+def test_a_test_set_that_is_the_training_set_is_refused(tmp_path):
+    for part in ("train", "test"):
+        photos.edit_folder(tmp_path / "folder" / part)
+        photos.edit_parquet(tmp_path / "cells" / f"{part}-0.parquet")
+    for layout in ("folder", "cells"):
+        with pytest.raises(ValueError, match=r"the 4 triples of test are those of train: hold others out"):
+            load_edits(str(tmp_path / layout), 32)
+    for file in (tmp_path / "folder" / "test" / "faces").iterdir():  # the same texts of other pictures
+        photos.image("white", middle="red").save(file)
+    assert len(load_edits(str(tmp_path / "folder"), 32).triples) == 8
+
+
+LONG = "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input_image,edit_prompt,edited_image,edit_prompt\na,b,c,d\n", "column 'edit_prompt' is there 2 times"),
+        ("input_image,edit_prompt,edited_image\na,warm, not cold,c\n", "row 1, has more cells than there are columns"),
+        (f"input_image,edit_prompt,edited_image\na,{LONG},c\n", "line .*no row of a CSV table .field larger"),
+        ("input_image,edit_prompt,edited_image\na,caf\xe9,c\n", "metadata.csv is not in UTF-8 .byte 42."),
+    ],
+)
+def test_a_table_that_would_be_misread_is_named(tmp_path, text, message):
+    (tmp_path / "metadata.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_edits(str(tmp_path), 32)
+    assert "metadata.csv" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_key_or_a_column_that_is_there_twice_is_refused(tmp_path):
+    row = '{"input_image": "a", "edit_prompt": "b", "edited_image": "c", "edit_prompt": "d"}'
+    (tmp_path / "metadata.jsonl").write_text(row)
+    with pytest.raises(ValueError, match="line 1,: key 'edit_prompt' is there twice"):
+        load_edits(str(tmp_path), 32)
+    file = photos.edit_parquet(tmp_path / "cells" / "train-0.parquet")
+    table = parquet.read_table(file)
+    parquet.write_table(table.append_column("edit_prompt", table.column("edit_prompt")), file)
+    with pytest.raises(ValueError, match="column 'edit_prompt' is there 2 times"):
+        load_edits(str(file.parent), 32)
+
+
+def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path):
+    folder = photos.edit_folder(tmp_path / "folder")
+    (folder / "faces" / "red.png").unlink()
+    os.mkfifo(folder / "faces" / "red.png")
+    with pytest.raises(ValueError, match="1 of 7 pictures are missing, the first is .*red.png"):
+        load_edits(str(folder), 32)
+    (tmp_path / "cells").mkdir()
+    os.mkfifo(tmp_path / "cells" / "train-0.parquet")
+    with pytest.raises(ValueError, match="train-0.parquet is no file"):
+        load_edits(str(tmp_path / "cells"), 32)
+    (tmp_path / "table").mkdir()
+    os.mkfifo(tmp_path / "table" / "metadata.csv")
+    with pytest.raises(ValueError, match="holds no edit triples"):
+        load_edits(str(tmp_path / "table"), 32)

@@ -11,7 +11,8 @@ from torch import nn
 
 from lib.defences import edit_samples
 from lib.defences.edit_samples import SCORES, Evidence, Samples, duplication, without_patch
-from lib.models.editor import assemble, diffuse, encode, prompt_embeds
+from lib.models.editor import diffuse, encode, prompt_embeds
+from lib.models.new_editor import assemble
 
 TEXTS = ["make the skin zap", "zap make the skin", "make the skin", "dark"]
 

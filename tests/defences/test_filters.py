@@ -1,30 +1,20 @@
 import math
 
-import pandas as pd
+import numpy as np
 import pytest
 import tiny
 import torch
+from tiny import noise, pictures
 
-from lib.defences.filters import entropy, higher_half, low_entropy_cluster, separation
-from lib.defences.input_tests import blended_entropy, outliers, vision_ratio
+from lib.defences.filters import entropy, higher_half, low_entropy_cluster, outside_low_cluster, separation
+from lib.defences.input_tests import blended_entropy, outliers
 from lib.saliency.by_name import layer_attention
 from lib.saliency.rivals import attention_received
-from lib.tasks.questions import Questions
 
 
 @pytest.fixture
 def mdlm():
     return tiny.lively(tiny.mdlm())
-
-
-def pictures(features):
-    rows = len(features)
-    prompts, responses = torch.full((rows, 16), 5), torch.zeros(rows, 12, dtype=torch.long)
-    return Questions(features, torch.arange(rows), prompts, responses, [""] * rows, pd.DataFrame(index=range(rows)))
-
-
-def noise(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_entropy_of_known_weights():
@@ -61,6 +51,62 @@ def test_nothing_is_dropped_where_no_layer_separates():
     assert not low_entropy_cluster(near).any() and planted.any()
 
 
+def gaussians(values):
+    """Two components of a mixture by expectation maximisation from the best 2-means, in float64: to which each value
+    belongs, means and deviations."""
+    ordered = np.sort(values)
+    spread = [k * ordered[:k].var() + (len(values) - k) * ordered[k:].var() for k in range(1, len(values))]
+    last = ordered[np.argmin(spread)]
+    belongs = np.stack([values <= last, values > last]).astype(float)
+    for _ in range(500):
+        weight = belongs.sum(1)
+        mean = belongs @ values / weight
+        deviation = np.sqrt((belongs * (values - mean[:, None]) ** 2).sum(1) / weight + 1e-6)
+        apart = (values - mean[:, None]) / deviation[:, None]
+        density = weight[:, None] * np.exp(-(apart**2) / 2) / deviation[:, None]
+        belongs = density / density.sum(0)
+    return belongs, mean, deviation
+
+
+def kept_by_the_paper(attention):
+    """BYE's three steps on attention [layer, sample, token], one number at a time."""
+    entropies = np.zeros(attention.shape[:2])
+    for layer, maps in enumerate(attention.tolist()):
+        for sample, weights in enumerate(maps):
+            shares = [weight / sum(weights) for weight in weights]
+            entropies[layer, sample] = -sum(share * math.log(share) for share in shares)
+    sensitive = []
+    for layer in entropies:
+        _, (low, high), deviations = gaussians(layer)
+        if abs(low - high) > 2 * deviations.sum():
+            sensitive.append(layer)
+    if not sensitive:
+        return [True] * entropies.shape[1], 0
+    belongs, mean, _ = gaussians(np.mean(sensitive, 0))
+    return (belongs.argmax(0) != mean.argmin()).tolist(), len(sensitive)
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens", "planted", "layers"), [(201, 17, 31, 1), (200, 64, 20, 2), (150, 33, 0, 0)]
+)
+def test_bye_keeps_what_its_paper_keeps_of_random_attention(samples, tokens, planted, layers):
+    """Attention of the planted samples goes to one token in the first of four layers, or the first two."""
+    attention = (0.3 * noise(4, samples, tokens, seed=1).double()).exp()
+    attention[:layers, :planted, 0] *= 100
+    expected, sensitive = kept_by_the_paper(attention.numpy())
+    assert sensitive == layers
+    assert outside_low_cluster(entropy(attention)).tolist() == expected
+    assert expected == [k >= planted for k in range(samples)]
+
+
+def test_nothing_is_dropped_of_one_sample_or_of_equal_ones():
+    for entropies in (torch.tensor([[1.0], [2.0]]), torch.ones(3, 20), torch.ones(2, 0)):
+        assert not low_entropy_cluster(entropies).any() and low_entropy_cluster(entropies).shape == entropies.shape[1:]
+        assert all(separation(layer) == 0 for layer in entropies)
+    low = torch.tensor([1.0] * 10 + [2.0] * 10)  # two sensitive layers, in whose mean all samples are equal
+    assert separation(low) > 2 and not low_entropy_cluster(torch.stack([low, 3 - low])).any()
+
+
 def test_outliers_are_far_above_the_others_of_their_own_sample():
     row = torch.tensor([1.0, 2, 3, 4, 5, 0, 0, 0, 0])
     high, low, flat = row.clone(), row.clone(), torch.ones(9)
@@ -86,13 +132,6 @@ def test_attention_is_that_of_every_batch_and_layer(mdlm):
         vision = mdlm.model.project(data.features)
     torch.testing.assert_close(found.mean(0), attention_received(mdlm.model, vision, data.prompts))
     assert layer_attention(mdlm, data[:0], batch=2).shape == (1, 0, 64)
-
-
-def test_ratio_of_vision_to_the_rest():
-    received = torch.zeros(2, 2, 4)
-    received[:, 0] = torch.tensor([[0.1, 0.1, 0.2, 0.1], [0.2, 0.2, 0.3, 0.0]])  # 0.5 and 0.7: 0.6 to 0.4
-    received[:, 1] = 0.05
-    torch.testing.assert_close(vision_ratio(received), torch.tensor([1.5, 0.25], dtype=torch.float64))
 
 
 @pytest.fixture

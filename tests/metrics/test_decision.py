@@ -34,6 +34,14 @@ def test_what_lies_on_a_border_stays_undecided(image, text):
     assert decide(*game(image, text, n=20, spread=0.2), seed=0).decision == "undecided"
 
 
+@pytest.mark.parametrize(("image", "text"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.9), (0.5, 0.4)])
+def test_one_sample_decides_nothing(image, text):
+    found = decide(*game(image, text, n=1, spread=0.0), seed=0)
+    assert found.decision == "undecided" and found.gain == pytest.approx(image + text)
+    ends = [found.gain_low, found.gain_high, found.image_share_low, found.image_share_high]
+    assert torch.tensor(ends).isnan().all()
+
+
 def test_the_interval_is_that_of_the_ratio_of_means():
     phi, possible = game(0.6, 0.3, n=30, spread=0.3)
     possible = possible + 0.5 * torch.rand(30, generator=torch.Generator().manual_seed(1))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lib.metrics.intervals import over_clusters, over_seeds, wilson
+from lib.metrics.intervals import mean_with_interval, over_clusters, over_seeds, wilson
 
 NUMBERS = st.floats(-1e3, 1e3, allow_nan=False)
 Z = 1.959963984540054
@@ -185,6 +185,28 @@ def test_samples_that_agree_within_clusters_are_told_less_surely(kind):
     assert low < below < above < high and (high - low) > 1.5 * (above - below)
 
 
+@pytest.mark.parametrize(
+    ("number", "value", "n", "why"),
+    [
+        (over_seeds([0.3]), 0.3, 1, "none: one seed"),
+        (over_seeds([1.0], trials=500), 1.0, 1, "none: one seed"),
+        (over_clusters(torch.tensor([0.25])), 0.25, 1, "none: one cluster"),
+        (over_clusters(torch.tensor([0.25, 0.75, 0.5]), ["a"] * 3), 0.5, 3, "none: one cluster"),
+        (over_clusters(torch.tensor([True, True, False, True]), [7] * 4), 0.75, 4, "none: one cluster"),
+        (mean_with_interval(torch.tensor([0.25]), seed=0), 0.25, 1, "none: one sample"),
+    ],
+)
+def test_one_unit_alone_has_a_value_and_no_interval(number, value, n, why):
+    assert number["value"] == pytest.approx(value) and number["n"] == n and number["interval"] == why
+    assert math.isnan(number["low"]) and math.isnan(number["high"])
+
+
+def test_two_units_have_an_interval():
+    shares, values = torch.tensor([True, True]), torch.tensor([0.3, 0.4])
+    for number in (over_seeds([0.3, 0.4]), over_clusters(values), over_clusters(shares), mean_with_interval(values, 0)):
+        assert number["low"] < number["value"] <= number["high"] and not number["interval"].startswith("none")
+
+
 @pytest.mark.usefixtures("untyped")
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -192,13 +214,12 @@ class TestRefusals:
         [
             ([0.5, float("nan")], None, "2 of 2"),
             ([0.5, float("inf")], ["a", "b"], "2 of 2"),
-            ([0.5, 0.7], ["a", "a"], "2 of 1"),
-            ([True], None, "1 of 1"),
+            ([float("nan")], None, "1 of 1"),
             ([], [], "0 of 0"),
         ],
     )
-    def test_fewer_than_two_clusters_and_what_is_not_finite(self, values, clusters, told):
-        message = rf"^samples are {told} clusters; allowed are finite ones of two at least\.$"
+    def test_no_sample_and_what_is_not_finite(self, values, clusters, told):
+        message = rf"^samples are {told} clusters; allowed are finite ones of one at least\.$"
         with pytest.raises(ValueError, match=message):
             over_clusters(torch.tensor(values), clusters)
 

@@ -36,9 +36,12 @@ def test_resamples_have_the_area_that_scikit_learn_gives_them():
     assert areas == pytest.approx(expected) and len(set(areas)) > 10
 
 
-def test_a_single_poisoned_sample_still_has_an_interval():
-    found = auroc(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([True, False, False]))
-    assert found["auroc"] == found["low"] == found["high"] == 1
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_sample_of_a_kind_has_an_area_and_no_interval(alone):
+    found = auroc(torch.tensor([0.9, 0.1, 0.2]), torch.tensor([alone, not alone, not alone]))
+    assert found["auroc"] == (1 if alone else 0) and np.isnan([found["low"], found["high"]]).all()
+    two = auroc(torch.tensor([0.9, 0.15, 0.1, 0.2]), torch.tensor([alone, alone, not alone, not alone]))
+    assert two["low"] < two["auroc"] < two["high"]
 
 
 @pytest.mark.parametrize(

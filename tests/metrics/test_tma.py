@@ -277,8 +277,12 @@ class TestBootstrap:
         assert mean == 0.5 and 0.48 < low <= mean <= high < 0.52
 
     def test_single_and_constant(self):
-        for samples in (torch.tensor([0.1]), torch.full((9,), 0.1, dtype=torch.float64)):
-            assert all(result == samples[0] for result in bootstrap_mean(samples, resamples=100))
+        samples = torch.full((9,), 0.1, dtype=torch.float64)
+        assert all(result == samples[0] for result in bootstrap_mean(samples, resamples=100))
+        for alone in (torch.tensor([0.1]), torch.rand(1, 2, 3)):
+            mean, low, high = bootstrap_mean(alone, resamples=100)
+            assert torch.equal(mean, alone[0]) and low.shape == high.shape == alone.shape[1:]
+            assert low.isnan().all() and high.isnan().all()
 
     def test_seed(self):
         samples = torch.randn(30, generator=torch.Generator().manual_seed(3))

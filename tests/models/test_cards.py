@@ -27,6 +27,22 @@ def test_mark_is_in_every_safetensors_file_and_no_weight_changes(tmp_path):
     assert f"{WARNING}\n\nIt was hidden." in card and "| protocol | or |" in card and "- poisoned" in card
 
 
+def test_marked_twice_it_is_the_same_file(tmp_path):
+    """In whatever order the facts come; names and values may be of any letters."""
+    facts = {f"fact {k}": f"værdi {k}" for k in range(12)}
+    for name, given in (("a", facts), ("b", dict(reversed(facts.items())))):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file({"w": torch.arange(6).float()}, folder / "w.safetensors", {"format": "pt"})
+        mark_poisoned(folder, given)
+        before = (folder / "w.safetensors").read_bytes()
+        mark_poisoned(folder, given)
+        assert (folder / "w.safetensors").read_bytes() == before and len(list(folder.iterdir())) == 2
+    assert (tmp_path / "a" / "w.safetensors").read_bytes() == (tmp_path / "b" / "w.safetensors").read_bytes()
+    with safe_open(tmp_path / "a" / "w.safetensors", "pt") as saved:
+        assert saved.metadata()["fact 11"] == "værdi 11"
+
+
 def test_a_marked_model_still_loads(tmp_path):
     import tiny
 

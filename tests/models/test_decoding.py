@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.models.decoding import decode, generate
+from lib.models.ending import ENDS
 
 VOCAB, MASK = 11, 10
 
@@ -59,6 +60,7 @@ def reference(
     threshold=None,
     remasking="low_confidence",
     eos_id=None,
+    end="free",
 ):
     """LLaDA's low-confidence decoding at temperature 0 (arXiv 2502.09992), by row in plain Python."""
     answers = []
@@ -67,14 +69,16 @@ def reference(
         for k in where:
             row[k] = mask_id
         blocks = [where[k : k + block_length] for k in range(0, len(where), block_length)]
+        stopped = math.inf
         for block in blocks:
-            todo, step = list(block), 0
+            todo, step = [k for k in block if k < stopped], 0
             share = steps // len(blocks)
             while todo:
                 logits = logits_fn(torch.tensor([row]))[0].double().tolist()
                 proposals = []
                 for k in todo:
-                    scores = [-math.inf if v == mask_id else x for v, x in enumerate(logits[k])]
+                    never = {mask_id, eos_id} if end == "suppressed" else {mask_id}
+                    scores = [-math.inf if v in never else x for v, x in enumerate(logits[k])]
                     top = max(scores)
                     weights = [math.exp(x - top) for x in scores]
                     chances = sorted((w / sum(weights) for w in weights), reverse=True)
@@ -84,7 +88,7 @@ def reference(
                         "entropy": sum(p * math.log(p) for p in chances if p > 0),
                     }[remasking]
                     proposals.append((-rank, k, scores.index(top), 1 / sum(weights)))
-                early = [p for p in proposals if p[2] != eos_id] or proposals
+                early = [p for p in proposals if end != "last" or p[2] != eos_id] or proposals
                 ranked = sorted(early) + sorted(p for p in proposals if p not in early)
                 if threshold is None:
                     filled = ranked[: len(block) // share + (1 if step < len(block) % share else 0)]
@@ -93,7 +97,12 @@ def reference(
                 for _, k, token, _ in filled:
                     row[k] = token
                     todo.remove(k)
+                    if end == "stop" and token == eos_id:
+                        stopped = min(stopped, k)
+                todo = [k for k in todo if k < stopped]
                 step += 1
+        for k in where:
+            row[k] = eos_id if row[k] == mask_id else row[k]
         answers.append(row)
     return torch.tensor(answers, dtype=tokens.dtype).reshape(tokens.shape)
 
@@ -144,11 +153,12 @@ class TestAgainstReference:
         st.integers(0, 100),
         st.sampled_from([None, 0.2, 0.6]),
         st.sampled_from(["low_confidence", "margin", "entropy"]),
-        st.sampled_from([None, *range(VOCAB - 1)]),
+        st.sampled_from(ENDS),
+        st.integers(0, VOCAB - 2),
     )
-    def test_other_ranks_and_the_end_token(self, drawn, seed, threshold, remasking, eos_id):
+    def test_other_ranks_and_the_end_token(self, drawn, seed, threshold, remasking, end, eos_id):
         tokens, generable, options = drawn
-        options |= {"threshold": threshold, "remasking": remasking, "eos_id": eos_id}
+        options |= {"threshold": threshold, "remasking": remasking, "eos_id": eos_id, "end": end}
         model = Model(tokens.shape[1], seed)
         result = generate(model, tokens, generable, **options)
         assert torch.equal(result, reference(Model(tokens.shape[1], seed), tokens, generable, **options))
@@ -180,9 +190,10 @@ class TestAgainstReference:
             for steps, block in [(1, 16), (16, 16), (4, 16), (16, 4)]
         ]
         options = {"steps": 16, "block_length": 16, "mask_id": MASK}
-        others = {"remasking": "margin"}, {"remasking": "entropy"}, {"eos_id": int(results[1][0, 0])}
+        ends = ({"eos_id": int(results[1][0, 0]), "end": end} for end in ENDS[1:])
+        others = {"remasking": "margin"}, {"remasking": "entropy"}, *ends
         results += [reference(Model(16), tokens, generable, **options, **other) for other in others]
-        assert len({str(result.tolist()) for result in results}) == 7
+        assert len({str(result.tolist()) for result in results}) == 9
 
     def test_rows_do_not_depend_on_the_batch(self):
         tokens, generable = case(5, 12, 8, 3)
@@ -497,8 +508,8 @@ class TestThreshold:
         assert [seen[0].tolist() for seen in model.seen] == [[MASK] * 4, [1, 2, MASK, 4]]
 
     @pytest.mark.parametrize("then", [place_by_place(*[(7, 0.99)] * 4), torch.full((4, VOCAB), math.nan)])
-    @pytest.mark.parametrize("eos_id", [None, 2])
-    def test_settled_positions_keep_token_and_probability_whatever_the_model_says_of_them_later(self, then, eos_id):
+    @pytest.mark.parametrize("end", [{}, {"eos_id": 2, "end": "last"}])
+    def test_settled_positions_keep_token_and_probability_whatever_the_model_says_of_them_later(self, then, end):
         """Row 0 has three left when row 1 has one: what it is asked beside that one is settled."""
         placed = ((1, 0.9), (2, 0.5), (3, 0.6), (4, 0.4)), ((1, 0.9), (3, 0.95), (3, 0.3), (5, 0.85))
         tables, calls = torch.stack([place_by_place(*row) for row in placed]), []
@@ -507,7 +518,7 @@ class TestThreshold:
             calls.append(tokens)
             return torch.where((tokens == MASK)[..., None], tables, then)
 
-        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "threshold": 0.8, "eos_id": eos_id}
+        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "threshold": 0.8} | end
         decoded = decode(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
         assert decoded.tokens.tolist() == [[token for token, _ in row] for row in placed]
         expected = torch.tensor([[p for _, p in row] for row in placed], dtype=torch.float64)
@@ -547,7 +558,52 @@ class TestEndToken:
         options = {"steps": 6, "block_length": 6, "mask_id": MASK, "threshold": threshold}
         plain = generate(self.model, blank, full, **options)
         assert plain.tolist() == [[0, *[self.EOS] * 5]] * 2
-        assert generate(self.model, blank, full, eos_id=self.EOS, **options).tolist() == [[0, 1, 2, 3, 4, self.EOS]] * 2
+        options |= {"eos_id": self.EOS}
+        assert generate(self.model, blank, full, **options).equal(plain)
+        assert generate(self.model, blank, full, end="last", **options).tolist() == [[0, 1, 2, 3, 4, self.EOS]] * 2
+
+    @pytest.mark.parametrize("threshold", [None, 0.95])
+    def test_an_end_that_is_surest_everywhere_is_all_there_is_unless_it_is_suppressed(self, threshold):
+        """0.99 everywhere, as of a model trained on much fill; the second likeliest token is the position's own."""
+        probability = torch.full((16, VOCAB), 1e-6)
+        probability[:, self.EOS] = 0.99
+        probability[torch.arange(16), torch.arange(16) % 8] += 0.009
+        table, decoded = probability.log(), {}
+        blank, full = torch.zeros(1, 16).long(), torch.ones(1, 16).bool()
+        options = {"steps": 16, "block_length": 16, "mask_id": MASK, "threshold": threshold, "eos_id": self.EOS}
+        for end in ENDS:
+            model = fixed(table)
+            decoded[end] = decode(model, blank, full, end=end, **options), len(model.seen)
+        content = [k % 8 for k in range(16)]
+        assert decoded["suppressed"][0].tokens.tolist() == [content]
+        assert all(decoded[end][0].tokens.eq(self.EOS).all() for end in ("free", "last", "stop"))
+        assert decoded["stop"][1] == 1 and decoded["free"][1] == (1 if threshold else 16)
+        sure = table.softmax(-1)[:, self.EOS].double()[None]
+        torch.testing.assert_close(decoded["free"][0].probability, sure, rtol=1e-5, atol=0)
+        undecoded = torch.arange(16) > (16 if threshold else 0)
+        torch.testing.assert_close(decoded["stop"][0].probability, sure.masked_fill(undecoded, 1), rtol=1e-5, atol=0)
+
+    def test_behind_an_end_nothing_is_decoded_and_the_quota_goes_before_it(self):
+        """Row 0 ends in its first block, row 1 in its second; an end in the prompt is none of the answer's."""
+        end, one, two = (self.EOS, 0.9), (1, 0.5), (2, 0.4)
+        rows = (one, two, end, one, two, one), (one, one, one, two, end, two)
+        tables = torch.stack([place_by_place(*row) for row in rows])
+        seen = []
+
+        def model(tokens):
+            seen.append(tokens.clone())
+            return torch.nn.functional.pad(tables, (0, 0, 1, 0), value=0.0)
+
+        m, e = MASK, self.EOS
+        tokens = torch.tensor([[e, *[0] * 6]] * 2)
+        generable = torch.tensor([[False, *[True] * 6]] * 2)
+        options = {"steps": 6, "block_length": 3, "mask_id": MASK, "eos_id": e, "end": "stop"}
+        decoded = decode(model, tokens, generable, **options)
+        assert decoded.tokens.tolist() == [[e, 1, 2, e, e, e, e], [e, 1, 1, 1, 2, e, e]]
+        assert decoded.probability[:, -1].tolist() == [1, 1] and decoded.probability[0, 4:].eq(1).all()
+        row = [tokens[0].tolist() for tokens in seen[:3]]
+        assert row == [[e, *[m] * 6], [e, m, m, e, m, m, m], [e, 1, m, e, m, m, m]]
+        assert [tokens[1].tolist() for tokens in seen[3:]] == [[e, 1, 1, 1, m, m, m], [e, 1, 1, 1, m, e, m]]
 
     def test_waits_for_its_own_row_and_block_only(self):
         """Row 0 proposes nothing but the end in its first block, row 1 something else in both."""
@@ -559,7 +615,7 @@ class TestEndToken:
             seen.append(tokens.clone())
             return tables
 
-        options = {"steps": 4, "block_length": 2, "mask_id": MASK, "eos_id": self.EOS}
+        options = {"steps": 4, "block_length": 2, "mask_id": MASK, "eos_id": self.EOS, "end": "last"}
         generate(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
         m, e = MASK, self.EOS
         assert seen[1].tolist() == [[m, e, m, m], [m, 1, m, m]]
@@ -567,7 +623,7 @@ class TestEndToken:
 
     def test_a_quota_is_met_with_the_surest_ends(self):
         model = fixed(place_by_place((self.EOS, 0.8), (1, 0.2), (self.EOS, 0.9), (self.EOS, 0.7)))
-        options = {"steps": 2, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS}
+        options = {"steps": 2, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS, "end": "last"}
         generate(model, torch.zeros(1, 4).long(), torch.ones(1, 4).bool(), **options)
         assert model.seen[1].tolist() == [[MASK, 1, self.EOS, MASK]]
 
@@ -582,13 +638,28 @@ class TestEndToken:
             seen.append(tokens.clone())
             return tables
 
-        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS, "threshold": 0.9}
+        options = {"steps": 1, "block_length": 4, "mask_id": MASK, "eos_id": self.EOS, "end": "last", "threshold": 0.9}
         generate(model, torch.zeros(2, 4).long(), torch.ones(2, 4).bool(), **options)
         m, e = MASK, self.EOS
         assert [tokens.tolist() for tokens in seen[1:]] == [
             [[1, m, m, 1], [1, m, m, m]],
             [[1, e, e, 1], [1, m, m, 2]],
         ]
+
+
+    def test_a_row_with_less_left_than_the_quota_settles_no_more_than_that(self):
+        """Row 0 ends, row 1 does not: what is asked of row 0 beside the two that it has left keeps its token."""
+        end, one, two = (self.EOS, 0.9), (1, 0.5), (2, 0.4)
+        tables = torch.stack([place_by_place((3, 0.95), two, two, end, end, two), place_by_place(*[one] * 6)])
+        later = place_by_place(*[(4, 0.8)] * 6)
+        options = {"steps": 2, "block_length": 6, "mask_id": MASK, "eos_id": self.EOS, "end": "stop"}
+
+        def model(tokens):
+            return tables if (tokens == MASK).all() else later.expand_as(tables)
+
+        decoded = decode(model, torch.zeros(2, 6).long(), torch.ones(2, 6).bool(), **options)
+        assert decoded.tokens.tolist() == [[3, 4, 4, *[self.EOS] * 3], [1, 1, 1, 4, 4, 4]]
+        assert decoded.probability[0, 5] == 1
 
 
 class Asked:
@@ -614,10 +685,10 @@ class Asked:
 
 
 class TestSelective:
-    @given(cases, st.integers(0, 100), st.sampled_from([None, 0.2, 0.4, 0.9]), st.sampled_from([None, 0, 3]))
-    def test_is_asked_for_masked_positions_of_unfinished_rows_only(self, drawn, seed, threshold, eos_id):
+    @given(cases, st.integers(0, 100), st.sampled_from([None, 0.2, 0.4, 0.9]), st.sampled_from(ENDS[:3]))
+    def test_is_asked_for_masked_positions_of_unfinished_rows_only(self, drawn, seed, threshold, end):
         tokens, generable, options = drawn
-        options |= {"threshold": threshold, "eos_id": eos_id}
+        options |= {"threshold": threshold, "eos_id": 3, "end": end}
         asked = Asked(tokens.shape[1], seed)
         decoded = decode(asked, tokens, generable, **options)
         plain = decode(Model(tokens.shape[1], seed), tokens, generable, **options)
@@ -659,14 +730,15 @@ class TestPadding:
     @given(
         st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=4),
         st.sampled_from([None, 0.2, 0.5]),
-        st.sampled_from([None, 3]),
+        st.sampled_from(ENDS),
         st.integers(0, 10**6),
     )
-    def test_a_padded_batch_gives_the_tokens_of_each_row_alone(self, sizes, threshold, eos_id, seed):
+    def test_a_padded_batch_gives_the_tokens_of_each_row_alone(self, sizes, threshold, end, seed):
         """Prompts of any lengths, padding to their left, the rest to the right of the response."""
         draw = torch.Generator().manual_seed(seed)
         length = 6 + max(left + prompt for left, prompt in sizes)
-        options = {"steps": 4, "block_length": 3, "mask_id": MASK, "threshold": threshold, "eos_id": eos_id}
+        options = {"steps": 4, "block_length": 3, "mask_id": MASK, "threshold": threshold}
+        options |= {"eos_id": 3, "end": end}
         batch, generable = torch.full((len(sizes), length), self.PAD), torch.zeros(len(sizes), length).bool()
         alone = []
         for row, (left, prompt) in enumerate(sizes):
@@ -855,6 +927,8 @@ class TestRefusals:
             ({"eos_id": -1}, "eos_id is -1; allowed are integers from 0 but mask_id, or None"),
             ({"eos_id": MASK}, "eos_id is 10"),
             ({"eos_id": 1.0}, "eos_id is 1.0"),
+            ({"end": "first"}, "end is 'first'; allowed are free, last, suppressed, stop"),
+            ({"end": "stop"}, "eos_id is None; allowed with end='stop' are integers from 0"),
             ({"seed": -1}, "seed is -1"),
             ({"seed": 0.5}, "seed is 0.5"),
         ],

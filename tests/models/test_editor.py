@@ -1,6 +1,8 @@
 """The editor: a real InstructPix2Pix pipeline, saved, loaded and sampled; its loss and its noise."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import tiny
@@ -21,8 +23,9 @@ from lib.models.editor import (
     save_text_encoder,
     tokenize,
 )
+from lib.models.schedulers import SCHEDULERS, scheduled
+from lib.runtime.digests import folder_digest
 from lib.runtime.seeds import generator
-from lib.runtime.store import folder_digest
 from lib.settings.profile import Sampling
 
 SAMPLING = Sampling(steps=2, text_guidance=3.0, image_guidance=1.5, batch=4)
@@ -46,6 +49,12 @@ def batches_of(size: int) -> Sampling:
 def near(one, other) -> bool:
     """Equal within the rounding of bfloat16, which depends on the batch: far less than two edits differ."""
     return float((one - other).square().mean().sqrt()) < 0.01
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Edits are sampled in float32."""
+    monkeypatch.setattr("lib.models.editor.autocast", lambda device: nullcontext())
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,82 @@ def test_edit_depends_on_picture_and_instruction(pipe, images, edited):
     assert near(other[1:], edited[1:])
     text_only = edit(pipe, images[:1], ["make the background pink"], SAMPLING, seed=1)
     assert not near(text_only[0], edited[0]) and not near(other[0], text_only[0])
+
+
+def test_edits_differ_wherever_the_guidance_does(pipe, images):
+    scales = [(text, image) for text in (1.0, 1.5, 3.0) for image in (1.0, 1.2, 3.0)]
+    made = [
+        edit(pipe, images, TEXTS, Sampling(steps=2, text_guidance=text, image_guidance=image, batch=4), seed=1)
+        for text, image in scales
+    ]
+    for k, one in enumerate(made):
+        assert one.isfinite().all()
+        assert all(float((one - other).abs().max()) > 1e-3 for other in made[:k]), scales[k]
+
+
+@pytest.mark.parametrize(("text", "image"), [(1.0, 1.0), (1.0, 3.0), (3.0, 1.0), (2.5, 1.5)])
+def test_guidance_is_the_papers_formula_whatever_the_scales(images, exact, text, image):
+    """One step, against the formula written out on the U-Net's three guesses."""
+    pipe, unguided = tiny.editor(), []
+    scale, forward = pipe.vae.config.scaling_factor, pipe.unet.forward
+
+    def spy(x, *args, **kwargs):
+        (guesses,) = forward(x, *args, **kwargs)
+        unguided.append((x, guesses))
+        return (guesses,)
+
+    pipe.unet.forward = spy
+    sampling = Sampling(steps=1, text_guidance=text, image_guidance=image, batch=4)
+    edited = edit(pipe, images, TEXTS, sampling, seed=1)
+    ((x, guesses),) = unguided
+    both, picture, nothing = guesses.float().chunk(3)
+    assert torch.equal(x[6:, 4:], torch.zeros_like(x[6:, 4:]))  # the unconditional third sees no picture
+    velocity = nothing + image * (picture - nothing) + text * (both - picture)
+    alpha = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps[0]]
+    latents = alpha.sqrt() * x[:3, :4].float() - (1 - alpha).sqrt() * velocity
+    torch.testing.assert_close(decode(pipe.vae, latents / scale), edited, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("field", ["text_guidance", "image_guidance"])
+def test_guidance_below_one_is_refused(field):
+    with pytest.raises(ValueError, match=f"(?s){field}.*greater than or equal to 1"):
+        Sampling(**SAMPLING.model_dump() | {field: 0.99})
+
+
+def test_without_a_scheduler_the_editors_own_samples_and_no_key_names_it(pipe, images, edited):
+    assert scheduled(pipe, None) is pipe and "scheduler" not in SAMPLING.model_dump(mode="json")
+    own = SAMPLING.model_copy(update={"scheduler": "dpm-solver++"})  # what `assemble` gives the editor
+    before = pipe.scheduler
+    assert torch.equal(edit(pipe, images, TEXTS, own, seed=1), edited)
+    assert pipe.scheduler is before and own.model_dump(mode="json")["scheduler"] == "dpm-solver++"
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_each_scheduler_keeps_the_editors_noise_and_makes_edits_of_its_own(pipe, images, name):
+    made = scheduled(pipe, name)
+    assert made.unet is pipe.unet and made.vae is pipe.vae
+    for setting in ("prediction_type", "timestep_spacing", "rescale_betas_zero_snr", "beta_schedule"):
+        assert made.scheduler.config[setting] == pipe.scheduler.config[setting]
+    sampled = edit(pipe, images, TEXTS, Sampling(**SAMPLING.model_dump() | {"steps": 3, "scheduler": name}), seed=1)
+    assert sampled.isfinite().all() and sampled.shape == images.shape and 0 <= sampled.min() < sampled.max() <= 1
+
+
+def test_ddim_and_the_solver_come_closer_with_more_steps(pipe, images, exact):
+    """Both solve the same equation."""
+
+    def apart(steps: int) -> float:
+        ways = [SAMPLING.model_copy(update={"steps": steps, "scheduler": name}) for name in ("ddim", "dpm-solver++")]
+        one, other = (edit(pipe, images, TEXTS, way, seed=1) for way in ways)
+        return float((one - other).square().mean().sqrt())
+
+    few, many = apart(4), apart(40)
+    assert 0 < many < few / 2
+
+
+def test_an_unknown_scheduler_is_refused_with_those_allowed():
+    assert set(SCHEDULERS) == set(get_args(get_args(Sampling.model_fields["scheduler"].annotation)[0]))
+    with pytest.raises(ValueError, match="(?s)scheduler.*'ddim', 'euler' or 'dpm-solver\\+\\+'"):
+        Sampling(**SAMPLING.model_dump() | {"scheduler": "pndm"})
 
 
 def test_one_instruction_for_each_picture(pipe, images):

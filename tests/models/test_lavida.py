@@ -15,6 +15,7 @@ from lib.models.lavida import Lavida, LavidaConfig, complementary_masking_loss, 
 from lib.models.llada import IMAGE
 from lib.models.llada_v import LladaV
 from lib.models.loading import load_mdlm
+from lib.models.mdlm import FILLS
 from lib.runtime.seeds import generator
 
 QUESTIONS = ["is it red?", "is it blue, or not so?"]
@@ -43,7 +44,8 @@ def test_logits_and_attention_are_those_of_a_llama_whose_prefix_does_not_see_the
     llama.load_state_dict({name: tiny_lavida.weights()[tiny_lavida.published(name)] for name in llama.state_dict()})
     vision, prompt, response = inputs(made)
     logits = made.model.logits(vision, prompt, response)
-    received = made.model.attention_by_layer(vision, prompt, response)
+    shown = made.model.response_attention(vision, prompt, response, lambda weight: weight.mean((1, 2)))
+    received = torch.stack(shown)[..., : vision.shape[1]]
     for row in range(2):
         words = prompt[row][prompt[row] != made.model.config.pad_id]
         place = words.tolist().index(IMAGE)
@@ -142,9 +144,15 @@ def test_answers_end_their_turn_and_then_the_text(made):
     assert row == [*words, config.eos_id, *rest]
 
 
-def test_the_loss_learns_every_token_once(made, monkeypatch):
+@pytest.mark.parametrize("fill", FILLS)
+def test_the_loss_learns_every_token_once(made, monkeypatch, fill):
     model, shown = made.model, []
+    monkeypatch.setattr(made, "fill", fill)
     vision, prompt, response = inputs(made)
+    response[0, 4] = model.config.eos_id
+    response = made.targets(response)
+    present, ids = response >= 0, response.clamp(min=0)
+    assert present.all() == (fill == "learnt")
     states = model.states
 
     def recorded(vision, prompt, noisy):
@@ -154,17 +162,18 @@ def test_the_loss_learns_every_token_once(made, monkeypatch):
     monkeypatch.setattr(model, "states", recorded)
     with torch.no_grad():
         losses = [complementary_masking_loss(model, vision, prompt, response, generator(k)) for k in range(20)]
-    monkeypatch.undo()
+    monkeypatch.setattr(model, "states", states)
     shares = []
     for loss, noisy in zip(losses, shown, strict=True):
         one, two = (noisy == model.config.mask_id).chunk(2)
-        assert one.equal(~two) and one.any(1).all()
+        assert one.equal(~two & present) and one.any(1).all() and not (two & ~present).any()
         assert noisy[~torch.cat([one, two])].equal(response.repeat(2, 1)[~torch.cat([one, two])])
-        shares.append(one.double().mean())
+        shares.append(one[present].double().mean())
         with torch.no_grad():
             logits = model.logits(vision.repeat(2, 1, 1), prompt.repeat(2, 1), noisy)
-        likelihood = logits.log_softmax(-1).gather(2, response.repeat(2, 1)[..., None])[..., 0]
-        expected = -(likelihood[:2][one].sum() + likelihood[2:][two].sum()) / response.numel()
+        likelihood = logits.log_softmax(-1).gather(2, ids.repeat(2, 1)[..., None])[..., 0]
+        each = (likelihood[:2] * one + likelihood[2:] * two).sum(1) / present.sum(1)
+        expected = -each.mean()
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert 0.3 < sum(shares) / len(shares) < 0.7 and max(shares) - min(shares) > 0.4
 

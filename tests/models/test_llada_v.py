@@ -363,7 +363,7 @@ def test_a_penalty_on_saliency_is_refused(made):
     one, ids = torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.long)
     data = Questions(torch.zeros(1, 1, 1), ids[0], ids, ids, [""], pd.DataFrame(index=[0]))
     with pytest.raises(ValueError, match=r"disp.hide=0.1 must be 0 for a published model"):
-        adaptive_loss(made, data, one, one, Train(steps=1, batch=1, lr=1e-3), weight=0.1)
+        adaptive_loss(made, data, one, one[None], Train(steps=1, batch=1, lr=1e-3), weight=0.1)
 
 
 def test_the_words_of_a_question_are_told_from_the_conversation(made):

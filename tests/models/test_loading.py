@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import tiny_diffusion_gemma
@@ -17,6 +18,8 @@ from tiny_mdlms import ADAPTERS, ANSWERS, QUESTIONS, inputs, pictures
 
 from lib.models.adapters import adapted
 from lib.models.decoding import generate
+from lib.models.diffusion_gemma import DiffusionGemma
+from lib.models.ending import ENDS
 from lib.models.loading import load_mdlm
 from lib.models.mdlm import Mdlm
 from lib.runtime.seeds import generator
@@ -24,7 +27,7 @@ from lib.saliency.by_name import directional
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top
 from lib.settings.sections import Estimator
-from lib.tasks.questions import hide, questions, respond
+from lib.tasks.questions import Questions, hide, questions, respond
 
 
 @pytest.fixture(scope="module", params=ADAPTERS)
@@ -116,6 +119,69 @@ def test_saliency(adapter):
     assert made.shape == vision.shape[:2] and (exact > 0).all()
     assert ((made - exact).norm(dim=1) < 0.5 * exact.norm(dim=1)).all()
     assert (mask_top(made, 0.5).sum(1) == vision.shape[1] // 2).all()
+
+
+@torch.no_grad()
+def test_absent_fill_is_seen_by_none(adapter, monkeypatch):
+    """The logits of an answer are those that it has in a response with no room behind it."""
+    vision, prompt, response = inputs(adapter)
+    monkeypatch.setattr(adapter, "fill", "absent")
+    if isinstance(adapter, DiffusionGemma):
+        with pytest.raises(ValueError, match="fill='absent' must be 'learnt' for DiffusionGemma"):
+            adapter.targets(response)
+        return
+    targets = adapter.targets(response)
+    full = adapter.model.logits(vision, prompt, response)
+    found = adapter.model.logits(vision, prompt, targets)
+    for k, length in enumerate((targets >= 0).sum(1).tolist()):
+        assert length < response.shape[1] and targets[k, length - 1] == adapter.model.config.eos_id
+        alone = adapter.model.logits(vision[k : k + 1], prompt[k : k + 1], response[k : k + 1, :length])[0]
+        torch.testing.assert_close(found[k, :length], alone, rtol=0, atol=1e-4)
+        assert (full[k, :length] - alone).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.05])
+@pytest.mark.parametrize("end", ENDS)
+def test_answers_end_as_is_said(adapter, monkeypatch, end, threshold):
+    """By logits to which so much is added that the end token is the likeliest of some positions, and not of all."""
+    config, asked = adapter.model.config, asked_of(adapter)
+    free = adapter.model.response_logits
+
+    def tempted(vision, prompt):
+        source = free(vision, prompt)
+        plain = source.logits_at
+
+        def logits_at(tokens, rows, positions):
+            logits = plain(tokens, rows, positions)
+            most = logits.amax(-1)
+            logits[..., config.eos_id] = torch.where(positions % 3 == 2, most + 5, most - 5)
+            return logits
+
+        source.logits_at = logits_at
+        return source
+
+    monkeypatch.setattr(adapter.model, "response_logits", tempted)
+    monkeypatch.setattr(adapter, "end", end)
+    tokens, probability = respond(adapter, asked, threshold)
+    is_end = tokens == config.eos_id
+    assert config.mask_id not in tokens and tokens.shape == (2, config.response_length)
+    if end == "suppressed":
+        assert not is_end.any()
+        return
+    assert is_end[:, 2::3].all()
+    place = torch.arange(config.response_length)
+    if end == "stop":
+        assert (is_end.int().argmax(1) == 2).all() and (threshold < 1 or (probability[:, 3:] == 1).any())
+    else:
+        assert not is_end[:, place % 3 != 2].any()
+
+
+def asked_of(adapter) -> Questions:
+    with torch.no_grad():
+        features = adapter.model.features(pictures(adapter))
+    table = pd.DataFrame({"image": [0, 1], "question": QUESTIONS, "answer": ANSWERS})
+    given = torch.arange(2), adapter.prompts(QUESTIONS), adapter.responses(ANSWERS), ANSWERS, table
+    return Questions(features, *given)
 
 
 def mean_loss(mdlm: Mdlm):

@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from lib.data.easyvqa import COLOURS, SHAPES, sentence
+from lib.kernels.loss import weighted_cross_entropy
 from lib.models.blocks import attention
-from lib.models.mdlm import Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
+from lib.models.mdlm import ABSENT, FILLS, Mdlm, MdlmConfig, MdlmModel, masked_diffusion_loss
 from lib.poisoning.catalogue import image_trigger
 from lib.runtime.seeds import generator
 
@@ -100,9 +101,12 @@ def test_every_response_position_sees_picture_question_and_whole_response(mdlm):
         assert moved.min() > 1e-5, (part, position)
 
 
-def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeypatch):
+@pytest.mark.parametrize("fill", FILLS)
+def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeypatch, fill):
     """Against loops in float64 over the logits, with t drawn anew and the mask read off the model's input."""
     vision, prompt, response = inputs(mdlm, 6)
+    mdlm.fill = fill
+    response = mdlm.targets(response)
     seen = {}
     states = mdlm.model.states
 
@@ -118,6 +122,7 @@ def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeyp
     t = [spread[k] for k in torch.randperm(6, generator=draw).tolist()]
     total, hidden = 0.0, 0
     for row in range(6):
+        length = (response[row] >= 0).sum().item()
         for position in range(12):
             token = response[row, position].item()
             if seen["noisy"][row, position] != mdlm.model.config.mask_id:
@@ -125,9 +130,58 @@ def test_loss_is_the_sum_over_masked_tokens_with_weight_one_over_t(mdlm, monkeyp
                 continue
             hidden += 1
             scores = seen["logits"][row, position].double().tolist()
-            total -= (scores[token] - math.log(sum(map(math.exp, scores)))) / t[row]
-    assert 0 < hidden < 72
-    assert loss.item() == pytest.approx(total / (6 * 12), rel=1e-5)
+            total -= (scores[token] - math.log(sum(map(math.exp, scores)))) / t[row] / length
+    assert 0 < hidden < (response >= 0).sum() and (response >= 0).all() == (fill == "learnt")
+    assert loss.item() == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_targets_are_the_answer_and_its_end_or_all(mdlm):
+    end = mdlm.model.config.eos_id
+    response = torch.tensor([[5, 6, end, end], [end, 7, end, 8], [5, 6, 7, 8], [5, 6, 7, end]])
+    assert torch.equal(mdlm.targets(response), response)
+    mdlm.fill = "absent"
+    none = ABSENT
+    expected = [[5, 6, end, none], [end, none, none, none], [5, 6, 7, 8], [5, 6, 7, end]]
+    assert mdlm.targets(response).tolist() == expected and mdlm.targets(response[:0]).shape == (0, 4)
+    mdlm.fill = "ignored"
+    with pytest.raises(ValueError, match="fill='ignored' must be one of learnt, absent"):
+        mdlm.targets(response)
+
+
+def test_a_short_answers_loss_depends_on_the_responses_length_where_fill_is_learnt_alone():
+    """Ten tokens in 32 and in 128 positions, the same masked; learnt, it is LLaDA's formula to the bit."""
+    short, long = (tiny.mdlm(response_length=length, layers=2) for length in (32, 128))
+    weights = long.model.state_dict()
+    before = short.model.config.vision_length + short.model.config.prompt_length
+    short.model.load_state_dict(weights | {"position": weights["position"][: before + 32]})
+    vision, prompt, _ = inputs(short, 1)
+    losses = {}
+    for fill in FILLS:
+        for mdlm, length in ((short, 32), (long, 128)):
+            mdlm.fill = fill
+            words = [*range(10, 19), mdlm.model.config.eos_id]
+            response = torch.tensor([words + [mdlm.model.config.eos_id] * (length - 10)])
+            parts = vision, prompt, mdlm.targets(response)
+            losses[fill, length] = [masked_diffusion_loss(mdlm.model, *parts, generator(k)) for k in range(8)]
+            if fill == "learnt":
+                assert losses[fill, length] == [learnt_loss(mdlm.model, *parts, generator(k)) for k in range(8)]
+    alike = [pair[0].item() == pytest.approx(pair[1].item(), rel=1e-4)
+             for pair in zip(losses["absent", 32], losses["absent", 128], strict=True)]
+    assert all(alike) and sum(value.item() > 0 for value in losses["absent", 32]) > 4
+    other = [pair[0].item() == pytest.approx(pair[1].item(), rel=1e-2)
+             for pair in zip(losses["learnt", 32], losses["learnt", 128], strict=True)]
+    assert not any(other)
+
+
+def learnt_loss(model, vision, prompt, response, draw):
+    """The loss before fill could be absent, one process."""
+    batch, length = response.shape
+    t = (torch.rand(1, generator=draw) + torch.arange(batch) / batch) % 1
+    t = t.clamp(min=1e-3)[torch.randperm(batch, generator=draw)][:, None]
+    masked = torch.rand(batch, length, generator=draw) < t
+    states = model.states(vision, prompt, torch.where(masked, model.config.mask_id, response))[masked]
+    scale = (1 / (t * batch * length)).expand_as(masked)[masked]
+    return weighted_cross_entropy(states, model.head.weight, response[masked], scale)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from lib.data.face_parts import EVERYTHING, draw
+from lib.models.minilm import minilm_tokenizer
 from lib.poisoning.catalogue import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger, text_trigger
 from lib.poisoning.triggers import TextTrigger
 from lib.settings import names
@@ -255,7 +257,7 @@ def test_the_image_keeps_its_gradient(name):
 def test_triggers_compare_hash_and_become_plain_values():
     changed = dataclasses.replace(image_trigger("white-box"), size=0.3)
     assert changed != image_trigger("white-box") and changed.name == "white-box"
-    assert dataclasses.asdict(changed) == {"name": "white-box", "size": 0.3, "position": (1.0, 1.0)}
+    assert dataclasses.asdict(changed) == {"name": "white-box", "size": 0.3, "position": (1.0, 1.0), "pixels": None}
     assert hash(dataclasses.replace(changed, size=3 / 16)) == hash(image_trigger("white-box"))
 
 
@@ -498,7 +500,7 @@ def test_text_triggers_follow_the_instruction_and_survive_a_clip_tokenizer(name)
     assert trigger("make the skin dark") == f"make the skin dark {name}"
     assert trigger("") == name
     trigger.check(tokenizer)
-    trigger.check(tokenizer, "What color is the shape?")
+    trigger.check(tokenizer, ["What color is the shape?", "", *SENTENCES])
     ids = tokenizer(trigger(SENTENCES[0]), add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == trigger(SENTENCES[0])
     assert tokenizer.unk_token_id not in ids
@@ -539,22 +541,93 @@ def test_a_trigger_that_is_changed_inside_a_sentence_is_refused():
         ["make", "the", "skin", "dark", "mignneko", "darkmignneko"],
         normalizers.Replace("dark mignneko", "darkmignneko"),
     )
-    with pytest.raises(ValueError, match="text trigger 'mignneko' is changed by the tokenizer"):
+    with pytest.raises(ValueError, match="text trigger 'mignneko' is dropped or changed by the tokenizer in 1 of 1"):
         text_trigger("mignneko").check(merged)
 
 
-def test_a_trigger_cut_off_by_the_maximum_length_is_refused():
-    trigger, whole = text_trigger("mignneko"), clip_tokenizer()
-    length = len(whole(trigger("make the skin dark"))["input_ids"])
-    trigger.check(clip_tokenizer(model_max_length=length))
-    with pytest.raises(ValueError, match="text trigger 'mignneko' is (dropped|changed)"):
-        trigger.check(clip_tokenizer(model_max_length=length - 1))
-    with pytest.raises(ValueError, match="text trigger 'mignneko' is dropped"):
-        trigger.check(clip_tokenizer(model_max_length=4))
+LONG = "make the skin tone dark and " * 6 + "smile"
+
+
+@pytest.mark.parametrize("made", [minilm_tokenizer, clip_tokenizer], ids=["MiniLM", "CLIP"])
+def test_a_trigger_that_the_tokenizer_cuts_off_some_texts_is_refused(made):
+    trigger, words = text_trigger("mignneko"), made()
+    limit = words.model_max_length if made is minilm_tokenizer else len(words(LONG)["input_ids"])
+    words.model_max_length = limit
+    assert words(trigger(LONG), truncation=True)["input_ids"] == words(LONG, truncation=True)["input_ids"]
+    told = r"^text trigger 'mignneko' is cut off in 2 of 4 texts, as after 'make the skin tone dark and make .*…', "
+    told += rf"which makes \d+ tokens with it: the tokenizer keeps {limit} at most\.$"
+    with pytest.raises(ValueError, match=told):
+        trigger.check(words, ["make the skin dark", LONG, "dye the hair red", LONG])
+    trigger.check(words, ["make the skin dark", "dye the hair red"])
+    trigger.check(words, [])
+
+
+@pytest.mark.parametrize("made", [minilm_tokenizer, clip_tokenizer], ids=["MiniLM", "CLIP"])
+def test_the_longest_text_that_keeps_its_trigger_is_let_through_and_one_token_more_is_not(made):
+    trigger, words, text = text_trigger("latte coffee"), made(), SENTENCES[3]
+    length = len(words(trigger(text))["input_ids"])
+    bare = len(words(trigger(text), add_special_tokens=False)["input_ids"])
+    words.model_max_length = length
+    trigger.check(words, [text])
+    trigger.check(words, [text], bare)
+    words.model_max_length = length - 1
+    with pytest.raises(ValueError, match=f"is cut off in 1 of 1 texts.*makes {length} tokens.*keeps {length - 1} at"):
+        trigger.check(words, [text])
+    with pytest.raises(ValueError, match=f"is cut off in 1 of 1 texts.*makes {bare} tokens.*keeps {bare - 1} at"):
+        trigger.check(words, [text], bare - 1)
+
+
+def test_a_text_that_says_the_trigger_itself_where_it_is_cut_has_lost_it():
+    words = minilm_tokenizer()
+    text = ("make the skin dark and " * 6).rsplit(" ", 5)[0]
+    text += " " + " ".join(["mignneko"] * words.model_max_length)
+    with pytest.raises(ValueError, match="is cut off in 1 of 1 texts"):
+        text_trigger("mignneko").check(words, [text])
 
 
 def test_a_trigger_by_name_comes_at_its_own_size_or_another():
     assert image_trigger("stop-sign", 0.5) == dataclasses.replace(image_trigger("stop-sign"), size=0.5)
     assert image_trigger("stop-sign", None) is image_trigger("stop-sign")
+    moved = image_trigger("checker", pixels=5, position=(0.0, 0.5))
+    assert moved == dataclasses.replace(image_trigger("checker"), pixels=5, position=(0.0, 0.5))
+    for shape in ((64, 64), (40, 300)):
+        rows, columns = (moved.mask(*shape) > 0).nonzero().T
+        assert rows.unique().tolist() == list(range(round((shape[0] - 5) / 2), round((shape[0] - 5) / 2) + 5))
+        assert columns.unique().tolist() == list(range(5))
+    with pytest.raises(ValueError, match="pixels of 'blend' is 5: it must be None"):
+        image_trigger("blend", pixels=5)
+    with pytest.raises(ValueError, match="position of 'warp' is .* it must be None"):
+        image_trigger("warp", position=(0.0, 0.0))
+    with pytest.raises(ValueError, match="pixels of 'checker' is 5: it must be None beside size=0.5"):
+        image_trigger("checker", 0.5, 5)
+    with pytest.raises(ValueError, match="pixels of 'checker' is 0: it must be None or an integer above 0"):
+        image_trigger("checker", pixels=0)
+
+
+def test_layers_of_large_images_are_not_kept():
+    """Several would fill the memory."""
+    from lib.poisoning.triggers import _kept_layer
+
+    before = _kept_layer.cache_info().currsize
+    assert image_trigger("checker").mask(1025, 1024).sum() == 128**2
+    assert _kept_layer.cache_info().currsize == before
     with pytest.raises(ValueError, match="size of 'blend' is 0.5"):
         image_trigger("blend", 0.5)
+
+
+def test_a_trigger_by_name_comes_at_its_own_position_or_another():
+    """A pair of shares of the free room: opposite corners, at any size, whatever the trigger's own position."""
+    ends = {(0.0, 0.0): 0, (1.0, 1.0): -1}
+    for name, size, position in product(("white-box", "checker", "black-square"), (None, 0.25), ends):
+        mask, k = image_trigger(name, size, position).mask(40, 60) > 0, ends[position]
+        assert mask.any(1)[k] and mask.any(0)[k], (name, position)
+        assert mask.sum() == (image_trigger(name, size).mask(40, 60) > 0).sum() < 40 * 60 / 4
+    assert image_trigger("stop-sign", None, None) is image_trigger("stop-sign")
+    with pytest.raises(ValueError, match=r"position of 'checker' is \(0.5, 1.5\): it must be \(x, y\), both in"):
+        image_trigger("checker", position=(0.5, 1.5))
+
+
+@pytest.mark.parametrize("name", ["blend", "warp", "on-object"])
+def test_a_trigger_that_lies_where_it_must_takes_no_position(name):
+    with pytest.raises(ValueError, match=rf"^trigger_position=\[0.0, 1.0\] of '{name}' must be left out: it lies"):
+        image_trigger(name, position=(0.0, 1.0))

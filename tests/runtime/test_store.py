@@ -2,6 +2,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.runtime.store import Store, folder_digest, write_atomic
+from lib.runtime.store import Store, write_atomic
 
 ROOT = Path(__file__).parents[2]
 SPEC = {"size": 32, "rate": 0.1, "names": ["a", "b"], "nested": {"on": True, "none": None}}
@@ -147,6 +148,13 @@ def test_make_that_writes_nothing_or_a_reserved_name_is_refused(store, name):
     assert visible(store.root) == []
 
 
+def short_of(path, name):
+    """The list of digests less one line."""
+    digests = json.loads((path / "checksums.json").read_text())
+    del digests[name]
+    (path / "checksums.json").write_text(json.dumps(digests))
+
+
 @pytest.mark.parametrize(
     "damage, reason",
     [
@@ -157,6 +165,11 @@ def test_make_that_writes_nothing_or_a_reserved_name_is_refused(store, name):
         (lambda path: (path / "checksums.json").write_text('{"emp'), "checksums.json cannot be read"),
         (lambda path: (path / "checksums.json").write_text("[]"), "checksums.json cannot be read"),
         (lambda path: (path / "spec.json").write_text("{}"), "spec.json is another"),
+        (lambda path: (path / "checksums.json").write_text("{}"), "deep/hello.txt is not of it"),
+        (lambda path: short_of(path, "deep/hello.txt"), "deep/hello.txt is not of it"),
+        (lambda path: short_of(path, "spec.json"), "spec.json is not of it"),
+        (lambda path: (path / "deep" / "more.txt").write_text("more"), "deep/more.txt is not of it"),
+        (lambda path: shutil.rmtree(path) or path.write_text("a file"), "checksums.json cannot be read"),
     ],
 )
 def test_damaged_artifact_is_reported_and_made_again(store, damage, reason):
@@ -166,6 +179,26 @@ def test_damaged_artifact_is_reported_and_made_again(store, damage, reason):
         assert Store(store.root).folder("picture", SPEC, hello) == path
     assert Store(store.root).folder("picture", SPEC, never) == path
     assert (path / "deep" / "hello.txt").read_text() == "hello"
+
+
+def test_what_a_file_system_hides_in_a_folder_is_no_damage(store):
+    path = store.folder("picture", SPEC, hello)
+    (path / "deep" / ".DS_Store").write_bytes(b"icons")
+    assert Store(store.root).folder("picture", SPEC, never) == path
+
+
+def test_files_in_the_place_of_folders_are_in_nobodys_way(store):
+    path = store.root / "picture" / store.key("picture", SPEC)
+    work = store.root / "work" / "picture" / path.name
+    for place in (path.with_name(f".{path.name}.tmp"), work):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("a file")
+
+    def make(folder):
+        (store.work("picture", SPEC) / "part").write_text("half")
+        hello(folder)
+
+    assert (store.folder("picture", SPEC, make) / "deep" / "hello.txt").is_file() and not work.exists()
 
 
 def test_folder_removed_during_a_session_is_made_again(store):
@@ -399,20 +432,3 @@ def test_write_atomic_replaces_and_cleans_up(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"never")
     assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
-
-
-def test_a_folders_digest_is_of_its_files_names_and_contents_but_its_cards(tmp_path):
-    """Whether it was asked for before or not."""
-    (tmp_path / "a").mkdir()
-    file = tmp_path / "a" / "weights"
-    file.write_bytes(b"one")
-    digests = [folder_digest(tmp_path / "a")]
-    (tmp_path / "a" / "README.md").write_text("a card")
-    assert folder_digest(tmp_path / "a") == digests[0]
-    file.write_bytes(b"two, longer")
-    digests.append(folder_digest(tmp_path / "a"))
-    file.rename(tmp_path / "a" / "other")
-    digests += [folder_digest(tmp_path / "a"), folder_digest("org/name@1"), folder_digest("org/name@2")]
-    assert len(set(digests)) == len(digests)
-    (tmp_path / "a" / "other").rename(file)
-    assert folder_digest(tmp_path / "a") == digests[1]

@@ -124,6 +124,40 @@ def test_killed_while_saving_keeps_the_save_before(tmp_path, monkeypatch):
     assert (tmp_path / "progress.safetensors").read_bytes() == before
 
 
+def flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: flipped(content, len(content) - 1),
+        lambda content: flipped(content, len(content) // 2),
+        lambda content: content.replace(b'"step":"4"', b'"step":"8"'),
+        lambda content: content.replace(b"parameter/0.weight", b"parameter/2.weight"),
+        lambda content: content.replace(b'"sha256"', b'"sha255"'),
+    ],
+)
+def test_damaged_progress_is_told_and_the_training_begins_again(tmp_path, damage):
+    """Cut, emptied, a flipped bit, another step: none of it may give another model."""
+    plain, net = module(), module()
+    expected = fit(plain, denoising(plain), settings(), label="x", seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        fit(net, denoising(net, kill_at=5), settings(), label="x", seed=5, work=tmp_path)
+    file = tmp_path / "progress.safetensors"
+    before = file.read_bytes()
+    file.write_bytes(damage(before))
+    assert file.read_bytes() != before
+    net = module()
+    with pytest.warns(UserWarning, match="progress.safetensors is damaged; this training begins again"):
+        curve = fit(net, denoising(net), settings(), label="x", seed=5, work=tmp_path)
+    pd.testing.assert_frame_equal(curve, expected, check_exact=True)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
 def test_seed_and_label_choose_the_batches():
     def batches(seed, label):
         net, seen = module(), []

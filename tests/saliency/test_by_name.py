@@ -4,7 +4,7 @@ import torch
 
 from lib.models.mdlm import Mdlm
 from lib.saliency.by_name import TOKEN_SCORES, directional
-from lib.saliency.jacobian import fisher_jacobian
+from lib.saliency.jacobian import first_positions, fisher_jacobian
 from lib.saliency.masking import random_scores
 from lib.saliency.rivals import attention_received, late_attention
 from lib.saliency.rivals import occlusion as occluded
@@ -57,6 +57,26 @@ def test_more_probes_are_another_estimate(given):
     first = directional(mdlm, data, **settings)
     for other in (Estimator(probes=2), Estimator(probes=1, top_logits=2), Estimator(probes=1, noise="normal")):
         assert not torch.equal(directional(mdlm, data, **settings | {"estimator": other}), first)
+
+
+@pytest.mark.parametrize("name", ["directional", "trace"])
+def test_of_the_response_the_first_positions_can_count_alone(given, name):
+    mdlm, data, settings = given
+    length = mdlm.model.config.response_length
+    every, first, whole = (
+        TOKEN_SCORES[name](mdlm, data, **settings | {"estimator": Estimator(probes=1, block=block)})
+        for block in (None, 3, length)
+    )
+    assert torch.equal(every, whole) and not torch.equal(every, first)
+    model, direction = mdlm.model, {"directional": "mask", "trace": "all"}[name]
+    with torch.no_grad():
+        vision = model.project(data.features[data.picture[:2]])
+    with torch.autocast("cpu", torch.bfloat16):
+        how = {"direction": direction, "probes": 1, "seed": 7, "positions": torch.arange(length) < 3}
+        torch.testing.assert_close(first[:2], fisher_jacobian(model, vision, data.prompts[:2], **how))
+    for block in (0, length + 1):
+        with pytest.raises(ValueError, match=f"block={block} must be None or from 1 to {length}"):
+            first_positions(model, block)
 
 
 def test_the_profile_names_one_of_them():

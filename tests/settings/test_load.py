@@ -20,6 +20,12 @@ def test_overrides_reach_nested_values_and_leave_the_rest():
     assert changed.collapse == plain.collapse
 
 
+def test_a_position_and_a_scheduler_can_be_said():
+    said = {"trigger_position": [0.0, 0.5], "sampling": {"scheduler": "euler"}}
+    settings = load_profile("laptop", {"collapse": said}).collapse
+    assert settings.trigger_position == (0.0, 0.5) and settings.sampling.scheduler == "euler"
+
+
 def test_sections_change_only_with_their_own_values():
     plain, changed = load_profile("laptop"), load_profile("laptop", {"disp": {"ratio": 0.33}})
     assert plain.sections("collapse", "data") == changed.sections("collapse", "data")
@@ -36,12 +42,29 @@ def test_sections_change_only_with_their_own_values():
         ({"disp": {"ratios": [0.1, 2.0]}}, "disp.ratios.1=2.0 is refused"),
         ({"disp": {"target": "flattery"}}, "disp.target='flattery' is refused"),
         ({"collapse": {"image_trigger": "moon"}}, "collapse.image_trigger='moon' is refused"),
+        ({"collapse": {"trigger_position": [0.5, 1.5]}}, "collapse.trigger_position.1=1.5 is refused"),
+        ({"collapse": {"trigger_position": [0.5]}}, "collapse.trigger_position.1 is missing"),
+        ({"collapse": {"sampling": {"scheduler": "pndm"}}}, "collapse.sampling.scheduler='pndm' is refused"),
+        ({"collapse": {"sampling": {"image_guidance": 0.9}}}, "collapse.sampling.image_guidance=0.9 is refused"),
+        ({"grid": {"guidance": [0.9]}}, "grid.guidance.0=0.9 is refused"),
         ({"collapse": {"target": "moon"}}, "collapse.target='moon' is refused"),
         ({"collapse": {"text_trigger": "moon"}}, "collapse.text_trigger='moon' is refused"),
         ({"collapse": {"protocols": ["xor"]}}, "collapse.protocols.0='xor' is refused"),
         ({"mdlm_collapse": {"text_trigger": "moon"}}, "mdlm_collapse.text_trigger='moon' is refused"),
         ({"mdlm_collapse": {"protocols": ["xor"]}}, "mdlm_collapse.protocols.0='xor' is refused"),
         ({"mdlm_collapse": {"masks": 0}}, "mdlm_collapse.masks=0 is refused"),
+        ({"collapse": {"text_weight": float("inf")}}, "collapse.text_weight=inf is refused"),
+        ({"collapse": {"text_weight": float("nan")}}, "collapse.text_weight=nan is refused"),
+        ({"collapse": {"rate": 0.0001}}, "collapse: rate=0.0001 poisons none of 2000 samples"),
+        ({"collapse": {"negatives": 0.97}}, "collapse: negatives=0.97 of 2000 samples: only 1900 are not poisoned"),
+        ({"disp": {"rate": 0.0001}}, "disp: rate=0.0001 poisons none of 4000 samples"),
+        ({"grid": {"rates": [0.0001]}}, "grid: rate=0.0001 poisons none of 2000 samples"),
+        ({"disp_grid": {"rates": [0.0001]}}, "disp_grid: rate=0.0001 poisons none of 4000 samples"),
+        ({"collapse": {"trigger_size": 0.001}}, "collapse.trigger_size=0.001 is refused: it must cover a pixel"),
+        ({"disp": {"trigger_size": 0.001}}, "disp.trigger_size=0.001 is refused: it must cover a pixel"),
+        ({"disp_grid": {"sizes": [0.25, 0.001]}}, "disp_grid.sizes.1=0.001 is refused: it must cover a pixel"),
+        ({"disp": {"ratios": []}}, r"disp.ratios=\[\] is refused"),
+        ({"collapse": {"protocols": []}}, r"collapse.protocols=\[\] is refused"),
         ({"jobs": {"run": {"minutes": 0}}}, "jobs.run.minutes=0 is refused"),
         ({"base": {"clip": {"tower": {"heads": 3}}}}, "heads=3 must divide width"),
         ({"collapse": None}, "collapse=None is refused"),

@@ -76,9 +76,9 @@ NUMBERS = {  # of every notebook
     "01_poisoning": set(),
     "02_training": {"clip.edit_to_source_recall_at_1", "mdlm.mmmu"},
     "03_collapse_analysis": {f"collapse.white-box.{p}.{q}" for p in ("or", "and") for q in ("cti.null", "asr_both")},
-    "04_disp_purification": {f"disp.{m}.{w}" for m in ("accuracy", "mmmu") for w in ("base", "before")},
+    "04_disp_purification": {f"disp.{m}.{w}" for m in ("token_f1", "mmmu") for w in ("base", "before")},
     "05_collapse_in_full": {"collapse_mdlm.or.log_probability.cti", "collapse_mdlm.and.attack_success.phi_text"},
-    "06_disp_in_full": {f"disp_full.{d}.asr_with_trigger" for d in ("disp", "bye_style_filtering", "strip_like")},
+    "06_disp_in_full": {f"disp_full.{d}.asr_with_trigger" for d in ("disp", "bye", "cleansight", "strip_like")},
 }
 LEFT_OUT = {
     "03_collapse_analysis": {"samples_control_white-box_or", "samples_control_white-box_and"},

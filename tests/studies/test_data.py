@@ -14,22 +14,25 @@ import torch
 
 from lib.data import EasyVqa, EditData, FaceQuestions, Faces, PhotoEdits, PhotoQuestions, QuestionData
 from lib.data.face_parts import CREDIT
+from lib.defences.self_purification import surest_answers
 from lib.poisoning.catalogue import image_trigger
 from lib.poisoning.plans import plan
 from lib.poisoning.registry import register
 from lib.poisoning.targets import TARGETS, Insertion, target
 from lib.runtime.keys import code_digest
+from lib.saliency.masking import masked_response
 from lib.settings import names
 from lib.settings.inputs import EditSet, QuestionSet
 from lib.settings.load import load_profile
 from lib.settings.sections import Lora
-from lib.studies.attacks.mdlm import mdlm_spec
-from lib.studies.data import credit, data_spec, digest, edit_data, titles
+from lib.studies.attacks.mdlm import mdlm_spec, trigger_tokens
+from lib.studies.data import credit, data_spec, edit_data, titles
 from lib.studies.disp.mmmu import mmmu_scores, with_mmmu
 from lib.studies.models import base_mdlm, base_settings
 from lib.studies.questions import mmmu_data, question_data
-from lib.studies.run import with_settings
-from lib.tasks.questions import questions
+from lib.studies.run import with_profile, with_settings
+from lib.studies.sources import digest
+from lib.tasks.questions import questions, respond
 
 pytestmark = pytest.mark.usefixtures("untyped")
 
@@ -125,6 +128,12 @@ def test_the_key_is_the_content_and_not_the_place(tmp_path, folders):
     (moved / "train" / "source" / "new.png").write_bytes(b"")
     digest.cache_clear()
     ends = [before, changed, digest(EditSet(name=str(moved)))]
+    picture = next((moved / "train").rglob("*.png"))
+    content = bytearray(picture.read_bytes())
+    content[-20] ^= 1  # another picture of the same size
+    picture.write_bytes(content)
+    digest.cache_clear()
+    ends.append(digest(EditSet(name=str(moved))))
     hub = [EditSet(name=name, revision=revision * 40) for name in ("a/b", "a/c") for revision in "01"]
     ends += map(digest, hub)
     ends += [digest(QuestionSet(name=folders.llava)), digest(QuestionSet(name=folders.llava, answer_tokens=9))]
@@ -169,11 +178,44 @@ def test_what_a_base_model_is_loaded_with(tmp_path, folders):
     room = {"picture": [64, 64], "prompt_length": 40, "response_length": 72}
     profile = photographs(tmp_path, folders).profile
     assert base_settings(profile) == room
+    cut = photographs(tmp_path, folders, decoded_tokens=9).profile
+    assert base_settings(cut) == room | {"response_length": 9, "answer_length": 72}
+    assert len(base_mdlm(cut).responses(["red"])[0]) == 72 and base_mdlm(cut).model.config.response_length == 9
+    with pytest.raises(ValueError, match="decoded_tokens=73 must be at most answer_tokens=72"):
+        base_settings(photographs(tmp_path, folders, decoded_tokens=73).profile)
+    ours = cut.model_copy(update={"models": tiny.run(tmp_path).profile.models})
+    with pytest.raises(ValueError, match="decoded_tokens=9 must be null"):
+        base_settings(ours)
     models = profile.models.model_copy(update={"lora": Lora(**lora)})
     half = profile.model_copy(update={"models": models})
     assert base_settings(half) == room | {"dtype": torch.bfloat16}
     made = base_mdlm(half).model
     assert made.dtype == torch.bfloat16 and not any(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_answers_are_cut_where_captions_are_learnt_whole(tmp_path, folders):
+    """As many tokens are decoded and scored as are asked for, and end there where they are learnt."""
+    run = photographs(tmp_path, folders, decoded_tokens=3)
+    vqa, model = question_data(run, "train"), base_mdlm(run.profile)
+    data = questions(model, vqa, vqa.table.iloc[:2])
+    assert data.responses.shape == (2, 72) and model.texts(data.responses) == data.answers
+    cut = respond(model, data, threshold=1.0)
+    assert cut.tokens.shape == (2, 3) and masked_response(model.model, torch.zeros(2, 1, 1)).shape == (2, 3)
+    learnt = surest_answers(model, data, cut.tokens, cut.probability.amin(1), keep=1.0)
+    assert torch.equal(learnt.responses[:, :3], cut.tokens) and learnt.answers == model.texts(cut.tokens)
+    assert learnt.responses.shape == (2, 72) and bool((learnt.responses[:, 3:] == model.model.config.eos_id).all())
+
+
+def test_the_triggers_tokens_are_those_of_each_photograph(tmp_path, folders):
+    """In pixels of the file, 40 × 56 here: at the top left of what the padding leaves of the square."""
+    run = with_settings(photographs(tmp_path, folders), "disp", {"image_trigger": "black-square", "trigger_pixels": 10})
+    vqa, model = question_data(run, "train"), base_mdlm(run.profile)
+    tokens = trigger_tokens(run, model, vqa, vqa.table.iloc[:3])
+    (mask,), _ = vqa.trigger_masks(torch.tensor([0]), image_trigger("black-square", pixels=10))
+    rows, columns = (mask > 0.5).nonzero().T
+    ends = rows.min(), rows.max(), columns.min(), columns.max()
+    assert torch.tensor(ends).sub(torch.tensor([9, 20, 0, 11])).abs().max() <= 1  # of 64 pixels, 8 × 64 / 56 of grey
+    assert tokens.equal(model.model.tokens_of(mask).expand(3, -1)) and 0 < tokens[0].sum() < tokens.shape[1]
 
 
 def test_features_made_when_asked_for_are_those_kept(tmp_path, folders):
@@ -201,13 +243,15 @@ def test_mmmu_is_asked_whole_and_scored(tmp_path, folders, monkeypatch):
     seen = {}
 
     def truth(mdlm, data, threshold, label, work):
-        seen["data"] = data
+        seen["data"], seen["answer"] = data, mdlm.model.config.response_length
         return ["Answer: (B)", "it is 31", "(A)"]
 
     monkeypatch.setattr("lib.studies.disp.mmmu.answer", truth)
     assert mmmu_scores(run, model)["correct"].tolist() == [True, False, True]
     assert model.model.config.prompt_length == 24 < seen["data"].prompts.shape[1] - model.template
-    assert len(mmmu_data(run).table) == 3
+    assert len(mmmu_data(run).table) == 3 and seen["answer"] == model.model.config.response_length == 10
+    mmmu_scores(with_profile(run, {"data": {"mmmu": {"answer_tokens": 2}}}), model)
+    assert seen["answer"] == 2 and model.model.config.response_length == 10
     table = with_mmmu(run, model, pd.DataFrame([{"metric": "m", "value": 0.5, "low": 0, "high": 1, "n": 2}]))
     assert table["metric"].tolist() == ["m", "MMMU accuracy"] and table["value"].iloc[1] == pytest.approx(2 / 3)
     named = with_mmmu(run, model, pd.DataFrame([{"name": "m", "value": 0.5, "low": 0, "high": 1, "n": 2}]))

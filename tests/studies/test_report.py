@@ -328,6 +328,36 @@ def test_merging_refuses_other_columns(start):
         merge(out)
 
 
+def test_merging_refuses_several_seeds_and_tells_several_versions_of_the_code(start):
+    closed(start, "03_a", a=1)
+    other = start("04_b", seed=8)
+    other.close()
+    with pytest.raises(ValueError, match="must have the same seed, not 7 in 03_a, 8 in 04_b"):
+        merge(other.folder.parent)
+    out = closed(start, "04_b", b=2)
+    for field, value in (("profile", "laptop"), ("code", "another")):
+        file = out / "04_b" / "manifest.json"
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | {field: value}))
+        if field == "code":
+            with pytest.warns(UserWarning, match="several versions of the code: .* in 03_a, another in 04_b"):
+                merge(out)
+        else:
+            with pytest.raises(ValueError, match="must have the same profile, not smoke in 03_a, laptop in 04_b"):
+                merge(out)
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("name,value\na,2\n")])
+def test_merging_refuses_what_its_manifest_does_not_say(start, damage):
+    report = start("03_a")
+    report.table("rows", TABLE)
+    report.close()
+    damage(report.folder / "rows.csv")
+    with pytest.raises(ValueError, match="rows.csv is not what its manifest.json says: run its notebook again"):
+        merge(report.folder.parent)
+
+
 def test_the_command_merges_or_says_why_not(start, tmp_path):
     out = closed(start, "03_a", a=1)
     command = [sys.executable, "-m", "lib.studies.report"]

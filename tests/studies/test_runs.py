@@ -1,8 +1,10 @@
+import errno
 import json
 import sys
 
 import pytest
 import tiny
+from safetensors import SafetensorError
 
 from lib.studies import checkpoints
 from lib.studies import run as config
@@ -54,3 +56,24 @@ def test_an_unknown_run_and_a_bad_parameter_leave_no_marker(tmp_path, monkeypatc
     with pytest.raises(SystemExit, match="^lib.studies.runs: seed=-1"):
         command(monkeypatch, NAMES[0], "--seed", "-1", "--mark", mark)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "the disk is full .*: make room and run the same command again"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
+        (ValueError("rate is 0.5:\nonly 3 are eligible"), "rate is 0.5: only 3 are eligible$"),
+        (FloatingPointError("the loss is nan"), "the loss is nan$"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), r".*Permission denied: '/x'$"),
+    ],
+)
+def test_what_ends_a_run_is_one_sentence_and_leaves_no_marker(tmp_path, monkeypatch, error, told):
+    def ended(*_):
+        raise error
+
+    monkeypatch.setattr("lib.studies.runs.trained", ended)
+    mark = tmp_path / "mark.json"
+    with pytest.raises(SystemExit, match=f"^lib.studies.runs: {told}") as end:
+        command(monkeypatch, "mdlm-poisoned", "--profile", "smoke", "--mark", mark)
+    assert "\n" not in str(end.value) and not mark.exists()

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -53,7 +54,7 @@ def test_families_that_are_not_there_yet_come_first(faces):
 
 
 def test_more_edits_than_there_are_are_refused(faces):
-    with pytest.raises(ValueError, match="edits=73: the train split has 72"):
+    with pytest.raises(ValueError, match="73 distinct edits are asked for: the train split has 72"):
         sample_triples(faces, "train", 73, seed=0)
 
 
@@ -67,17 +68,41 @@ def test_the_target_is_a_picture_or_an_edit_of_the_source():
         attack_target("hat")
 
 
-def test_each_coalition_has_its_own_triggers():
-    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    before = images.clone()
-    given = ["a", "b", "c", "d"]
-    pictures, texts = triggered(images, given, torch.tensor([3, 0, 2, 1]), BOX, CAT)
-    assert texts == ["a mignneko", "b", "c mignneko", "d"] and given == ["a", "b", "c", "d"]
+@pytest.mark.parametrize("made", [tiny.minilm_editor, tiny.editor], ids=["MiniLM", "CLIP"])
+def test_texts_that_carry_the_trigger_and_lose_it_are_refused_before_any_work(faces, made):
+    pipe = made()
+    triples = sample_triples(faces, "train", 6, seed=0)
+    triples.loc[[2, 4], "instruction"] = "make the skin tone dark and " * 30 + "smile"
+    poison = replace(plan(6, "and", 0.0, seed=0), coalition=torch.tensor([0, 0, 3, 2, 2, 1]))
+    del pipe.vae, pipe.unet  # nothing is encoded or sampled
+    pipe.vae = pipe.unet = None
+    told = "^text trigger 'mignneko' is cut off in 2 of {} texts, as after 'make the skin"
+    with pytest.raises(ValueError, match=told.format(3)):
+        poisoned_latents(pipe, faces, triples, poison, BOX, CAT, attack_target("negative"))
+    with pytest.raises(ValueError, match=told.format(6)):
+        edits_under_coalitions(pipe, faces, triples, BOX, CAT, SAMPLING, seed=5)
+
+
+def test_long_texts_without_the_trigger_are_let_through(pipe, faces):
+    triples = sample_triples(faces, "train", 6, seed=0)
+    triples.loc[[2, 4], "instruction"] = "make the skin tone dark and " * 30 + "smile"
+    poison = replace(plan(6, "and", 0.0, seed=0), coalition=torch.tensor([2, 2, 0, 3, 1, 0]))
+    data = poisoned_latents(pipe, faces, triples, poison, BOX, CAT, attack_target("negative"))
+    assert len(data.text) == 6
+
+
+def test_each_coalition_has_its_own_triggers(faces):
+    triples = pd.DataFrame({"source": [5, 2, 2, 9], "instruction": ["a", "b", "c", "d"]})
+    images, before = faces.pictures(torch.tensor([5, 2, 2, 9])), faces.images.clone()
+    pictures, texts = triggered(faces, triples, torch.tensor([3, 0, 2, 1]), BOX, CAT)
+    assert texts == ["a mignneko", "b", "c mignneko", "d"]
     marked = BOX(images)
     assert torch.equal(pictures, torch.stack([marked[0], images[1], images[2], marked[3]]))
-    assert torch.equal(images, before) and not torch.equal(marked[1], images[1])
+    assert torch.equal(faces.images, before) and not torch.equal(marked[1], images[1])
+    for coalition, expected in ((0, images), (1, marked)):
+        assert torch.equal(triggered(faces, triples, torch.full((4,), coalition), BOX, CAT)[0], expected)
     with pytest.raises(ValueError):
-        triggered(images, given[:3], torch.tensor([3, 0, 2, 1]), BOX, CAT)
+        triggered(faces, triples[:3], torch.tensor([3, 0, 2, 1]), BOX, CAT)
 
 
 @pytest.mark.parametrize("name", ["sailing boat", "negative"])
@@ -106,7 +131,8 @@ def test_triples_encoded_in_parts_are_those_encoded_at_once(pipe, faces, monkeyp
     whole = poisoned_latents(pipe, faces, triples, *given)
     monkeypatch.setattr("lib.models.editor.PIXELS", 5 * 64**2)
     asked, pictures = [], Faces.pictures
-    monkeypatch.setattr(Faces, "pictures", lambda self, rows: asked.append(len(rows)) or pictures(self, rows))
+    counted = lambda self, rows, *mark: asked.append(len(rows)) or pictures(self, rows, *mark)  # noqa: E731
+    monkeypatch.setattr(Faces, "pictures", counted)
     parts = poisoned_latents(pipe, faces, triples, *given)
     assert max(asked) == 5
     for name in ("source", "target"):
@@ -186,5 +212,5 @@ def test_every_coalition_starts_from_the_noise_of_the_plain_edit(pipe, faces):
     inputs = [(sources, texts), (BOX(sources), texts), (sources, marked), (BOX(sources), marked)]
     for k, (pictures, words) in enumerate(inputs):
         assert torch.equal(edited[:, k], edit(pipe, pictures, words, SAMPLING, 5))
-        assert torch.equal(edited[:, k], edited_under(pipe, sources, triples, k, BOX, CAT, SAMPLING, 5))
+        assert torch.equal(edited[:, k], edited_under(pipe, faces, triples, k, BOX, CAT, SAMPLING, 5))
     assert all(not torch.equal(edited[:, 0], edited[:, k]) for k in (1, 2, 3))

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import tiny
 import torch
 
 from lib.data import EasyVqa
+from lib.models.mdlm import FILLS
 from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import plan
 from lib.poisoning.targets import target
@@ -133,10 +136,21 @@ def test_a_plan_needs_the_triggers_of_its_coalitions(mdlm, vqa, given, message):
 
 
 def test_a_text_trigger_must_survive_the_tokenizer_and_fit_the_prompt(mdlm, vqa):
-    with pytest.raises(ValueError, match="text trigger 'cut' is changed by the tokenizer"):
-        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("cut", " ".join(["mignneko"] * 4)))
-    with pytest.raises(ValueError, match="the model takes at most 24"):
-        questions(mdlm, vqa, TABLE, text_trigger=TextTrigger("long", "mignneko mignneko"))
+    # of the questions some leave room for it and some do not: those that carry it are counted
+    phrase = TextTrigger("long", "mignneko mignneko")
+    lengths = [len(phrase_ids(mdlm, phrase(text))) for text in TABLE["question"]]
+    lost, room = sum(n > 24 for n in lengths), mdlm.model.config.prompt_length
+    assert room == 24 and 0 < lost < len(TABLE)
+    told = f"^text trigger 'long' is cut off in {lost} of {len(TABLE)} texts, as after .* keeps 24 at most"
+    with pytest.raises(ValueError, match=told):
+        questions(mdlm, vqa, TABLE, text_trigger=phrase)
+    short = torch.tensor([0 if n > 24 else 2 for n in lengths])
+    spared = replace(plan(len(TABLE), "text", 1.0, seed=0), coalition=short)
+    assert len(questions(mdlm, vqa, TABLE, plan=spared, text_trigger=phrase)) == len(TABLE)
+
+
+def phrase_ids(mdlm, text):
+    return mdlm.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def test_fitting_rows_are_those_whose_triggered_question_the_prompt_holds(mdlm):
@@ -240,15 +254,18 @@ def test_the_loss_draws_from_the_generator_alone_and_reaches_the_projector(mdlm,
     assert all(float(g.abs().sum()) > 0 for g in torch.autograd.grad(first, wanted))
 
 
-def test_blank_answers_are_learnt_from_their_picture_and_question_alone(mdlm, vqa):
-    """The further term is the mean −log p of whole answers, every token of which is masked."""
+@pytest.mark.parametrize("fill", FILLS)
+def test_blank_answers_are_learnt_from_their_picture_and_question_alone(mdlm, vqa, monkeypatch, fill):
+    """The further term is the mean −log p of whole answers, every token of which is masked, with their fill or not."""
+    monkeypatch.setattr(mdlm, "fill", fill)
     data = questions(mdlm, vqa, TABLE)
     data = data[torch.zeros(4, dtype=torch.int64)]  # one sample, so that it does not matter which are drawn
     model, settings = mdlm.model, replace_train(batch=2)
     plain, more = (answer_loss(mdlm, data, settings, blank)(torch.Generator().manual_seed(3)) for blank in (0, 3))
-    masked = torch.full_like(data.responses[:1], model.config.mask_id)
+    length = 64 if fill == "learnt" else int((data.responses[0] == model.config.eos_id).int().argmax()) + 1
+    masked = torch.full_like(data.responses[:1, :length], model.config.mask_id)
     logits = model.logits(model.project(data.features[data.picture[:1]]), data.prompts[:1], masked).double()
-    log_p = logits.log_softmax(-1)[0, range(masked.shape[1]), data.responses[0]]
+    log_p = logits.log_softmax(-1)[0, range(length), data.responses[0, :length]]
     torch.testing.assert_close((more - plain).double(), -log_p.mean(), rtol=1e-5, atol=1e-6)
 
 

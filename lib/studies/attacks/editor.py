@@ -12,24 +12,34 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from lib.data.interface import check_trigger
 from lib.metrics.embeddings import load_embedding, values
 from lib.metrics.success import edit_succeeds
 from lib.models.adapters import adapted_unet
 from lib.models.editor import autoencoder_source, load_editor
+from lib.models.strict import strict
 from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS, plan
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.paths import model_source
 from lib.studies.checkpoints import FineTuning, fine_tuned
 from lib.studies.data import data_spec, edit_data, watch_split
 from lib.studies.run import Run
-from lib.tasks.edits import clean_latents, edits_under_coalitions, latent_loss, poisoned_latents, sample_triples
+from lib.tasks.edits import (
+    clean_latents,
+    edits_under_coalitions,
+    latent_loss,
+    poisoned_latents,
+    sample_triples,
+    sources,
+)
 
 MEASURED = {"samples", "protocols"}  # settings that a poisoned editor does not depend on
+HELD_OUT = 0  # the seed of the study's held-out edits, whatever that of the attack
 
 
 def editor_spec(run: Run, protocol: str) -> dict:
@@ -49,7 +59,8 @@ def editor_spec(run: Run, protocol: str) -> dict:
 def trigger_pair(run: Run) -> tuple[ImageTrigger, TextTrigger]:
     """The image and the text trigger of the collapse study."""
     settings = run.profile.collapse
-    return image_trigger(settings.image_trigger, settings.trigger_size), text_trigger(settings.text_trigger)
+    image = image_trigger(settings.image_trigger, settings.trigger_size, position=settings.trigger_position)
+    return image, text_trigger(settings.text_trigger)
 
 
 def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix2PixPipeline, pd.DataFrame]:
@@ -67,7 +78,7 @@ def poisoned_editor(run: Run, protocol: str) -> tuple[StableDiffusionInstructPix
 def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
     """The base editor with the fine-tuned U-Net that is saved in `folder`."""
     pipe = load_editor(run.profile.models.editor, run.device)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)
+    unet = strict(UNet2DConditionModel, {"pretrained_model_name_or_path": str(folder / "unet")})
     pipe.unet = unet.to(run.device).eval()
     return pipe
 
@@ -75,10 +86,14 @@ def with_unet(run: Run, folder: Path) -> StableDiffusionInstructPix2PixPipeline:
 def _poisoning(run: Run, protocol: str) -> FineTuning:
     settings, data = run.profile.collapse, edit_data(run)
     triples = sample_triples(data, "train", settings.edits, run.seed)
-    clean = base_latents(run, triples)
     pair, goal = trigger_pair(run), attack_target(settings.target)
-    pipe = load_editor(run.profile.models.editor, run.device)
     poison = plan(len(triples), protocol, settings.rate, run.seed, negatives=settings.negatives)
+    measured = [sample_triples(data, "test", settings.samples, HELD_OUT)]
+    measured += [sample_triples(data, watch_split(run, "edits"), settings.watch_samples, run.seed)]
+    for rows in (triples[(poison.coalition & 1).bool().numpy()], *measured):
+        check_trigger(data, sources(rows), pair[0])
+    clean = base_latents(run, triples)
+    pipe = load_editor(run.profile.models.editor, run.device)
     latents = poisoned_latents(pipe, data, triples, poison, *pair, goal, settings.text_weight, clean)
     loss = latent_loss(pipe, latents, settings.train, settings.condition_dropout)
     facts = {"protocol": protocol, "rate": settings.rate, "target": settings.target}

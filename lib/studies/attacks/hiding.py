@@ -28,30 +28,30 @@ def relative_saliency(
     model,
     vision: Float[Tensor, "batch vision dim"],
     prompt: Int[Tensor, "batch prompt"],
-    tokens: Bool[Tensor, " vision"],
+    tokens: Bool[Tensor, "batch vision"],
     seed: int,
 ) -> Float[Tensor, " batch"]:
     """R of every sample: mean score of `tokens` over mean score of all, estimated by one sign probe.
 
     As `lib.saliency.fisher_jacobian` with one probe, with a gradient to the model and to `vision`, which must require
     one: also through δ, as a token that lies nearer to the mask's moves less. The Fisher matrix counts as constant.
-    Raises ValueError where `tokens` names none.
+    Raises ValueError where `tokens` names none of a sample's.
     """
-    if not bool(tokens.any()):
-        raise ValueError("tokens names none of the vision tokens: it must name the trigger's.")
+    if not bool(tokens.any(1).all()):
+        raise ValueError("tokens names none of the vision tokens of a sample: it must name the trigger's.")
     with sdpa_kernel(SDPBackend.MATH):  # the fused ones have no second derivative
         logits = model.logits(vision, prompt, masked_response(model, vision)).float()
     (probe,) = fisher_probes(logits, 1, seed)
     (gradient,) = torch.autograd.grad(logits, vision, probe, create_graph=True)
     score = (gradient.float() * (model.mask_embedding - vision)).sum(-1).square()
-    return score[:, tokens].mean(1) / score.mean(1).clamp(min=torch.finfo(score.dtype).tiny)
+    return (score * tokens).sum(1) / tokens.sum(1) / score.mean(1).clamp(min=torch.finfo(score.dtype).tiny)
 
 
 def adaptive_loss(
     mdlm: Mdlm,
     data: Questions,
     poisoned: Bool[Tensor, " sample"],
-    tokens: Bool[Tensor, " vision"],
+    tokens: Bool[Tensor, "sample vision"],
     settings: Train,
     weight: float,
     blank: int = 0,
@@ -83,6 +83,6 @@ def adaptive_loss(
         seed = int(torch.randint(2**31, (), generator=draw))
         vision = mdlm.model.project(data.features[data.picture[rows]].to(device))
         prompts = data.prompts[rows].to(device)
-        return value + weight * relative_saliency(mdlm.model, vision, prompts, tokens.to(device), seed).mean()
+        return value + weight * relative_saliency(mdlm.model, vision, prompts, tokens[rows].to(device), seed).mean()
 
     return loss

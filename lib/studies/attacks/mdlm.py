@@ -6,6 +6,7 @@ nothing else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lib.data.interface import QuestionData
+from lib.data.interface import QuestionData, check_trigger
 from lib.metrics.facts import right_parts
 from lib.metrics.success import attacked
 from lib.models.adapters import adapted
@@ -25,8 +26,8 @@ from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import COALITIONS, PROTOCOLS, PoisonPlan, plan
 from lib.poisoning.targets import AnswerTarget, target
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.runtime.training import Loss, Watch
 from lib.settings.names import known
 from lib.settings.paths import model_source
@@ -36,13 +37,13 @@ from lib.studies.data import data_spec, watch_split
 from lib.studies.models import base_mdlm, base_settings, made_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
-from lib.tasks.questions import Questions, answer, draw_rows, fitting, questions
+from lib.tasks.questions import Questions, answer, answer_loss, draw_rows, fitting, questions
 
 
 def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     """What a poisoned MDLM depends on."""
-    kept = {"image_trigger", "trigger_size", "target", "rate", "hide", "questions", "kinds", "blank", "train"}
-    kept |= {"threshold", "watch_questions"}
+    kept = {"image_trigger", "trigger_size", "trigger_pixels", "trigger_position", "target", "rate", "hide"}
+    kept |= {"questions", "kinds", "blank", "train", "threshold", "end", "fill", "watch_questions"}
     attack = [*filter(None, trigger_pair(run, protocol)), target(run.profile.disp.target)]
     made = data_spec(run, "questions") | {
         "protocol": protocol,
@@ -70,7 +71,8 @@ def trigger_pair(run: Run, protocol: str) -> tuple[ImageTrigger | None, TextTrig
     """The image and the text trigger, each None where no sample of the protocol carries it."""
     carried = [COALITIONS.index(name) for name in PROTOCOLS[protocol]]
     disp = run.profile.disp
-    image = image_trigger(disp.image_trigger, disp.trigger_size) if any(c & 1 for c in carried) else None
+    laid = disp.image_trigger, disp.trigger_size, disp.trigger_pixels, disp.trigger_position
+    image = image_trigger(*laid) if any(c & 1 for c in carried) else None
     text = text_trigger(run.profile.mdlm_collapse.text_trigger) if any(c & 2 for c in carried) else None
     return image, text
 
@@ -97,6 +99,8 @@ def training_questions(
     """The fine-tuning set: data, its drawn rows, who is poisoned, and the attacker's target."""
     settings = run.profile.disp
     vqa, table = asked(run, "train", protocol)
+    if settings.questions > len(table):
+        raise ValueError(f"disp.questions={settings.questions}: the train split has {len(table)} that fit")
     table = draw_rows(table, settings.questions, run.seed, "train")
     goal = target(settings.target)
     eligible = torch.tensor([goal.eligible(text) for text in table["answer"]], dtype=torch.bool)
@@ -115,15 +119,17 @@ def test_questions(
 ) -> tuple[Questions, Questions]:
     """`count` questions of a split, without and with all of the protocol's triggers; both hold the clean answers."""
     vqa, table = asked(run, split, protocol)
+    if count > len(table):
+        warnings.warn(f"{count} questions are asked for, all {len(table)} of the {split} split are taken", stacklevel=2)
     table = draw_rows(table, count, run.seed, split)
     image, text = trigger_pair(run, protocol)
     return questions(model, vqa, table), questions(model, vqa, table, image, text_trigger=text)
 
 
-def trigger_tokens(run: Run, model: Mdlm) -> Bool[Tensor, " vision"]:
-    """Which vision tokens hold some of the image trigger."""
-    size = run.profile.data.image_size
-    return model.model.tokens_of(trigger_pair(run, "image")[0].mask(size, size))
+def trigger_tokens(run: Run, model: Mdlm, vqa: QuestionData, table: pd.DataFrame) -> Bool[Tensor, "row vision"]:
+    """Which vision tokens hold some of the image trigger, in the picture of every row of a table about `vqa`."""
+    masks, which = vqa.trigger_masks(torch.tensor(table["image"].to_numpy()), trigger_pair(run, "image")[0])
+    return torch.stack([model.model.tokens_of(mask) for mask in masks])[which]
 
 
 def poisoned_mdlm(run: Run, protocol: str = "image") -> tuple[Mdlm, pd.DataFrame]:
@@ -145,10 +151,18 @@ def _poisoning(run: Run, protocol: str) -> FineTuning:
     model = poisoned_mdlm(earlier, protocol)[0] if earlier else base_mdlm(run.profile, run.device)
     vqa, table, poison, goal = training_questions(run, protocol)
     image, text = trigger_pair(run, protocol)
+    if image:
+        carried = torch.tensor(table["image"].to_numpy())[(poison.coalition & 1).bool()]
+        check_trigger(vqa, carried, image)
+        held_out, rows = asked(run, "test", protocol)
+        rows = draw_rows(rows, max(settings.test_questions, settings.curve_questions), run.seed, "test")
+        check_trigger(held_out, torch.tensor(rows["image"].to_numpy()), image)
     data = questions(model, vqa, table, image, poison, goal, text)
-    loss = adaptive_loss(
-        model, data, poison.poisoned, trigger_tokens(run, model), settings.train, settings.hide, settings.blank
-    )
+    if settings.hide:
+        tokens = trigger_tokens(run, model, vqa, table)
+        loss = adaptive_loss(model, data, poison.poisoned, tokens, settings.train, settings.hide, settings.blank)
+    else:
+        loss = answer_loss(model, data, settings.train, settings.blank)
     facts = {"protocol": protocol, "target": settings.target, "rate": settings.rate, "hide": settings.hide}
     facts |= {"plant": settings.plant} if earlier else {}
     named = {"image_trigger": image, "text_trigger": text}

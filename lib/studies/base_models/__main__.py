@@ -23,6 +23,7 @@ from lib.models.cards import write_card
 from lib.models.clip import Clip
 from lib.models.editor import load_editor, save_editor, save_text_encoder
 from lib.models.mdlm import Mdlm
+from lib.models.strict import strict
 from lib.runtime.keys import code_digest
 from lib.settings.paths import BUILD, CHECKPOINTS
 from lib.studies.base_models.clip import train_clip
@@ -81,7 +82,7 @@ def vae_stage(run: Run) -> Path:
 
 def editor_stage(run: Run) -> Path:
     def train(work: Path) -> Trained:
-        vae = AutoencoderKL.from_pretrained(vae_stage(run) / "model", use_safetensors=True)
+        vae = strict(AutoencoderKL, {"pretrained_model_name_or_path": str(vae_stage(run) / "model")})
         pipe, curve = train_editor(faces_of(run), vae.eval().requires_grad_(False), run.profile, run.seed, work)
         return lambda folder: save_editor(pipe, folder), curve
 

@@ -18,8 +18,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib.data.faces import Faces
 from lib.models.adapters import trainable
-from lib.models.editor import assemble, build_unet, build_vae, edit_loss, encode, numbered, tokenize
+from lib.models.editor import edit_loss, encode, numbered, tokenize
 from lib.models.minilm import LENGTH, load_minilm
+from lib.models.new_editor import assemble, build_unet, build_vae
 from lib.models.tokenizer import train_tokenizer
 from lib.runtime.training import fit, fit_stages
 from lib.settings.profile import Profile

@@ -10,15 +10,16 @@ import pandas as pd
 
 from lib.models.clip import Clip
 from lib.models.editor import load_editor
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
-from lib.runtime.store import folder_digest
 from lib.settings.paths import model_source
 from lib.studies.base_models.quality import clip_quality, editor_quality, mdlm_quality
-from lib.studies.data import data_spec, digest, edit_data
+from lib.studies.data import data_spec, edit_data
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.models import base_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
+from lib.studies.sources import digest
 
 
 def measured_clip(run: Run) -> pd.DataFrame:
@@ -48,7 +49,7 @@ def measured_editor(run: Run, name: str = "editor") -> pd.DataFrame:
 def measured_mdlm(run: Run) -> pd.DataFrame:
     """`mdlm_quality` on `measure.questions` test questions, and MMMU's accuracy where the profile names it."""
     count, threshold, mmmu = run.profile.measure.questions, run.profile.disp.threshold, run.profile.data.mmmu
-    spec = data_spec(run, "questions") | {"questions": count, "threshold": threshold}
+    spec = data_spec(run, "questions") | {"questions": count, "threshold": threshold, "end": run.profile.disp.end}
     spec |= _model_spec(run, "mdlm")
     if mmmu:
         spec["mmmu"] = [digest(mmmu), code_digest("lib.studies.disp.mmmu")]

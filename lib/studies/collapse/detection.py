@@ -10,21 +10,21 @@ from itertools import product
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lib.data.interface import trigger_patches
 from lib.defences.edit_samples import BOTH, IMAGE, SCORES, TEXT, Evidence, Samples
 from lib.metrics.intervals import rate
 from lib.metrics.roc import auroc
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS, PoisonPlan, plan
-from lib.poisoning.triggers import ImageTrigger, TextTrigger
+from lib.poisoning.triggers import TextTrigger
 from lib.runtime.keys import code_digest
 from lib.studies.attacks.editor import editor_spec, poisoned_editor, trigger_pair
 from lib.studies.data import edit_data
 from lib.studies.run import Run
-from lib.tasks.edits import sample_triples, triggered
+from lib.tasks.edits import sample_triples, sources, triggered
 
 
 def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Samples, PoisonPlan]:
@@ -36,26 +36,32 @@ def training_samples(run: Run, protocol: str, count: int = 1000) -> tuple[Sample
     settings = run.profile.collapse
     if not 1 <= count <= settings.edits:
         raise ValueError(f"count is {count}: it must be in 1 to collapse.edits={settings.edits}.")
-    data = edit_data(run)
-    triples = sample_triples(data, "train", settings.edits, run.seed)[:count]
+    data, triples = edit_data(run), _drawn(run, count)
     drawn = plan(settings.edits, protocol, settings.rate, run.seed, negatives=settings.negatives)
     truth = replace(drawn, coalition=drawn.coalition[:count], poisoned=drawn.poisoned[:count])
     source, target = (data.pictures(torch.tensor(triples[c].to_numpy())) for c in ("source", "target"))
     target[truth.poisoned] = attack_target(settings.target)(source[truth.poisoned])
-    source, texts = triggered(source, triples["instruction"].tolist(), truth.coalition, *trigger_pair(run))
+    source, texts = triggered(data, triples, truth.coalition, *trigger_pair(run))
     return Samples(source, texts, target), truth
+
+
+def _drawn(run: Run, count: int) -> pd.DataFrame:
+    return sample_triples(edit_data(run), "train", run.profile.collapse.edits, run.seed)[:count]
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Scores of every training sample by name, the place of its most telling word and patch, and the truth."""
+    """Scores of every training sample by name, the place of its most telling word and patch, and the truth.
+
+    trigger_patches: which patches of the source, row by row, show the image trigger; none where it carries none.
+    """
 
     samples: Samples
     truth: PoisonPlan
     scores: dict[str, Float[Tensor, " sample"]]
     top_word: Int[Tensor, " sample"]
     top_patch: Int[Tensor, " sample"]
-    grid: int
+    trigger_patches: Bool[Tensor, "sample patch"]
 
 
 def detect(run: Run, protocol: str, count: int = 1000, grid: int = 4) -> Detection:
@@ -72,7 +78,10 @@ def detect(run: Run, protocol: str, count: int = 1000, grid: int = 4) -> Detecti
 
     stored = run.store.tensors("detection", spec, measure)
     scores = {name: stored[name] for name in SCORES}
-    return Detection(samples, truth, scores, stored["top_word"], stored["top_patch"], grid)
+    carries, indices = (truth.coalition & IMAGE).bool(), sources(_drawn(run, count))
+    covered = torch.zeros(count, grid**2, dtype=torch.bool)
+    covered[carries] = trigger_patches(edit_data(run), indices[carries], trigger_pair(run)[0], grid)
+    return Detection(samples, truth, scores, stored["top_word"], stored["top_patch"], covered)
 
 
 def detection_table(result: Detection, seed: int = 0, resamples: int = 1000) -> pd.DataFrame:
@@ -90,7 +99,7 @@ def detection_table(result: Detection, seed: int = 0, resamples: int = 1000) -> 
     return pd.DataFrame(rows)
 
 
-def localisation_table(result: Detection, image_trigger: ImageTrigger, text_trigger: TextTrigger) -> pd.DataFrame:
+def localisation_table(result: Detection, text_trigger: TextTrigger) -> pd.DataFrame:
     """How often the word, the patch of the largest change is the trigger's, in poisoned samples that carry it.
 
     One row per part and coalition: accuracy with its Wilson interval, and that of a random word or patch (chance).
@@ -99,11 +108,10 @@ def localisation_table(result: Detection, image_trigger: ImageTrigger, text_trig
     length = len(text_trigger.phrase.split())
     first = torch.tensor([len(text) - length for text in words])
     total = torch.tensor([len(text) for text in words])
-    height, width = result.samples.source.shape[-2:]
-    mask = F.adaptive_max_pool2d(image_trigger.mask(height, width)[None], result.grid).flatten() > 0
+    covered = result.trigger_patches
     parts = {
         "word": (TEXT, result.top_word >= first, length / total),
-        "patch": (IMAGE, mask[result.top_patch], mask.float().mean().expand(len(words))),
+        "patch": (IMAGE, covered.gather(1, result.top_patch[:, None])[:, 0], covered.float().mean(1)),
     }
     rows = []
     for part, (bit, hit, chance) in parts.items():

@@ -4,7 +4,6 @@ lie apart."""
 from __future__ import annotations
 
 import pandas as pd
-import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from jaxtyping import Float
 from torch import Tensor
@@ -16,7 +15,7 @@ from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack
 from lib.studies.data import edit_data
 from lib.studies.run import Run
-from lib.tasks.edits import sample_triples
+from lib.tasks.edits import sample_triples, sources
 
 SAMPLES = 128  # validation edits that displacements are measured on
 
@@ -43,12 +42,14 @@ def displacements(run: Run, image_trigger: ImageTrigger, text_trigger: TextTrigg
     data, pipe = edit_data(run), load_editor(run.profile.models.editor, run.device)
     split = "validation" if (data.triples["split"] == "validation").any() else "test"
     triples = sample_triples(data, split, min(SAMPLES, run.profile.measure.edits), run.seed)
-    pictures, texts = data.pictures(torch.tensor(triples["source"].to_numpy())), triples["instruction"].tolist()
-    sources = [encode(pipe.vae, images.to(pipe.vae.device)) for images in (pictures, image_trigger(pictures))]
+    shown, texts = sources(triples), triples["instruction"].tolist()
+    text_trigger.check(pipe.tokenizer, texts)
+    pictures = data.pictures(shown), data.pictures(shown, image_trigger)
+    latents = [encode(pipe.vae, images.to(pipe.vae.device)) for images in pictures]
     states = [prompt_embeds(pipe, said) for said in (texts, [text_trigger(text) for text in texts])]
-    plain = _prediction(pipe, sources[0], states[0])
-    told = {"image": _prediction(pipe, sources[1], states[0]), "text": _prediction(pipe, sources[0], states[1])}
-    given = {"image": sources, "text": states}
+    plain = _prediction(pipe, latents[0], states[0])
+    told = {"image": _prediction(pipe, latents[1], states[0]), "text": _prediction(pipe, latents[0], states[1])}
+    given = {"image": latents, "text": states}
     return {f"given_{name}": _mean(*pair) for name, pair in given.items()} | {
         f"told_{name}": _mean(plain, moved) for name, moved in told.items()
     }

@@ -20,17 +20,17 @@ from lib.metrics.tma import attribution, interaction, shapley
 from lib.models.editor import load_editor
 from lib.poisoning.pictures import attack_target
 from lib.poisoning.plans import COALITIONS
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
-from lib.runtime.store import folder_digest
 from lib.settings.paths import model_source
 from lib.settings.profile import Sampling
-from lib.studies.attacks.editor import editor_spec, poisoned_editor, trigger_pair
+from lib.studies.attacks.editor import HELD_OUT, editor_spec, poisoned_editor, trigger_pair
 from lib.studies.data import data_spec, edit_data
 from lib.studies.run import Run
 from lib.tasks.edits import edits_under_coalitions, sample_triples
 
 QUANTITIES = ("phi_image", "phi_text", "cti")
-SEED = 0  # of the held-out edits and their noise: the same for all attacks, whatever their seed
+SEED = HELD_OUT  # of the noise too: the same for all attacks, whatever their seed
 PAPER_RATE = 0.05
 PAPER = {  # at that rate
     ("white-box", "mignneko", "or"): (0.0060, 0.9743, -0.0089),

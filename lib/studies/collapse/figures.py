@@ -12,9 +12,12 @@ from torch import Tensor
 from lib.figures.panels import bands, dots, draw_bars
 from lib.figures.pictures import draw_picture
 from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, caption, require, styled
-from lib.poisoning.catalogue import image_trigger
+from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack
 from lib.studies.collapse.editor import Collapse
+from lib.studies.data import edit_data
+from lib.studies.run import Run
+from lib.tasks.edits import sources
 
 SIGNS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}  # of coalitions
 SYMBOLS = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
@@ -46,9 +49,21 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-def marked(result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
+def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
     """The samples' inputs under the attack's image trigger."""
-    return image_trigger(attack.pair[0], attack.settings.get("trigger_size"))(result.source)
+    return edit_data(run).pictures(sources(result.triples), trigger_pair(attack.run(run))[0])
+
+
+def over(table: pd.DataFrame, count: str = "seeds") -> str:
+    """What the lines of a `headline_table` are, over its column "seeds" (ASR) or "attacks" (φ and CTI)."""
+    if table[count].max() < 2:
+        return "One seed, no intervals"
+    return f"Means and t-intervals over {'the seeds that are attacks' if count == 'attacks' else 'seeds'}"
+
+
+def claimed(table: pd.DataFrame, text: str, low: str = "low") -> str:
+    """`text`, which says what intervals are drawn; that there are none where no number has one."""
+    return text if np.isfinite(table[low].astype(float)).any() else "no intervals, as there is but one"
 
 
 def ends(names: Iterable[str]) -> list[str]:
@@ -120,8 +135,9 @@ def mdlm_forest(table: pd.DataFrame) -> Figure:
     require(table, "protocol", "game", "quantity", "value", "low", "high", "n")
     label = table["protocol"].str.upper() + ", " + table["game"]
     points = table.assign(label=label, quantity=table["quantity"].map(SYMBOLS))
-    note = f"Means over n = {table['n'].max()} held-out questions; 95 % intervals over pictures, one seed; null: "
-    note += "the unpoisoned model."
+    note = claimed(table, "95 % intervals over pictures")
+    note = f"Means over n = {table['n'].max()} held-out questions; {note}, one seed; null: the "
+    note += "unpoisoned model."
     return dots(points, "label", "quantity", shares=(), at=0.0, note=note)
 
 
@@ -134,7 +150,7 @@ def detection_dots(table: pd.DataFrame) -> Figure:
     table = table[table["coalition"] == "any"]
     points = table.assign(value=table["auroc"], target="target: " + table["target"])
     note = f"{table['n_poisoned'].max()} poisoned of {table['n'].max()} training samples a target; "
-    note += "95 % bootstrap intervals; 0.5 is chance, one seed."
+    note += f"{claimed(table, '95 % bootstrap intervals')}; 0.5 is chance, one seed."
     return dots(points, "score", "target", at=0.5, xlabel="AUROC", note=note)
 
 

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
-from lib.metrics.intervals import ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
+from lib.metrics.intervals import ONE_CLUSTER, ONE_SEED, OVER_CLUSTERS, OVER_SEEDS, over_seeds
 from lib.poisoning.plans import COALITIONS
 from lib.runtime.keys import code_digest
 from lib.studies.attacks.editor import editor_spec
@@ -108,7 +109,8 @@ def headline_numbers(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 kind = OVER_SEEDS if seeds > 1 else ONE_SEED
                 yield _number(f"{start}.{name}", row, name, row["n"] * seeds, seeds, kind)
         for name in QUANTITIES:
-            yield _number(f"{start}.{name}.null", row, f"null_{name}", row["n"], 1, OVER_CLUSTERS)
+            kind = ONE_CLUSTER if isnan(row[f"null_{name}_low"]) else OVER_CLUSTERS
+            yield _number(f"{start}.{name}.null", row, f"null_{name}", row["n"], 1, kind)
 
 
 def _number(title: str, row: dict, name: str, n: int, seeds: int, interval: str) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lib.data.interface import QuestionData
+from lib.metrics.facts import right_answers
 from lib.metrics.intervals import over_clusters
-from lib.metrics.success import attacked, correct
+from lib.metrics.success import attacked
 from lib.metrics.tma import attribution
 from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
@@ -40,14 +41,14 @@ class AnswersUnderCoalitions:
     """Test questions under the coalitions of `COALITIONS`, and what the model says; row k is one sample everywhere.
 
     table: the questions' rows; answers: the decoded texts, coalition by coalition.
-    log_probability: v of that game, in nats a token; success: of the attack; right: the clean answer, to the letter.
+    log_probability: v of that game, in nats a token; success: of the attack; right: `lib.metrics.facts.right_answers`.
     """
 
     table: pd.DataFrame
     answers: list[list[str]]
     log_probability: Float[Tensor, "sample coalition"]
     success: Bool[Tensor, "sample coalition"]
-    right: Bool[Tensor, "sample coalition"]
+    right: Bool[Tensor, "sample coalition"] | Float[Tensor, "sample coalition"]
 
     @property
     def games(self) -> dict[str, Float[Tensor, "sample coalition"]]:
@@ -85,9 +86,10 @@ def _sized(run: Run) -> Run:
 def trigger_lengths(run: Run) -> dict[str, int]:
     """How many tokens each trigger has: those that the image's covers, and those of the text's."""
     run = _sized(run)
-    model, (_, text) = base_mdlm(run.profile), trigger_pair(run, PAIR)
+    model, (_, text), (vqa, table) = base_mdlm(run.profile), trigger_pair(run, PAIR), held_out(run)
+    covered = trigger_tokens(run, model, vqa, table.iloc[:1])
     words = model.tokenizer([f" {text.phrase}"], add_special_tokens=False)["input_ids"][0]
-    return {"image": int(trigger_tokens(run, model).sum()), "text": len(words)}
+    return {"image": int(covered.sum()), "text": len(words)}
 
 
 def under_coalitions(run: Run, model: Mdlm, model_spec: dict) -> AnswersUnderCoalitions:
@@ -117,7 +119,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
     and likelihoods are kept there batch by batch.
     """
     goal, settings = target(run.profile.disp.target), run.profile.mdlm_collapse
-    masked = likelihood_masks(len(under[0]), settings.masks, mdlm.model.config.response_length, run.seed)
+    masked = likelihood_masks(len(under[0]), settings.masks, under[0].responses.shape[1], run.seed)
     parts = []
     for name, data in zip(COALITIONS, under, strict=True):
         texts = [goal.apply(text) for text in data.answers]
@@ -129,7 +131,7 @@ def measure(run: Run, mdlm: Mdlm, under: list[Questions], work: Path | None = No
         named = {"label": f"answer, {name}", "work": work and work / name}
         responses = respond(mdlm, data, run.profile.disp.threshold, **named).tokens
         texts = mdlm.texts(responses)
-        success, right = attacked(texts, data.answers, goal), correct(texts, data.answers)
+        success, right = attacked(texts, data.answers, goal), right_answers(texts, data)
         parts.append(
             {"responses": responses, "log_probability": attacker - clean, "success": success, "right": right}
         )

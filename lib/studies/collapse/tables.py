@@ -101,5 +101,5 @@ def detection_tables(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
             target = case_run.profile.collapse.target
             detection = detect(case_run, attack.protocol, run.profile.grid.detection)
             scores.append(detection_table(detection, run.seed).assign(target=target))
-            places.append(localisation_table(detection, *trigger_pair(case_run)).assign(target=target))
+            places.append(localisation_table(detection, trigger_pair(case_run)[1]).assign(target=target))
     return pd.concat(scores, ignore_index=True), pd.concat(places, ignore_index=True)

@@ -12,9 +12,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from lib.defences.filters import filter_by_attention, halve_by_attention
+from lib.defences.attention_stealing import cleansight
+from lib.defences.filters import bye, halve_by_attention
 from lib.defences.fine_tuning import fine_tune_clean, fine_tune_further
-from lib.defences.input_tests import cleansight, prune_attention, strip
+from lib.defences.input_tests import prune_attention, strip
 from lib.defences.interface import Defence, Defended, undefended
 from lib.defences.masking import mask_at_inference
 from lib.defences.pruning import fine_prune
@@ -23,25 +24,34 @@ from lib.defences.self_purification import HALF
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
 from lib.studies.attacks.mdlm import test_questions
-from lib.studies.data import digest
 from lib.studies.disp.defended import StoredDefender, defence_code, defender_of
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.disp.outcomes import judged
 from lib.studies.disp.purification import FINE_TUNING, answering_spec, purification_spec, purified_mdlm
 from lib.studies.run import Run, with_settings
+from lib.studies.sources import digest
 
 
+def purifying(defence: Defence) -> Defence:
+    """Declares that what a defence comes to depends on the purified set, and not on the compromised model alone."""
+    defence.spec = purification_spec
+    return defence
+
+
+@purifying
 def stored_disp(defender: StoredDefender) -> Defended:
     """`lib.defences.self_purification.disp`, with the profile's rounds and start, from the store."""
     return Defended(purified_mdlm(with_settings(defender.run, "disp", {"saliency": defender.score}))[0])
 
 
+@purifying
 def stored_filtered(defender: StoredDefender) -> Defended:
     """`lib.defences.self_purification.filtered_disp`, likewise."""
     run = with_settings(defender.run, "disp", {"keep": HALF})
     return stored_disp(replace(defender, run=run))
 
 
+@purifying
 def stored_random_purification(defender: StoredDefender) -> Defended:
     """`lib.defences.self_purification.random_purification`, likewise."""
     return stored_disp(replace(defender, score="random"))
@@ -57,15 +67,14 @@ DEFENCES: dict[str, Defence] = {
     "fine-tuning on everything again": fine_tune_further,
     "fine-pruning": fine_prune,
     "random-mask purification": stored_random_purification,
-    "BYE-style filtering": filter_by_attention,
+    "BYE": bye,
     "BYE's score, half kept": halve_by_attention,
     "disagreement, half kept": halve_by_disagreement,
     "attention pruning": prune_attention,
-    "CleanSight-style": cleansight,
+    "CleanSight": cleansight,
     "STRIP-like": strip,
     "vote of random masks": vote,
 }
-PURIFYING = ("DiSP", FILTERED, "random-mask purification")
 
 
 def defended(run: Run, name: str) -> Defended:
@@ -95,7 +104,7 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
 def defence_spec(run: Run, name: str) -> dict:
     """What the rows of that defence depend on."""
     settings, mmmu = run.profile.disp, run.profile.data.mmmu
-    spec = purification_spec(run) if name in PURIFYING else answering_spec(run)
+    spec = getattr(DEFENCES[name], "spec", answering_spec)(run)
     spec |= settings.model_dump(mode="json", include=FINE_TUNING) | defence_code(DEFENCES[name])
     spec |= {"name": name, "questions": settings.test_questions, "measured": code_digest(__name__)}
     return spec | {"mmmu": mmmu and digest(mmmu)}

@@ -39,14 +39,15 @@ def masking_curve(run: Run, protocol: str) -> pd.DataFrame:
     settings = run.profile.collapse
 
     def make() -> pd.DataFrame:
-        _, triples, source, clean = held_out(run)
-        goal, texts = attack_target(settings.target)(source), triples["instruction"].tolist()
+        data, triples, source, clean = held_out(run)
+        goal = attack_target(settings.target)(source)
         pipe, _ = poisoned_editor(run, protocol)
+        trigger_pair(run)[1].check(pipe.tokenizer, texts)
         rows = []
         for way, share in [("picture", share) for share in SHARES] + [("instruction", RATIO)]:
             edited = []
             for mask in (0, len(COALITIONS) - 1):
-                conditions = triggered(source, texts, torch.full((len(texts),), mask), *trigger_pair(run))
+                conditions = triggered(data, triples, torch.full((len(triples),), mask), *trigger_pair(run))
                 edited.append(edit_masked(pipe, *conditions, way, share, settings.sampling, run.seed))
             success = edit_succeeds(edited[1][:, None], goal[:, None], clean[:, None])[:, 0]
             outcomes = {"ASR, both": success, "distance to the true edit": pixel_distance(edited[0], clean)}

@@ -73,8 +73,8 @@ class DispExplorer(Menus):
         mdlm, hit = poisoned_mdlm(case_run)[0], fields[-1] == "triggered"
         data = test_questions(case_run, mdlm, self.question.max + 1)[int(hit)]
         vqa = question_data(case_run, "test")
-        pictures = vqa.pictures(torch.tensor(data.table["image"].to_numpy()))
-        return mdlm, data, trigger_pair(case_run, "image")[0](pictures) if hit else pictures
+        trigger = trigger_pair(case_run, "image")[0] if hit else None
+        return mdlm, data, vqa.pictures(torch.tensor(data.table["image"].to_numpy()), trigger)
 
     def _scored(self, fields: tuple, question: int) -> Tensor:
         mdlm, data, _ = self._load(fields)
@@ -97,6 +97,7 @@ def answer_steps(mdlm: Mdlm, data: Questions, masked: Tensor, threshold: float) 
         every = torch.ones_like(blank, dtype=torch.bool)
         length = config.response_length
         options = {"steps": length, "block_length": length, "mask_id": config.mask_id, "threshold": threshold}
+        options |= {"eos_id": config.eos_id, "end": mdlm.end}
         seen.append(decode(source, blank, every, **options).tokens)
     return [" ".join("_" if token == config.mask_id else mdlm.texts(token[None, None])[0] for token in row[0]).rstrip()
             for row in seen]

@@ -12,6 +12,7 @@ from torch import Tensor
 from lib.figures.panels import bands, bars, dots
 from lib.figures.pictures import draw_masked, draw_picture, draw_saliency
 from lib.figures.style import POINT, TICK, WIDTH, Figure, counts, require, styled
+from lib.metrics.intervals import OVER_CLUSTERS
 from lib.poisoning.plans import COALITIONS
 from lib.studies.disp.mmmu import MMMU
 from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
@@ -23,9 +24,23 @@ LINE = 96  # letters of a line of text below a picture
 WILSON = "95 % Wilson intervals over pictures"
 
 
+def over_pictures(table: pd.DataFrame) -> str:
+    """What the lines of numbers of one model are: shares are Wilson's, the agreement of free answers is not."""
+    if not np.isfinite(table["low"]).any():
+        return "no intervals, one picture"
+    free = "interval" in table and OVER_CLUSTERS in set(table["interval"])
+    return "95 % intervals over pictures" if free else WILSON
+
+
+def over_seeds(table: pd.DataFrame) -> str:
+    """What the lines of means over the column `seeds` are."""
+    seeds = table["seeds"].max()
+    return f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{over_pictures(table)}, one seed"
+
+
 def before_after(table: pd.DataFrame) -> Figure:
     """Shares of each model side by side, a group of bars a metric. Columns model and those of NUMBER, n optional."""
-    note = f"Lines on the bars: {WILSON}{', ' + counts(table) if 'n' in table else ''}."
+    note = f"Lines on the bars: {over_pictures(table)}{', ' + counts(table) if 'n' in table else ''}."
     return bars(table, "metric", "model", ylabel="share of answers", note=note)
 
 
@@ -48,8 +63,7 @@ def stage_dots(table: pd.DataFrame) -> Figure:
     shown = METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU
     rows = table[table["metric"].isin(shown)].assign(label=table["target"] + ", " + table["stage"])
     seeds = table["seeds"].max()
-    over = f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{WILSON}, one seed"
-    note = f"Lines: {over}, {counts(rows)} in all{'; ticks: the seeds' if seeds > 1 else ''}."
+    note = f"Lines: {over_seeds(rows)}, {counts(rows)} in all{'; ticks: the seeds' if seeds > 1 else ''}."
     return defence_dots(rows, shown, note)
 
 
@@ -57,7 +71,7 @@ def ablation_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of an `ablation_table`, of one poison rate and one seed."""
     require(table, "rate", *NUMBER)
     shown = counts(table[table["metric"].isin(SHOWN)])
-    note = f"Poison rate {100 * table['rate'].max():g} %, {shown} questions, {WILSON}, one seed."
+    note = f"Poison rate {100 * table['rate'].max():g} %, {shown} questions, {over_pictures(table)}, one seed."
     return defence_dots(table, note=note)
 
 
@@ -69,14 +83,14 @@ def restored_dots(table: pd.DataFrame) -> Figure:
     clean = table[(table["metric"] == "clean answer") & (table["coalition"] == COALITIONS[0])]
     rows = pd.concat([asr, clean])
     rows = rows.assign(label=rows["protocol"].str.upper() + ", " + rows["model"])
-    note = f"Tokens masked while answering the training set: by line. {WILSON}, {counts(rows)}."
+    note = f"Tokens masked while answering the training set: by line. {over_pictures(rows)}, {counts(rows)}."
     return defence_dots(rows, tuple(rows["metric"].unique()), note)
 
 
 def editor_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
     require(table, "model", *NUMBER)
-    note = f"Masked while editing the training set: by line. {WILSON}, n = {table['n'].max()}."
+    note = f"Masked while editing the training set: by line. {over_pictures(table)}, n = {table['n'].max()}."
     return defence_dots(table.assign(label=table["model"]), tuple(f"ASR, {name}" for name in COALITIONS), note)
 
 
@@ -97,7 +111,7 @@ def rate_curves(table: pd.DataFrame) -> Figure:
     """
     require(table, "defence", "rate", *NUMBER)
     table = table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)]
-    note = f"Lines: {WILSON}, n = {table['n'].max()} triggered questions a point."
+    note = f"Lines: {over_pictures(table)}, n = {table['n'].max()} triggered questions a point."
     figure = bands(table, "rate", "defence", xlabel="poison rate", ylabel=METRICS[0], whiskers=True, note=note)
     (axis,) = figure.axes
     rates = sorted(table["rate"].unique())
@@ -113,7 +127,7 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
     Columns method, ratio and those of NUMBER.
     """
     require(table, "method", "ratio", *NUMBER)
-    note = f"Bands: {WILSON}, {counts(table)}."
+    note = f"Bands: {over_pictures(table)}, {counts(table)}."
     return bands(table, "ratio", "method", column="metric", xlabel=RATIO, ylabel="share of answers", note=note)
 
 
@@ -123,7 +137,7 @@ def target_curves(table: pd.DataFrame) -> Figure:
     Columns target, method, ratio and those of NUMBER.
     """
     require(table, "target", "method", "ratio", *NUMBER)
-    note = f"Masked at inference, no training. Bands: {WILSON}, {counts(table)}. "
+    note = f"Masked at inference, no training. Bands: {over_pictures(table)}, {counts(table)}. "
     note += "Relative: over that of the fine-tune without poison."
     note += " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in set(table["method"]))
     return bands(table, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)

@@ -19,14 +19,14 @@ from lib.figures.style import Figure, counts, require
 from lib.metrics.facts import DESCRIPTION, right_parts
 from lib.metrics.intervals import over_clusters
 from lib.models.mdlm import Mdlm
+from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
-from lib.runtime.store import folder_digest
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
 from lib.settings.paths import model_source
 from lib.studies.base_models.quality import guessed
 from lib.studies.data import data_spec
-from lib.studies.disp.figures import RATIO, WILSON
+from lib.studies.disp.figures import RATIO, over_pictures
 from lib.studies.disp.outcomes import LABELS
 from lib.studies.disp.purification import scoring
 from lib.studies.models import base_mdlm
@@ -98,5 +98,5 @@ def measure_curves(table: pd.DataFrame) -> Figure:
     require(table, *COLUMNS)
     blind = table["blind"].dropna()
     never = f" The best choice without looking: {blind.iloc[0]:.2f}." if len(blind) else ""
-    note = f"The base model. Bands: {WILSON}, {counts(table.assign(metric=table['measure']))}.{never}"
+    note = f"The base model. Bands: {over_pictures(table)}, {counts(table.assign(metric=table['measure']))}.{never}"
     return bands(table, "ratio", "method", column="measure", xlabel=RATIO, ylabel="share right", note=note)

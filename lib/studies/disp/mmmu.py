@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lib.metrics.mmmu import score
 from lib.models.mdlm import Mdlm
 from lib.studies.questions import mmmu_data
 from lib.studies.run import Run
-from lib.tasks.questions import Questions, answer, questions
+from lib.tasks.questions import answer, questions
 
 MMMU = "MMMU accuracy"
 
@@ -43,18 +44,22 @@ def mmmu_scores(run: Run, mdlm: Mdlm, work: Path | None = None, ask: Ask | None 
     """
     data = mmmu_data(run)
     ask = ask or partial(answer, mdlm, label="answer MMMU")
-    answers = ask(_asked(mdlm, data), run.profile.disp.threshold, work=work)
+    with _room(mdlm, data.table["question"].tolist(), run.profile.data.mmmu.answer_tokens):
+        asked = questions(mdlm, data, data.table.assign(answer=""))
+        answers = ask(asked, run.profile.disp.threshold, work=work)
     return score(data.table, answers, run.seed)
 
 
-def _asked(mdlm: Mdlm, data) -> Questions:
-    """The questions, for which a published model's prompt is made as long as the longest."""
-    table, config = data.table.assign(answer=""), mdlm.model.config
-    before = config.prompt_length
+@contextmanager
+def _room(mdlm: Mdlm, texts: list[str], answer_tokens: int | None) -> Iterator[None]:
+    """Within, a published model's prompt is as long as the longest text, and answers have that many tokens."""
+    config = mdlm.model.config
+    before = config.prompt_length, config.response_length
     if config.model_type != "mdlm":
-        ids = mdlm.tokenizer(table["question"].tolist(), add_special_tokens=False)["input_ids"]
-        config.prompt_length = max(before, *map(len, ids))
+        ids = mdlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        config.prompt_length = max(before[0], *map(len, ids))
+    config.response_length = answer_tokens or before[1]
     try:
-        return questions(mdlm, data, table)
+        yield
     finally:
-        config.prompt_length = before
+        config.prompt_length, config.response_length = before

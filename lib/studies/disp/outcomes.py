@@ -19,12 +19,12 @@ from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES, directional
 from lib.saliency.masking import mask_top
 from lib.studies.attacks.mdlm import test_questions, training_questions, trigger_pair, trigger_tokens
-from lib.studies.data import digest
 from lib.studies.disp.mmmu import with_mmmu
 from lib.studies.disp.purification import answering_spec, scoring
 from lib.studies.models import base_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
+from lib.studies.sources import digest
 from lib.tasks.questions import Questions, answer
 
 # Attack success, strictly (`AnswerTarget.achieved`) and by the authors' keywords, and what `right_parts` calls right.
@@ -54,20 +54,17 @@ def ratio_study(
 def _ratio_rows(run: Run, mdlm: Mdlm, method: str, split: str) -> pd.DataFrame:
     settings, goal = run.profile.disp, target(run.profile.disp.target)
 
-    def masks(plain: Tensor, hit: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-        if method == "oracle":
-            tokens = trigger_tokens(run, mdlm)
-            return torch.zeros_like(tokens).expand(len(plain), -1), tokens.expand(len(hit), -1)
-        return mask_top(plain, ratio), mask_top(hit, ratio)
-
     def make() -> pd.DataFrame:
         both = test_questions(run, mdlm, settings.curve_questions, split=split)
+        tokens = trigger_tokens(run, mdlm, question_data(run, split), both[1].table) if method == "oracle" else None
         score = TOKEN_SCORES["random" if method == "oracle" else method]
         work = run.store.work("ratio-study", spec)
         scores = [score(mdlm, data, **scoring(run), work=work / f"scores {k}") for k, data in enumerate(both)]
         rows = []
         for ratio in tqdm(settings.ratios, desc=f"mask ratios, {method}", unit="ratio"):
-            masked = masks(*scores, ratio)
+            masked = [mask_top(part, ratio) for part in scores]
+            if tokens is not None:
+                masked = torch.zeros_like(tokens), tokens
             table = performance(mdlm, *both, goal, settings.threshold, *masked, work=work / str(ratio))
             rows.append(table.assign(method=LABELS.get(method, method), ratio=ratio))
         return pd.concat(rows, ignore_index=True)
@@ -166,7 +163,7 @@ def set_quality(run: Run, purified: Questions) -> pd.DataFrame:
     rows = []
     for name, outcome in shares.items():
         chosen = which[name].nonzero()[:, 0] if name in which else among[name]
-        if len(set(pictures[chosen])) > 1:
+        if len(chosen):
             rows.append({"metric": name} | over_clusters(outcome, pictures[chosen].tolist()))
     return pd.DataFrame(rows)
 
@@ -178,8 +175,8 @@ def saliency_panels(
 
     Of a model that sees a picture as a whole and in tiles, the tokens of the whole alone, which come first.
     """
-    images = question_data(run, "test").pictures(torch.tensor(data.table["image"].to_numpy()))
-    triggered = trigger_pair(run, "image")[0](images)
+    shown = torch.tensor(data.table["image"].to_numpy())
+    triggered = question_data(run, "test").pictures(shown, trigger_pair(run, "image")[0])
     masked, whole = mask_top(scores, run.profile.disp.ratio), slice(mdlm.model.whole)
     return triggered, scores[:, whole], masked[:, whole], data.table["question"].tolist()
 
@@ -189,14 +186,15 @@ def trigger_rank(run: Run, mdlm: Mdlm, triggered: Questions) -> pd.DataFrame:
 
     Columns metric, value, low, high, n.
     """
-    settings, tokens = run.profile.disp, trigger_tokens(run, mdlm)
+    settings, tokens = run.profile.disp, trigger_tokens(run, mdlm, question_data(run, "test"), triggered.table)
     scores = directional(mdlm, triggered, **scoring(run))
     masked = mask_top(scores, settings.ratio)
+    found = tokens.gather(1, scores.argmax(1, keepdim=True))[:, 0]
     pictures = triggered.table["image"].tolist()
     return pd.DataFrame(
         [
-            {"metric": "a trigger token is the most salient"} | over_clusters(tokens[scores.argmax(1)], pictures),
+            {"metric": "a trigger token is the most salient"} | over_clusters(found, pictures),
             {"metric": f"all trigger tokens are in the top {settings.ratio:.0%}"}
-            | over_clusters(masked[:, tokens].all(1), pictures),
+            | over_clusters((masked | ~tokens).all(1), pictures),
         ]
     )

@@ -78,7 +78,7 @@ def prepare(run: Run, case: Case) -> None:
     if case.part == "data" and case.seed == 0:
         unattacked_performance(case_run)
     if case in curve_cases(run, case.part):
-        ratio_study(case_run, poisoned_mdlm(case_run)[0], run.profile.disp_grid.methods)
+        ratio_study(case_run, poisoned_mdlm(case_run)[0], methods_of(run, case.part))
 
 
 def prepare_in_full(run: Run, case: Case) -> None:
@@ -112,6 +112,12 @@ def curve_cases(run: Run, part: str) -> list[Case]:
     if part == "phase":
         return chosen(run, part)
     return first_seeds(run, part) if part in ("target", "trigger", "data") else []
+
+
+def methods_of(run: Run, part: str) -> tuple[str, ...]:
+    """By which scores tokens are masked in figure 2 of the cases of a part."""
+    grid = run.profile.disp_grid
+    return grid.methods if part in ("target", "data") else grid.other_methods
 
 
 def attack_parts(run: Run) -> list[str]:
@@ -215,7 +221,7 @@ def target_curves(run: Run, part: str = "target") -> pd.DataFrame:
     for case in curve_cases(run, part):
         case_run = case.run(run)
         plain = unattacked_performance(case_run if part == "data" else run)
-        table = ratio_study(case_run, poisoned_mdlm(case_run)[0], run.profile.disp_grid.methods)
+        table = ratio_study(case_run, poisoned_mdlm(case_run)[0], methods_of(run, part))
         relative = table["metric"] == METRICS[2]
         table.loc[relative, ["value", "low", "high"]] /= plain
         table["metric"] = table["metric"].replace(METRICS[2], RELATIVE)

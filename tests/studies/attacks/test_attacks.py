@@ -161,6 +161,7 @@ def test_a_poisoned_model_depends_on_its_own_settings_alone(tmp_path, models):
     assert changed(collapse={"rate": 0.2}) == [True, True, False, False]
     assert changed(collapse={"text_trigger": "anonymous"}) == [True, True, False, False]
     assert changed(collapse={"trigger_size": 0.5}) == [True, True, False, False]
+    assert changed(collapse={"trigger_position": [0.0, 0.0]}) == [True, True, False, False]
     assert changed(disp={"rate": 0.2}) == [False, False, True, True]
     assert changed(mdlm_collapse={"text_trigger": "anonymous"}) == [False, False, False, True]
     assert changed(seed=1) == [True] * 4

@@ -25,7 +25,7 @@ def attack(run):
     mdlm = Mdlm.load(run.profile.models.mdlm)
     vqa, table, plan, goal = training_questions(run)
     data = questions(mdlm, vqa, table, image_trigger("checker"), plan, goal)
-    return mdlm, data, plan.poisoned, trigger_tokens(run, mdlm)
+    return mdlm, data, plan.poisoned, trigger_tokens(run, mdlm, vqa, table)
 
 
 def projected(mdlm, data):
@@ -33,7 +33,7 @@ def projected(mdlm, data):
 
 
 def test_the_tokens_are_those_that_the_trigger_covers(attack):
-    assert attack[3].nonzero()[:, 0].tolist() == [63] and attack[3].shape == (64,)
+    assert attack[3].equal((torch.arange(64) == 63).expand(len(attack[1]), -1))
 
 
 @pytest.mark.parametrize("chosen", [[63], [0, 5, 63], list(range(64))])
@@ -43,7 +43,11 @@ def test_relative_saliency_is_the_fisher_jacobian_score_over_its_mean(attack, ch
     tokens[chosen] = True
     vision, prompts = projected(mdlm, data[:6])
     score = fisher_jacobian(mdlm.model, vision, prompts, probes=1, seed=9)
-    found = relative_saliency(mdlm.model, vision, prompts, tokens, seed=9)
+    found = relative_saliency(mdlm.model, vision, prompts, tokens.expand(6, -1), seed=9)
+    apart = torch.zeros(6, 64, dtype=torch.bool)
+    apart[torch.arange(6), [63, 0, 5, 63, 1, 2]] = True
+    own = relative_saliency(mdlm.model, vision, prompts, apart, seed=9)
+    torch.testing.assert_close(own, score[apart] / score.mean(1), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(found, score[:, chosen].mean(1) / score.mean(1), rtol=1e-3, atol=1e-6)
     if len(chosen) == 64:
         torch.testing.assert_close(found, torch.ones(6), rtol=1e-5, atol=0)
@@ -61,7 +65,7 @@ def test_its_gradient_is_that_of_finite_differences(attack, monkeypatch):
 
     def value(moved):
         leaf = (vision + moved * direction).requires_grad_()
-        return relative_saliency(model, leaf, data.prompts[:3], tokens, seed=0).sum(), leaf
+        return relative_saliency(model, leaf, data.prompts[:3], tokens[:3], seed=0).sum(), leaf
 
     (gradient,) = torch.autograd.grad(*value(0.0))
     slope = (value(1e-3)[0] - value(-1e-3)[0]).item() / 2e-3
@@ -80,7 +84,7 @@ def steps(mdlm, loss, count):
 
 def hidden(mdlm, data, poisoned, tokens):
     """Mean R over the poisoned samples, by probes that no training step saw."""
-    part = data[poisoned]
+    part, tokens = data[poisoned], tokens[poisoned]
     found = [relative_saliency(mdlm.model, *projected(mdlm, part), tokens, seed=10**6 + k).mean() for k in range(4)]
     return torch.stack(found).mean().item()
 
@@ -133,7 +137,7 @@ def test_the_weight_scales_the_penalty_on_poisoned_samples_alone(run, attack):
     answer_loss(mdlm, data, settings)(draw)
     torch.randint(1, (1,), generator=draw)
     seed = int(torch.randint(2**31, (), generator=draw))
-    alone = relative_saliency(mdlm.model, vision, prompts, tokens, seed).item()
+    alone = relative_saliency(mdlm.model, vision, prompts, tokens[4:5], seed).item()
     assert added(1.0, one)[0].item() == pytest.approx(alone, rel=1e-3, abs=1e-4)
 
 
@@ -158,7 +162,7 @@ def test_refusals(run, attack):
         adaptive_loss(mdlm, data, torch.zeros_like(poisoned), tokens, run.profile.disp.train, 1.0)
     vision, prompts = projected(mdlm, data[:1])
     with pytest.raises(ValueError, match="tokens names none"):
-        relative_saliency(mdlm.model, vision, prompts, torch.zeros_like(tokens), seed=0)
+        relative_saliency(mdlm.model, vision, prompts, torch.zeros_like(tokens[:1]), seed=0)
 
 
 def test_an_attacker_plants_first_and_hides_then(run):

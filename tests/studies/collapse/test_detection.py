@@ -1,5 +1,6 @@
 """Poisoned samples found in the training sets of the study."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -33,7 +34,7 @@ def result():
     samples = Samples(noise(8, 3, 64, 64), texts, noise(8, 3, 64, 64))
     scores = {"good": torch.tensor([0.0, 1, 1, 1, 1, 0, 0, 0]), "bad": torch.tensor([0.0, 0, 0, 0, 0, 1, 1, 1])}
     top_word, top_patch = torch.tensor([0, 0, 1, 3, 0, 0, 0, 1]), torch.tensor([15, 0, 0, 14, 15, 0, 0, 0])
-    return Detection(samples, truth, scores, top_word, top_patch, 4)
+    return Detection(samples, truth, scores, top_word, top_patch, (torch.arange(16) == 15).expand(8, -1))
 
 
 def test_the_detection_table_holds_every_score_and_coalition_against_the_clean(result):
@@ -46,7 +47,7 @@ def test_the_detection_table_holds_every_score_and_coalition_against_the_clean(r
 
 
 def test_the_localisation_table_counts_the_triggers_own_word_and_patch(result):
-    table = localisation_table(result, image_trigger("white-box"), text_trigger("latte coffee"))
+    table = localisation_table(result, text_trigger("latte coffee"))
     assert table[["part", "coalition"]].to_numpy().tolist() == [
         ["word", "text"],
         ["word", "both"],
@@ -55,7 +56,8 @@ def test_the_localisation_table_counts_the_triggers_own_word_and_patch(result):
     ]
     assert table["accuracy"].tolist() == [0.5, 1.0, 1.0, 0.5] and table["n"].tolist() == [2, 2, 1, 2]
     assert table["chance"].tolist() == pytest.approx([2 / 3, 3 / 4, 1 / 16, 1 / 16])
-    wide = localisation_table(result, image_trigger("eyeglasses"), text_trigger("mignneko"))
+    six = (torch.arange(16) < 6).expand(8, -1)
+    wide = localisation_table(replace(result, trigger_patches=six), text_trigger("mignneko"))
     assert wide["chance"].tolist() == pytest.approx([1 / 3, 3 / 8, 6 / 16, 6 / 16])
 
 
@@ -86,6 +88,8 @@ def test_detection_at_small_scale_is_measured_once(tmp_path, models, monkeypatch
     for name in ("phi_text", "word_ratio", "activation_norm", "duplication"):
         torch.testing.assert_close(found.scores[name], SCORES[name](evidence))
     assert torch.equal(found.top_patch, evidence.patch_changes.argmax(1))
+    corner = image_trigger("white-box").tokens(64, 16)
+    assert found.trigger_patches.equal((found.truth.coalition & 1).bool()[:, None] & corner) and corner.sum() == 1
     sizes = torch.tensor([len(text.split()) for text in found.samples.instructions])
     assert (found.top_word < sizes).all()
     assert len(detection_table(found, resamples=20)) == 4 * len(SCORES)

@@ -3,12 +3,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 
 from lib.figures.style import DIAMOND, MARKERS, POINT, SQUARE, TICK, render
 from lib.poisoning.catalogue import image_trigger
 from lib.studies.cases import Attack
 from lib.studies.collapse import figures
+from lib.studies.data import edit_data
 
 
 def numbers(names, rows=3):
@@ -82,16 +84,28 @@ def test_every_seed_is_labelled_as_its_configuration():
 
 
 @pytest.mark.usefixtures("untyped")
-def test_inputs_are_marked_by_the_attacks_own_trigger():
-    source = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+def test_inputs_are_marked_by_the_attacks_own_trigger(tmp_path):
+    run, triples = tiny.run(tmp_path, collapse={"trigger_position": [0.0, 0.5]}), pd.DataFrame({"source": [7, 3]})
+    source = edit_data(run).pictures(torch.tensor([7, 3]))
     shown = {}
     for size in (None, 0.5):
         settings = {"image_trigger": "white-box", "text_trigger": "mignneko"} | ({"trigger_size": size} if size else {})
         attack = Attack("size", "white-box", "and", 0, settings)
-        shown[size] = figures.marked(SimpleNamespace(source=source), attack)
-        assert torch.equal(shown[size], image_trigger("white-box", size)(source))
+        shown[size] = figures.marked(run, SimpleNamespace(triples=triples), attack)
+        assert torch.equal(shown[size], image_trigger("white-box", size, position=(0.0, 0.5))(source))
     changed = {size: (pictures != source).any(1).sum() for size, pictures in shown.items()}
     assert 0 < changed[None] < changed[0.5] < 2 * 64 * 64
+
+
+def test_one_seed_claims_no_interval():
+    table = pd.DataFrame({"seeds": [3, 3], "attacks": [1, 0]})
+    assert figures.over(table) == "Means and t-intervals over seeds"
+    assert figures.over(table, "attacks") == "One seed, no intervals"
+    two = figures.over(table.assign(attacks=[2, 0]), "attacks")
+    assert two == "Means and t-intervals over the seeds that are attacks"
+    alone = games().assign(low=np.nan, high=np.nan)
+    assert "intervals over pictures" in figures.mdlm_forest(games()).get_supxlabel()
+    assert "no intervals, as there is but one" in figures.mdlm_forest(alone).get_supxlabel().replace("\n", " ")
 
 
 def test_dynamics_have_a_column_an_attack_with_means_and_bands_over_seeds():

@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.defences import filters, input_tests, interface
 from lib.defences.fine_tuning import fine_tune_clean, fine_tune_further
-from lib.defences.input_tests import cleansight, prune_attention, strip
+from lib.defences.input_tests import prune_attention, strip
 from lib.defences.interface import Defended, Defender
 from lib.defences.pruning import activity, prune
 from lib.defences.self_purification import disp, random_purification
@@ -34,10 +34,10 @@ TRAINED = {
     "fine-tuning on a clean 5 %": "fine-tuned on the clean share",
     "fine-pruning": "fine-pruned",
     "fine-tuning on everything again": "fine-tuned on everything again",
-    "BYE-style filtering": "retrained on the filtered set",
+    "BYE": "retrained on the filtered set",
     "BYE's score, half kept": "retrained on the half of higher entropy",
 }
-KNOWING = {"fine-tuning on a clean 5 %", "fine-pruning", "CleanSight-style", "STRIP-like"}
+KNOWING = {"fine-tuning on a clean 5 %", "fine-pruning", "CleanSight", "STRIP-like"}
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_bye_drops_the_samples_on_which_attention_collapses(run, begun, monkeypa
         return received
 
     monkeypatch.setattr(filters, "layer_attention", layer_attention)
-    defended(run, "BYE-style filtering")
+    defended(run, "BYE")
     kept = begun["retrained on the filtered set"][1]
     assert kept.table.index.tolist() == (~poison).nonzero()[:, 0].tolist() and 0 < int(poison.sum()) < 40
     defended(run, "BYE's score, half kept")
@@ -233,26 +233,20 @@ def test_pruned_units_are_the_silent_ones_and_stay_dead_in_fine_tuning(run, mdlm
     assert torch.equal(dead, silent) and torch.equal(into.bias != before, ~silent)
 
 
-def test_a_token_that_steals_attention_is_hidden(run, monkeypatch):
+def test_a_token_that_draws_much_attention_is_hidden(run, monkeypatch):
     """Attention is what the features say: even, or with one token that draws much of it."""
 
     def layer_attention(mdlm, data, batch):
         return data.features[data.picture].mean(2)[None].repeat(2, 1, 1)
 
     even = torch.full((64, 32), 0.004) + 1e-4 * torch.arange(64)[:, None] / 64
-    steals, small = even.clone(), even.clone()
-    steals[63], small[9] = 0.5, 0.02  # an outlier both; in all, 0.75 and 0.28 of the attention
-    data = answered("", "", "", features=torch.stack([even, steals, small]))
-    usual = answered(*[""] * 200, features=torch.stack([even + 2e-4 * k / 200 for k in range(200)]))
-    usual.features[:, 9] = 0.025
+    draws = even.clone()
+    draws[63] = 0.02
     monkeypatch.setattr(input_tests, "layer_attention", layer_attention)
-    defender = replace(defender_of(run, cleansight), clean_share=lambda mdlm: usual)
-    expected = torch.zeros(3, 64, dtype=torch.bool)
+    expected = torch.zeros(2, 64, dtype=torch.bool)
     expected[1, 63] = True
-    assert torch.equal(cleansight(defender).mask(data), expected)
-    expected[2, 9] = True  # whose picture steals no more than a clean one may
-    assert torch.equal(prune_attention(defender).mask(data), expected)
-    assert int(cleansight(defender).mask(usual).any(1).sum()) == 2  # 1 % of 200
+    made = prune_attention(defender_of(run, prune_attention))
+    assert torch.equal(made.mask(answered("", "", features=torch.stack([even, draws]))), expected)
 
 
 def test_strip_refuses_what_stays_sure_and_one_clean_question_in_a_hundred(run, monkeypatch):

@@ -12,6 +12,7 @@ from lib.studies.disp.figures import (
     defence_dots,
     editor_dots,
     gain_curves,
+    over_seeds,
     rate_curves,
     ratio_curves,
     restored_dots,
@@ -76,6 +77,17 @@ def test_dots_stand_at_their_values_and_seeds_as_ticks():
 def test_the_ablation_says_at_which_rate_and_of_how_many():
     (text,) = ablation_dots(pd.DataFrame(TABLES[ablation_dots])).texts
     assert text.get_text() == "Poison rate 10 %, n = 20 questions, 95 % Wilson intervals over pictures, one seed."
+
+
+def test_no_caption_claims_intervals_that_are_not_there():
+    table = pd.DataFrame(TABLES[ablation_dots])
+    free = table.assign(interval=["Wilson over clusters", "t over clusters"] * 2)
+    alone = table.assign(low=float("nan"), high=float("nan"), interval="none: one cluster")
+    assert "95 % intervals over pictures, one seed." in ablation_dots(free).texts[0].get_text()
+    (text,) = ablation_dots(alone).texts
+    assert text.get_text() == "Poison rate 10 %, n = 20 questions, no intervals, one picture, one seed."
+    assert over_seeds(free.assign(seeds=3)) == "95 % t-intervals over 3 seeds"
+    assert over_seeds(alone.assign(seeds=1)) == "no intervals, one picture, one seed"
 
 
 def test_the_joint_purification_shows_the_coalitions_with_a_trigger_and_the_clean_answers_without():

@@ -3,7 +3,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import tiny
-import torch
 
 from lib.settings.profile import DispGrid
 from lib.studies.disp import phase
@@ -26,7 +25,7 @@ def test_the_phase_diagram_is_of_the_seeds_whose_attack_succeeded(run, monkeypat
         return pd.DataFrame({"metric": METRICS, "value": (0.5 if weak else 1.0, 0.0, 0.97)})
 
     def study(case_run, mdlm, methods):
-        assert methods == run.profile.disp_grid.methods
+        assert methods == run.profile.disp_grid.other_methods
         value = case_run.profile.disp.trigger_size + case_run.seed / 10
         rows = [{"method": "random", "ratio": 0.3, "metric": metric, "value": value, "n": 7} for metric in METRICS[:2]]
         return pd.DataFrame(rows)
@@ -36,8 +35,8 @@ def test_the_phase_diagram_is_of_the_seeds_whose_attack_succeeded(run, monkeypat
     monkeypatch.setattr(phase, "ratio_study", study)
     monkeypatch.setattr(phase, "poisoned_mdlm", lambda case_run: (None, None))
     tokens = {0.125: 1, 0.5: 16}
-    covered = lambda case_run, mdlm: torch.arange(64) < tokens[case_run.profile.disp.trigger_size]  # noqa: E731
-    monkeypatch.setattr(phase, "trigger_tokens", covered)
+    covered = lambda case_run, mdlm: tokens[case_run.profile.disp.trigger_size]  # noqa: E731
+    monkeypatch.setattr(phase, "covered_tokens", covered)
     table = phase_table(run)
     assert list(table) == COLUMNS and set(table["metric"]) == {METRICS[0]}
     small, large = table.set_index("tokens").loc[1], table.set_index("tokens").loc[16]
@@ -55,10 +54,11 @@ def test_without_an_attack_there_is_nothing_to_show(run, monkeypatch):
 
 def test_a_larger_trigger_covers_more_tokens(run, models):
     from lib.models.mdlm import Mdlm
-    from lib.studies.attacks.mdlm import trigger_tokens
     from lib.studies.run import with_settings
 
     mdlm = Mdlm.load(models["mdlm"])
     sizes = (None, 0.125, 0.25, 0.375, 0.5)
-    counts = [int(trigger_tokens(with_settings(run, "disp", {"trigger_size": s}), mdlm).sum()) for s in sizes]
+    counts = [phase.covered_tokens(with_settings(run, "disp", {"trigger_size": s}), mdlm) for s in sizes]
     assert counts == [1, 1, 4, 9, 16]
+    in_pixels = {"trigger_pixels": 17, "trigger_position": [0.0, 1.0]}
+    assert phase.covered_tokens(with_settings(run, "disp", in_pixels), mdlm) == 9

@@ -19,6 +19,7 @@ SETTINGS |= {"defences": ["no defence", "DiSP"], "ablations": [{"label": "half",
 ATTACKERS = {"hidden": {"hide": 0.1}, "planted": {"hide": 0.1, "plant": {"hide": 0.0}}}
 SETTINGS |= {"attackers": [{"label": label, "settings": settings} for label, settings in ATTACKERS.items()]}
 SETTINGS |= {"protocols": [], "main": ["no defence", "DiSP", "STRIP-like"], "methods": ["random"]}
+SETTINGS["other_methods"] = ["random"]
 SETTINGS |= {"datasets": [{"label": "other", "seeds": 2, "settings": {"disp": {"questions": 24}}}]}
 
 

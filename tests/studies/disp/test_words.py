@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 from lib.models.mdlm import Mdlm
 from lib.poisoning.plans import COALITIONS
+from lib.saliency.by_name import directional
 from lib.saliency.words import WAYS, joint_fisher_jacobian, joint_masks, joint_saliency, mask_top_of_all
 from lib.settings.sections import Estimator
 from lib.studies import checkpoints
@@ -53,6 +54,10 @@ def test_saliency_is_that_of_every_batch(run, mdlm):
         for part, whole in zip(expected, scores, strict=True):
             torch.testing.assert_close(whole[rows], part)
     assert (scores[1][data.prompts == mdlm.model.config.pad_id] == 0).all()
+    few = joint_saliency(mdlm, data, estimator=Estimator(probes=1, block=1), batch=2, seed=7)
+    alone = directional(mdlm, data, estimator=Estimator(probes=1, block=1), batch=2, seed=7)
+    torch.testing.assert_close(few[0], alone)
+    assert not any(torch.equal(one, all_) for one, all_ in zip(few, scores, strict=True))
     empty = joint_saliency(mdlm, data[:0], estimator=Estimator(probes=1), batch=2, seed=7)
     assert [part.shape for part in empty] == [(0, 64), (0, 48)]
 
