@@ -166,7 +166,8 @@ def test_other_weights_in_the_same_folder_run_again_what_depends_on_models(tmp_p
     weights[-1] ^= 1
     (clip / "model.safetensors").write_bytes(weights)
     after = plan_of(OVERRIDES=overrides)
-    assert all(before.depends(job) != after.depends(job) for job in jobs(before))
+    reading = jobs(before) - {"00_quickstart"}  # its models are its own, and no setting
+    assert all(before.depends(job) != after.depends(job) for job in reading)
 
 
 def test_the_models_of_another_data_set_change_what_reads_that_data_set(tmp_path):
