@@ -4,6 +4,7 @@ from lib.settings.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = {
+    "00_quickstart": {"answers", "outputs", "masked", "own"},
     "01_poisoning": {"triggers", "poisoned_edits", "poisoned"},
     "02_training": {"edits", "training"},
     "03_collapse_analysis": {"coalitions", "attribution"}

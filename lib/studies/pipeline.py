@@ -31,6 +31,7 @@ SECTIONS = {
     "mdlm": ["models", "data", "disp"],
     "few": ["models", "data", "disp", "disp_few", "disp_grid"],
     "disp": ["models", "data", "disp", "disp_grid", "mdlm_collapse", "collapse"],
+    "00_quickstart": [],
     "01_poisoning": ["models", "data", "collapse", "grid", "disp"],
     "02_training": ["models", "data", "measure", "collapse", "grid", "disp"],
     "03_collapse_analysis": ["models", "data", "collapse", "grid"],
@@ -41,6 +42,7 @@ SECTIONS = {
 FIRST = "first attacks"  # those of `first_attacks`
 # The training runs that each notebook reads: FIRST, or by how their names begin.
 READS = {
+    "00_quickstart": (),
     "01_poisoning": (),
     "02_training": (FIRST, "mdlm-"),
     "03_collapse_analysis": ("editor-",),
@@ -52,7 +54,7 @@ READS = {
 FURTHER = {"03_collapse_analysis": ("further-",), "04_disp_purification": ("disp-headline-",)}
 # The notebooks of each study; those of FULL are added with FULL=1.
 STUDIES = {
-    "all": ("01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"),
+    "all": ("00_quickstart", "01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification"),
     "collapse": ("03_collapse_analysis",),
     "disp": ("04_disp_purification",),
 }

@@ -19,7 +19,7 @@ from lib.studies.cases import headline_attacks
 
 QUICK = "--retries 0 --latency-wait 1 --seconds-between-status-checks 1"
 JOBS = load_profile("smoke").jobs
-FIRST = {"mdlm-poisoned", "01_poisoning", "few-rate-0-0", "few-target-refusal-0"}  # they wait for no other
+FIRST = {"mdlm-poisoned", "few-rate-0-0", "few-target-refusal-0", "00_quickstart", "01_poisoning"}  # wait for no other
 FIRST |= {attack.name for attack in headline_attacks(load_profile("smoke"))}
 
 

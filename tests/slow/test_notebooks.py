@@ -11,7 +11,7 @@ from lib.settings.paths import ROOT
 from lib.studies.report import COLUMNS
 from notebooks import FIGURES, NOTEBOOKS, code_cells
 
-WIDGETS = {"03_collapse_analysis": 1, "04_disp_purification": 1, "06_disp_in_full": 1}
+WIDGETS = {"00_quickstart": 1, "03_collapse_analysis": 1, "04_disp_purification": 1, "06_disp_in_full": 1}
 REFUSED = [
     ({"profile": "labtop"}, "profile 'labtop' does not exist: choose one of disp-authors, laptop, paper, smoke"),
     ({"seed": -1}, "seed=-1 must be an integer from 0"),

@@ -72,6 +72,7 @@ def made(overrides, tmp_path_factory):
 
 
 NUMBERS = {  # of every notebook
+    "00_quickstart": set(),
     "01_poisoning": set(),
     "02_training": {"clip.edit_to_source_recall_at_1", "mdlm.mmmu"},
     "03_collapse_analysis": {f"collapse.white-box.{p}.{q}" for p in ("or", "and") for q in ("cti.null", "asr_both")},

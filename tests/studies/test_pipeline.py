@@ -18,7 +18,7 @@ from lib.studies.pipeline import READS, planned
 FEW = {"few-seed-seed-0-0", "few-rate-0-0", "few-rate-0.1-0", "few-target-insertion-0", "few-target-refusal-0"}
 FEW |= {"few-ablation-saliency-random-0"}
 EDITORS = {attack.name for attack in headline_attacks(load_profile("smoke"))}
-NOTEBOOKS = ("01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification")
+NOTEBOOKS = ("00_quickstart", "01_poisoning", "02_training", "03_collapse_analysis", "04_disp_purification")
 
 
 NO_MAPPING = ("{disp: {rate: 0.1}", "disp:\t{rate: 1}", "? [a]\n: 1", "[" * 9999)
@@ -166,7 +166,8 @@ def test_other_weights_in_the_same_folder_run_again_what_depends_on_models(tmp_p
     weights[-1] ^= 1
     (clip / "model.safetensors").write_bytes(weights)
     after = plan_of(OVERRIDES=overrides)
-    assert all(before.depends(job) != after.depends(job) for job in jobs(before))
+    reading = jobs(before) - {"00_quickstart"}  # its models are its own, and no setting
+    assert all(before.depends(job) != after.depends(job) for job in reading)
 
 
 def test_the_models_of_another_data_set_change_what_reads_that_data_set(tmp_path):
