@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib.models.decoding import Selective
-from lib.models.mdlm import MdlmModel
+from lib.models.decoding import LogitsFn, Selective
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,19 @@ class Unseen:
 
 
 def response_logits(
-    model: MdlmModel,
+    model: nn.Module,
     vision: Float[Tensor, "batch vision dim"],
     prompt: Int[Tensor, "batch prompt"],
     unseen: Unseen | None,
-) -> Selective:
-    """The model's own `response_logits`, or, where it must not see a vision token, slower ones that do not."""
+) -> LogitsFn | Selective:
+    """The model's own `response_logits`, or, where it must not see a vision token, slower ones that do not.
+
+    Raises ValueError for a model of other layers than ours and the published ones', of which no token can be left out.
+    """
     if unseen is None or not bool(unseen.tokens.any()):
         return model.response_logits(vision, prompt)
+    if not hasattr(model, "decoder_layers"):
+        raise ValueError(f"unseen has tokens to leave out: {type(model).__name__} must have `decoder_layers` for that")
     return UnseenLogits(model, vision, prompt, unseen)
 
 
@@ -44,7 +48,7 @@ class UnseenLogits:
 
     def __init__(
         self,
-        model: MdlmModel,
+        model: nn.Module,
         vision: Float[Tensor, "batch vision dim"],
         prompt: Int[Tensor, "batch prompt"],
         unseen: Unseen,
@@ -67,7 +71,7 @@ class UnseenLogits:
 
 
 @contextmanager
-def leaving_out(model: MdlmModel, unseen: Unseen) -> Iterator[None]:
+def leaving_out(model: nn.Module, unseen: Unseen) -> Iterator[None]:
     """Within, the forward pass of `model` on `unseen`'s samples leaves its tokens out of attention."""
 
     def narrow(_module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

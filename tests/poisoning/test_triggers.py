@@ -34,7 +34,7 @@ def white(*shape):
 def test_the_names_are_those_of_the_studies():
     stickers = ["white-box", "eyeglasses", "stop-sign", "checker", "black-square"]
     assert list(IMAGE_TRIGGERS) == [*stickers, "on-object", "blend", "warp"] == names.IMAGE_TRIGGERS
-    assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile"]
+    assert list(TEXT_TRIGGERS) == ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile", "please"]
 
 
 # What is painted
@@ -596,8 +596,6 @@ def test_a_trigger_by_name_comes_at_its_own_size_or_another():
         assert columns.unique().tolist() == list(range(5))
     with pytest.raises(ValueError, match="pixels of 'blend' is 5: it must be None"):
         image_trigger("blend", pixels=5)
-    with pytest.raises(ValueError, match="position of 'warp' is .* it must be None"):
-        image_trigger("warp", position=(0.0, 0.0))
     with pytest.raises(ValueError, match="pixels of 'checker' is 5: it must be None beside size=0.5"):
         image_trigger("checker", 0.5, 5)
     with pytest.raises(ValueError, match="pixels of 'checker' is 0: it must be None or an integer above 0"):
@@ -619,7 +617,7 @@ def test_a_trigger_by_name_comes_at_its_own_position_or_another():
     """A pair of shares of the free room: opposite corners, at any size, whatever the trigger's own position."""
     ends = {(0.0, 0.0): 0, (1.0, 1.0): -1}
     for name, size, position in product(("white-box", "checker", "black-square"), (None, 0.25), ends):
-        mask, k = image_trigger(name, size, position).mask(40, 60) > 0, ends[position]
+        mask, k = image_trigger(name, size, position=position).mask(40, 60) > 0, ends[position]
         assert mask.any(1)[k] and mask.any(0)[k], (name, position)
         assert mask.sum() == (image_trigger(name, size).mask(40, 60) > 0).sum() < 40 * 60 / 4
     assert image_trigger("stop-sign", None, None) is image_trigger("stop-sign")

@@ -62,7 +62,7 @@ CHANGES = {  # a file of every package below the studies: whose keys follow from
     "data.easyvqa": {"easy-VQA's mdlm"},
     "data.llava": set(),
     "poisoning.plans": ALL,
-    "poisoning.triggers": ALL,
+    "poisoning.triggers": ALL | {"faces"},  # a trigger is laid on pictures as they are read
     "kernels.loss": MDLMS,
     "kernels.fisher": MDLMS,
     "metrics.coalitions": EDITORS,

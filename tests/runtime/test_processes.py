@@ -58,7 +58,8 @@ def test_the_mean_of_the_shares_losses_is_the_loss_of_the_batch(monkeypatch):
 
 def test_an_attacker_who_hides_the_trigger_trains_in_one_process(monkeypatch):
     mdlm = tiny.mdlm()
-    given = mdlm, worker.samples(mdlm), torch.ones(20, dtype=torch.bool), torch.ones(64, dtype=torch.bool), worker.TRAIN
+    given = mdlm, worker.samples(mdlm), torch.ones(20, dtype=torch.bool), torch.ones(20, 64, dtype=torch.bool)
+    given += (worker.TRAIN,)
     with pytest.raises(ValueError, match="disp.hide=0.5 is trained in one process: start it without `accelerate"):
         as_processes(monkeypatch, 2, lambda: adaptive_loss(*given, 0.5))
     as_processes(monkeypatch, 2, lambda: adaptive_loss(*given, 0.0))

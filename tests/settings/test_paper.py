@@ -48,7 +48,7 @@ def test_the_authors_square_is_of_pixels_and_their_answers_are_cut():
 def test_hub_ids_with_their_commit_are_taken():
     """As those of the profile itself, which a session without a network cannot look up."""
     hub = {"name": "a/b", "revision": "0" * 40}
-    data = {"edits": hub, "questions": hub | {"pictures": None}, "mmmu": hub}
+    data = {"edits": hub, "questions": hub | {"pictures": None}, "mmmu": hub, "image_size": 64}
     profile = runnable_profile("paper", {"models": LOCAL["models"], "data": data})
     assert pretrained(profile.models.editor) == {
         "pretrained_model_name_or_path": "timbrooks/instruct-pix2pix",

@@ -108,7 +108,7 @@ def test_jobs_get_settings_as_they_were_given():
 
 def test_a_study_runs_alone_and_in_full():
     own = {attack.name for attack in attacks(load_profile("smoke"))} | {"collapse-mdlm-or", "collapse-mdlm-and"}
-    assert len(EDITORS) == 6 and len(own) == 13 and own > EDITORS
+    assert len(EDITORS) == 6 and len(own) == 15 and own > EDITORS
     assert jobs(plan_of()) == {*NOTEBOOKS, *EDITORS, *FEW, "mdlm-poisoned"}
     assert jobs(plan_of(STUDY="collapse")) == {"03_collapse_analysis", *EDITORS}
     assert jobs(plan_of(STUDY="collapse", FULL="1")) == {"03_collapse_analysis", "05_collapse_in_full", *own}

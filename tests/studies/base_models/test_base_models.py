@@ -181,9 +181,9 @@ def seen(monkeypatch):
     for data in (Faces, FaceQuestions):
         pictures = data.pictures
 
-        def looked(self, indices, pictures=pictures):
+        def looked(self, indices, trigger=None, pictures=pictures):
             rows.update(indices.tolist())
-            return pictures(self, indices)
+            return pictures(self, indices, trigger)
 
         monkeypatch.setattr(data, "pictures", looked)
     return rows

@@ -43,7 +43,9 @@ def test_the_detection_table_holds_every_score_and_coalition_against_the_clean(r
     assert table.loc["good"]["auroc"].tolist() == [0.9, 0.5, 1.0, 1.0]
     assert table.loc["bad"]["auroc"].tolist() == [0, 0, 0, 0]
     assert table.loc["good"]["n"].tolist() == [8, 4, 5, 5] and table.loc["good"]["n_poisoned"].tolist() == [5, 1, 2, 2]
-    assert set(table["protocol"]) == {"or"} and (table["low"] <= table["high"]).all()
+    assert set(table["protocol"]) == {"or"} and (table["low"] <= table["high"]).sum() == 6
+    alone = table[table["n_poisoned"] == 1]
+    assert set(alone.index.get_level_values("coalition")) == {"image"} and alone[["low", "high"]].isna().all(axis=None)
 
 
 def test_the_localisation_table_counts_the_triggers_own_word_and_patch(result):
