@@ -28,6 +28,9 @@ from lib.studies.run import Run
 PREDICTORS = {"given": "what the U-Net is given", "told": "what the U-Net predicts"}
 PARTS = ("pair", "control", "cell")
 RESAMPLES = 200
+LEAST = 3  # cells that the law, of two parameters, is fitted on
+COLUMNS = ["predictor", "fitted", "left_out", "middle", "middle_low", "middle_high", "slope", "slope_low", "slope_high"]
+COLUMNS += ["rms", "rms_of_mean", "winner_right", "spearman"]
 
 
 def cell_table(run: Run) -> pd.DataFrame:
@@ -60,9 +63,9 @@ def law(x: Float[np.ndarray, " cell"], middle: float, slope: float) -> Float[np.
 
 
 def fit_law(x: Float[np.ndarray, " cell"], y: Float[np.ndarray, " cell"]) -> tuple[float, float]:
-    """(middle, slope) of least squares, slope in [0, 50]. Raises ValueError for fewer than three cells."""
-    if len(x) < 3:
-        raise ValueError(f"x has {len(x)} cells: the law has two parameters, at least three cells are needed")
+    """(middle, slope) of least squares, slope in [0, 50]. Raises ValueError for fewer than LEAST cells."""
+    if len(x) < LEAST:
+        raise ValueError(f"x has {len(x)} cells: the law has two parameters, at least {LEAST} cells are needed")
     starts = [(float(np.median(x)), slope) for slope in (0.3, 1.0, 5.0)]
     bounds = ([x.min() - 3, 0.0], [x.max() + 3, 50.0])
     found = [least_squares(lambda p: law(x, *p) - y, start, bounds=bounds) for start in starts]
@@ -73,10 +76,12 @@ def fit_law(x: Float[np.ndarray, " cell"], y: Float[np.ndarray, " cell"]) -> tup
 def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One row a predictor: middle and slope with 95 % intervals (bootstrap over the fitted cells), then of the cells
     left out: n, rms of the law, rms of the fitted cells' mean (knowing no law), the share of winners told rightly, and
-    over all cells Spearman's rank correlation."""
+    over all cells Spearman's rank correlation. No rows where fewer than LEAST of the fitted cells are attacks."""
     done = table[table["outcome"].notna()]
     fitted, rest = done[done["fitted"]], done[~done["fitted"]]
     draw, rows = np.random.default_rng(seed), []
+    if len(fitted) < LEAST:
+        return pd.DataFrame(columns=COLUMNS)
     for name, title in PREDICTORS.items():
         column = f"predictor_{name}"
         x, y = fitted[column].to_numpy(), fitted["outcome"].to_numpy()
@@ -91,7 +96,7 @@ def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         row["winner_right"] = float((np.sign(told) == np.sign(true)).mean()) if len(true) else float("nan")
         row["spearman"] = float(spearmanr(done[column], done["outcome"]).statistic)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows)[COLUMNS]
 
 
 def _rms(errors: Float[np.ndarray, " cell"]) -> float:
@@ -106,10 +111,12 @@ def law_figure(table: pd.DataFrame, laws: pd.DataFrame, note: str = "") -> Figur
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.subplots(1, len(PREDICTORS), sharey=True)
     looks = {name: line_style(k) | {"linestyle": "none"} for k, name in enumerate(table["encoder"].unique())}
-    for axis, (name, title), (_, row) in zip(axes, PREDICTORS.items(), laws.iterrows(), strict=True):
+    for axis, (name, title) in zip(axes, PREDICTORS.items(), strict=True):
         x = table[f"predictor_{name}"]
-        line = np.linspace(x.min() - 0.2, x.max() + 0.2, 200)
-        axis.plot(line, law(line, row["middle"], row["slope"]), color="0.4", linewidth=1)
+        for row in laws[laws["predictor"] == title].to_dict("records"):
+            line = np.linspace(x.min() - 0.2, x.max() + 0.2, 200)
+            axis.plot(line, law(line, row["middle"], row["slope"]), color="0.4", linewidth=1)
+            axis.set_title(f"left out: RMS {row['rms']:.2f}, of the mean {row['rms_of_mean']:.2f}", fontsize=7)
         for encoder, look in looks.items():
             for fitted in (True, False):
                 part = table[(table["encoder"] == encoder) & (table["fitted"] == fitted)]
@@ -120,7 +127,6 @@ def law_figure(table: pd.DataFrame, laws: pd.DataFrame, note: str = "") -> Figur
         axis.plot(papers[f"predictor_{name}"], papers["outcome"], **ring)
         axis.axhline(0, color="0.8", linewidth=0.6)
         axis.set(xlabel=r"$\log(d_T / d_I)$ of " + title, ylim=(-1.1, 1.1))
-        axis.set_title(f"left out: RMS {row['rms']:.2f}, of the mean {row['rms_of_mean']:.2f}", fontsize=7)
     axes[0].set_ylabel(r"$(\phi_T - \phi_I) / (\phi_T + \phi_I)$")
     legend(figure, [Line2D([], [], **look) for look in looks.values()], [f"encoder: {name}" for name in looks])
     caption(figure, note)
@@ -132,6 +138,8 @@ def law_conclusion(table: pd.DataFrame, laws: pd.DataFrame) -> str:
     failed = int(table["outcome"].isna().sum())
     text = [f"{len(table) - failed} of {len(table)} cells are attacks."]
     done = table[table["outcome"].notna()]
+    if laws.empty:
+        return text[0] + " They are too few for a law."
     for (name, title), (_, row) in zip(PREDICTORS.items(), laws.iterrows(), strict=True):
         better = "better" if row["rms"] < row["rms_of_mean"] else "no better"
         text.append(

@@ -78,3 +78,12 @@ def test_the_figure_shows_every_cell_once_a_panel_and_rings_the_papers():
         (ring,) = [line for line in axis.lines if line.get_markersize() == 9]
         assert ring.get_ydata() == [table["outcome"].iloc[0]]
     assert len(render(figure, "png")) > 1000
+
+
+def test_of_too_few_attacks_there_is_no_law():
+    table = cells()
+    table["outcome"] = np.nan
+    laws = law_table(table)
+    assert laws.empty and list(laws) == list(law_table(cells()))
+    assert law_conclusion(table, laws) == "0 of 24 cells are attacks. They are too few for a law."
+    assert len(render(law_figure(table, laws), "png")) > 1000
