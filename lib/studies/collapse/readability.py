@@ -6,9 +6,13 @@ displacement by the text and by the image trigger (`displacement`) in the *unatt
 U-Net is given; "told", of what it then predicts. The outcome is y = (φ_T − φ_I) / (φ_T + φ_I), each less its null:
 1 where the text carries all, −1 where the image does. The law: y = tanh(slope · (x − middle)), slope > 0, fitted on two
 thirds of the cells, judged on the rest.
+
+Found once the cells were known, and so no test of anything: `within`, the rank correlation within one encoder.
 """
 
 from __future__ import annotations
+
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -99,6 +103,17 @@ def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)[COLUMNS]
 
 
+def within(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of predictor and outcome over the cells of one encoder. Columns predictor, encoder,
+    spearman, n."""
+    rows = []
+    for (name, title), (encoder, cells) in product(PREDICTORS.items(), table.groupby("encoder", sort=False)):
+        done = cells[cells["outcome"].notna()]
+        rank = done[f"predictor_{name}"].corr(done["outcome"], "spearman") if len(done) > 1 else float("nan")
+        rows.append({"predictor": title, "encoder": encoder, "spearman": float(rank), "n": len(done)})
+    return pd.DataFrame(rows)
+
+
 def _rms(errors: Float[np.ndarray, " cell"]) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else float("nan")
 
@@ -149,4 +164,7 @@ def law_conclusion(table: pd.DataFrame, laws: pd.DataFrame) -> str:
         )
         wrong = (law(done[f"predictor_{name}"].to_numpy(), row["middle"], row["slope"]) - done["outcome"]).abs()
         text.append(f"Told worst: {done.loc[wrong.idxmax(), 'label']} (off by {wrong.max():.2f}).")
+    for row in within(table).itertuples():
+        ranked = f"the rank correlation with {row.predictor} is {row.spearman:.2f}"
+        text.append(f"Within the {row.encoder} encoder {ranked}.")
     return " ".join(text)

@@ -4,7 +4,7 @@ import pytest
 
 from lib.figures.style import render
 from lib.studies.collapse import readability
-from lib.studies.collapse.readability import dealt, fit_law, law, law_conclusion, law_figure, law_table
+from lib.studies.collapse.readability import dealt, fit_law, law, law_conclusion, law_figure, law_table, within
 
 
 def cells(count=24, slope=1.5, middle=0.4, noise=0.0, informative="given"):
@@ -66,6 +66,7 @@ def test_the_conclusion_says_where_the_law_is_no_better():
     table = cells(informative="told")
     laws = law_table(table).assign(rms=[0.5, 0.1], rms_of_mean=[0.5, 0.5])
     given, told = law_conclusion(table, laws).split("By what the U-Net predicts")
+    assert "Within the pre-trained encoder the rank correlation with what the U-Net predicts is 1.00." in told
     assert "no better" in given and "is better" in told
 
 
@@ -87,3 +88,14 @@ def test_of_too_few_attacks_there_is_no_law():
     assert laws.empty and list(laws) == list(law_table(cells()))
     assert law_conclusion(table, laws) == "0 of 24 cells are attacks. They are too few for a law."
     assert len(render(law_figure(table, laws), "png")) > 1000
+
+
+def test_within_an_encoder_ranks_are_of_its_cells_alone():
+    table = cells()
+    table.loc[table["encoder"] == "edits alone", "outcome"] *= -1
+    ranks = within(table).set_index(["predictor", "encoder"])
+    title = readability.PREDICTORS["given"]
+    assert ranks.loc[(title, "pre-trained"), "spearman"] == pytest.approx(1)
+    assert ranks.loc[(title, "edits alone"), "spearman"] == pytest.approx(-1)
+    assert set(ranks["n"]) == {12}
+    assert within(table.assign(outcome=np.nan))["spearman"].isna().all()
