@@ -135,15 +135,16 @@ def law_figure(table: pd.DataFrame, laws: pd.DataFrame, note: str = "") -> Figur
         for encoder, look in looks.items():
             for fitted in (True, False):
                 part = table[(table["encoder"] == encoder) & (table["fitted"] == fitted)]
-                fill = {} if fitted else {"markerfacecolor": "white"}
+                fill = {"markerfacecolor": look["color"] if fitted else "white"}
                 axis.plot(part[f"predictor_{name}"], part["outcome"], **look | fill)
         papers = table[(table["part"] == "pair") & table["outcome"].notna()]
         ring = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "color": "0.3", "linestyle": "none"}
         axis.plot(papers[f"predictor_{name}"], papers["outcome"], **ring)
         axis.axhline(0, color="0.8", linewidth=0.6)
-        axis.set(xlabel=r"$\log(d_T / d_I)$ of " + title, ylim=(-1.1, 1.1))
+        axis.set(xlabel=r"$\log(d_T / d_I)$ of " + title, ylim=(-1.2, 1.2))
     axes[0].set_ylabel(r"$(\phi_T - \phi_I) / (\phi_T + \phi_I)$")
-    legend(figure, [Line2D([], [], **look) for look in looks.values()], [f"encoder: {name}" for name in looks])
+    keys = [Line2D([], [], **look | {"markerfacecolor": look["color"]}) for look in looks.values()]
+    legend(figure, keys, [f"encoder: {name}" for name in looks])
     caption(figure, note)
     return figure
 
