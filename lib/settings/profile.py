@@ -91,7 +91,8 @@ class Variation(Section):
 
 
 class Grid(Section):
-    """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate`, and variants.
+    """The collapse study in full: pairs × OR, AND × rates, `seeds` seeds at `seeded_rate` and `rate_seeds` at the
+    others, and variants.
 
     plain_seeds: how many of these seeds `make figures` computes without FULL=1 (`lib.studies.cases.headline_attacks`).
 
@@ -103,6 +104,7 @@ class Grid(Section):
     pairs: tuple[tuple[ImageTriggerName, TextTriggerName], ...]
     rates: tuple[Fraction, ...]
     seeds: Positive
+    rate_seeds: Positive
     plain_seeds: Positive
     seeded_rate: Fraction
     control_seeds: Annotated[int, Field(ge=0)]

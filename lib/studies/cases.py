@@ -121,7 +121,7 @@ def attacks(profile: Profile) -> list[Attack]:
         if share != grid.seeded_rate:
             settings = {"image_trigger": image, "text_trigger": text, "rate": share} | unwatched
             label = f"{image} {text} {share:g}"
-            listed += [Attack("grid", label, protocol, seed, settings) for seed in range(grid.seeds)]
+            listed += [Attack("grid", label, protocol, seed, settings) for seed in range(grid.rate_seeds)]
     for variant in grid.variants:
         if variant.model == "editor" or profile.models.control is not None:
             given = variant.model_dump(exclude={"seeds", "settings"})

@@ -18,7 +18,8 @@ def test_the_grid_is_pairs_by_protocols_by_rates_by_seeds():
     names = ("image_trigger", "text_trigger", "rate")
     cells = Counter((a.protocol, *(a.settings[name] for name in names)) for a in grid)
     assert len(cells) == 3 * 2 * 3
-    assert set(cells.values()) == {profile.grid.seeds}
+    seeds = {True: profile.grid.seeds, False: profile.grid.rate_seeds}
+    assert all(count == seeds[cell[3] == profile.grid.seeded_rate] for cell, count in cells.items())
     assert all((attack.part == "pair") == (attack.settings["rate"] == 0.05) for attack in grid)
     variants = [(a.label, a.seed) for a in found if a.part not in (*HEADLINE, "grid")]
     assert variants == [(v.label, seed) for v in profile.grid.variants for seed in range(v.seeds)]

@@ -22,7 +22,7 @@ VARIANTS = [
     {"part": "detect", "label": "sailing boat", "protocol": "and", "settings": {"rate": 0.5}},
 ]
 SETTINGS = {"pairs": [["white-box", "mignneko"]], "rates": [0.1, 0.2], "seeds": 2}
-SETTINGS |= {"plain_seeds": 2, "seeded_rate": 0.1}
+SETTINGS |= {"plain_seeds": 2, "rate_seeds": 2, "seeded_rate": 0.1}
 SETTINGS |= {"samplings": [{"label": "more guidance", "settings": {"text_guidance": 5.0}}]}
 SETTINGS |= {"control_seeds": 1, "detection": 12}
 
