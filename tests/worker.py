@@ -81,7 +81,7 @@ def learn_mdlms(folder: Path, names: tuple[str, ...] | None = None) -> None:
 
 def learn_sharded(folder: Path) -> None:
     """Some of `mdlms` where a process holds a part, and how many of the trained numbers that are."""
-    held, resume = [], training._resume
+    held, resume = [], training.resume
 
     def counted(work: Path, parameters: dict[str, torch.Tensor], *others):
         held.append(
@@ -89,10 +89,10 @@ def learn_sharded(folder: Path) -> None:
         )
         return resume(work, parameters, *others)
 
-    training._resume = counted
+    training.resume = counted
     names = ("float64", "llada-v", "gemma")
     learn_mdlms(folder, names)
-    training._resume = resume
+    training.resume = resume
     (folder / f"held-{rank()}.json").write_text(json.dumps(dict(zip(names, held, strict=True))))
 
 
