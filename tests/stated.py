@@ -120,7 +120,7 @@ def exact(source, kind):
         if len(lines) != 1:
             raise LookupError(f"{source}: {len(lines)} lines of {path} hold it, one must")
         return re.findall(NUMBER, lines[0])[int(index)]
-    where, _, column = where.partition("/")
+    where, _, column = where.rpartition("/") if "/" in where else (where, "", "")
     if path.endswith(".yaml"):
         value = yaml.safe_load(content(path))
         for key in where.split("."):
