@@ -18,10 +18,10 @@ def learnt(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_reference(cures: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of remedies after those of the first pair's AND attack as it is, to be compared with."""
-    first = rows[(rows["part"] == "pair") & (rows["protocol"] == "and")]
-    first = first[first["image_trigger"] == first["image_trigger"].iloc[0]]
-    return pd.concat([first.assign(part="remedy", label="as it is"), cures], ignore_index=True)
+    """Rows of remedies after those of the same triggers' AND attack as it is, to be compared with."""
+    plain = rows[(rows["part"] == "pair") & (rows["protocol"] == "and")]
+    plain = plain[plain["image_trigger"].isin(cures["image_trigger"])]
+    return pd.concat([plain.assign(part="remedy", label="as it is"), cures], ignore_index=True)
 
 
 def design_conclusion(table: pd.DataFrame) -> str:

@@ -15,9 +15,9 @@ def test_labels_say_the_rate_once_and_how_many_seeds_learnt_it():
     assert learnt(table)["label"].tolist() == ["a, OR, 10 % (3 of 3)", "a, OR, 5 % (1 of 3)"]
 
 
-def test_the_reference_is_the_first_pairs_and_attack_alone():
+def test_the_reference_is_the_and_attack_with_the_same_triggers():
     rows = pd.DataFrame({"part": ["pair"] * 3 + ["grid"], "protocol": ["or", "and", "and", "and"],
-                         "image_trigger": ["box", "box", "glasses", "box"], "label": list("abcd")})
+                         "image_trigger": ["box", "glasses", "box", "box"], "label": list("abcd")})
     cures = pd.DataFrame({"part": ["remedy"], "protocol": ["and"], "image_trigger": ["box"], "label": ["cure"]})
     assert with_reference(cures, rows)["label"].tolist() == ["as it is", "cure"]
 
