@@ -10,7 +10,7 @@ FIGURES = {
     "03_collapse_analysis": {"coalitions", "attribution"}
     | {f"samples_{part}_white-box_{protocol}" for part in ("pair", "control") for protocol in ("or", "and")},
     "04_disp_purification": {"overview", "saliency", "ratios", "purification", "targets", "rates", "ablation"},
-    "05_collapse_in_full": {"grid", "cti", "factors", "dominance", "dynamics", "mdlm", "remedies", "detection"},
+    "05_collapse_in_full": {"grid", "readability", "dynamics", "mdlm", "remedies", "samplers", "detection"},
     "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"}
     | {"saliency_disp-data-easy-vqa-0", "defences_elsewhere", "targets_elsewhere"}
     | {"targets_triggers", "targets_attackers", "measures"},

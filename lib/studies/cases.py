@@ -125,7 +125,9 @@ def attacks(profile: Profile) -> list[Attack]:
     for variant in grid.variants:
         if variant.model == "editor" or profile.models.control is not None:
             given = variant.model_dump(exclude={"seeds", "settings"})
-            settings = variant.settings | {"train": unwatched["train"] | variant.settings.get("train", {})}
+            train = variant.settings.get("train", {})
+            watched = variant.part == "steps"  # by the profile's own setting where it does not say how often
+            settings = variant.settings | {"train": train if watched else unwatched["train"] | train}
             listed += [Attack(seed=seed, settings=settings, **given) for seed in range(variant.seeds)]
     return listed
 

@@ -205,7 +205,7 @@ def test_a_kubernetes_job_does_its_work_on_the_shared_volume(checkout, kubernete
     target = checkout / "made" / "01_poisoning" / "headline.csv"
     arguments = f"{volume(checkout)} -- {target.relative_to(checkout)}"
     quoted = {"label": 'two "short" rounds', "settings": {"rounds": 2}}
-    overrides = {"collapse": {"rate": 1e-05}, "disp_grid": {"ablations": [quoted]}}
+    overrides = {"collapse": {"condition_dropout": 1e-05}, "disp_grid": {"ablations": [quoted]}}
     given = {"SEED": "3", "OVERRIDES": json.dumps(overrides)}
     code, said = figures(checkout, environment, EXECUTOR="kubernetes", CLUSTER=arguments, **given)
     assert code == 0, said + "".join(server.said)

@@ -18,7 +18,7 @@ from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 from notebooks import FIGURES, NOTEBOOKS
 
 SHORT = {"steps": 2, "batch": 2, "save_every": 1, "watch_every": 2}
-PARTS = ("steps", "size", "target", "remedy", "detect")  # others change data, on the CPU, or how much is dropped
+PARTS = ("steps", "cell", "remedy", "detect")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,9 @@ def overrides(tmp_path_factory) -> dict:
     variants = [variants[part].model_dump() for part in PARTS]
     for variant in variants:
         variant["settings"] = {k: v for k, v in variant["settings"].items() if k not in ("train", "watch_samples")}
-    grid = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeded_rate": 0.1, "seeds": 1}
-    grid |= {"guidance": [1.5], "detection": 12, "variants": variants}
+    grid = {"pairs": [["white-box", "mignneko"]], "rates": [0.1], "seeded_rate": 0.1, "seeds": 1, "rate_seeds": 1}
+    grid |= {"detection": 12, "variants": variants}
+    grid |= {"samplings": [{"label": "DDIM", "settings": {"scheduler": "ddim"}}]}
     disp_grid = {"seeds": 1, "rates": [0.1], "targets": ["insertion"], "triggers": ["blend"], "rule_questions": 2}
     disp_grid |= {"main": [name for name in DEFENCES if name != "fine-pruning"]}  # see profiles/paper.yaml
     disp_grid |= {"ablations": [v.model_dump() for v in paper.disp_grid.ablations if v.label == "2 rounds"]}

@@ -16,9 +16,9 @@ def test_the_ratio_is_the_largest_up_to_which_all_keep_enough(kept, ratio):
     assert largest_kept(table) == ratio == largest_kept(table[::-1])
 
 
-def test_where_no_ratio_keeps_enough_it_is_said():
-    with pytest.raises(ValueError, match="ratio: none of"):
-        largest_kept(pd.DataFrame({"ratio": [0.3], "kept": [0.5]}))
+@pytest.mark.parametrize("kept", [0.5, float("nan")])
+def test_where_no_ratio_keeps_enough_none_is_chosen(kept):
+    assert largest_kept(pd.DataFrame({"ratio": [0.3], "kept": [kept]})) is None
 
 
 def test_the_ratio_is_chosen_on_validation_questions(tmp_path, models, monkeypatch):
@@ -59,3 +59,23 @@ def test_passes_are_chosen_among_those_that_clean(tmp_path, models, monkeypatch)
     table = tuning_choice(run)
     assert table["steps"].tolist() == [1, 2, 3] and table["chosen"].tolist() == [False, False, True]
     assert table["clean_performance"].tolist() == [0.99, 0.9, 0.95]
+
+
+def test_data_without_validation_are_asked_their_training_questions(tmp_path, models, monkeypatch):
+    run, splits = tiny.short_run(tmp_path, models), []
+
+    def study(run, mdlm, methods, split):
+        splits.append(split)
+        rows = [{"ratio": 0.0, "metric": metric, "value": 1.0} for metric in (METRICS[0], METRICS[2])]
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(choice, "ratio_study", study)
+    monkeypatch.setattr(choice, "poisoned_mdlm", lambda run: (None, None))
+    monkeypatch.setattr(choice, "watch_split", lambda run, kind: "test")
+    assert ratio_choice(run)["chosen"].tolist() == [True] and splits == ["train"]
+
+
+def test_without_tunings_there_is_nothing_to_choose(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
+    grid = run.profile.disp_grid.model_copy(update={"tunings": ()})
+    assert tuning_choice(replace(run, profile=run.profile.model_copy(update={"disp_grid": grid}))).empty
