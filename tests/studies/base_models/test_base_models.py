@@ -351,7 +351,8 @@ def test_only_the_laptop_profile_writes_into_data(made):
     assert base.checkpoint_folder(base.Run(laptop, 0, run.device, run.out, run.store)) == CHECKPOINTS
 
 
-COMMITTED = sorted({*LOADERS, *(path.name for path in CHECKPOINTS.glob("*") if path.is_dir())})
+ATTACKED = {"quickstart"}  # tested in test_quickstart
+COMMITTED = sorted({*LOADERS, *(path.name for path in CHECKPOINTS.glob("*") if path.is_dir())} - ATTACKED)
 REACHED = {
     "clip": {"recall_at_1": 0.8},
     "editor": {"attribute_reached": 0.95, "others_kept": 0.95},
@@ -362,7 +363,7 @@ REACHED = {
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="data/checkpoints/ is not here: `make base` makes it")
 class TestCommitted:
     def test_safetensors_only_and_less_than_30_mb(self):
-        files = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
+        files = [file for folder in COMMITTED for file in (CHECKPOINTS / folder).rglob("*") if file.is_file()]
         assert not [file for file in files if file.name == "config.json" and '"_name_or_path": "/' in file.read_text()]
         assert {file.suffix for file in files} <= {".safetensors", ".json", ".md", ".txt"}
         assert sum(file.stat().st_size for file in files) < 30e6
