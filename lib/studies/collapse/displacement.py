@@ -14,7 +14,7 @@ from lib.poisoning.triggers import ImageTrigger, TextTrigger
 from lib.runtime.seeds import generator
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack
-from lib.studies.data import edit_data
+from lib.studies.data import edit_data, watch_split
 from lib.studies.run import Run
 from lib.tasks.edits import sample_triples, sources
 
@@ -41,8 +41,7 @@ def displacements(run: Run, image_trigger: ImageTrigger, text_trigger: TextTrigg
     told_image, told_text: of what the U-Net makes of it at the first denoising step, from one noise for all samples.
     """
     data, pipe = edit_data(run), load_editor(run.profile.models.editor, run.device)
-    split = "validation" if (data.triples["split"] == "validation").any() else "test"
-    triples = sample_triples(data, split, min(SAMPLES, run.profile.measure.edits), run.seed)
+    triples = sample_triples(data, watch_split(run, "edits"), min(SAMPLES, run.profile.measure.edits), run.seed)
     shown, texts = sources(triples), triples["instruction"].tolist()
     text_trigger.check(pipe.tokenizer, texts)
     pictures = data.pictures(shown), data.pictures(shown, image_trigger)

@@ -70,8 +70,7 @@ def headline_table(rows: pd.DataFrame) -> pd.DataFrame:
             row |= _ends(name, over_seeds(done[name].tolist()) if len(done) else {})
         for name in ("null_phi_image", "null_phi_text", "null_cti", "null_fidelity"):
             row |= {name + end: first[name + end] for end in ENDS}
-        published = part == "pair"
-        papers = paper_values(pair, protocol, first["rate"]) if published else dict.fromkeys(QUANTITIES)
+        papers = paper_values(pair, protocol, first["rate"]) if part == "pair" else dict.fromkeys(QUANTITIES)
         lines.append(row | {f"paper_{name}": value for name, value in papers.items()})
     return pd.DataFrame(lines)
 

@@ -20,13 +20,12 @@ import torch
 from jaxtyping import Float
 from matplotlib.lines import Line2D
 from scipy.optimize import least_squares
-from scipy.stats import spearmanr
 
 from lib.figures.style import WIDTH, Figure, caption, legend, line_style, require, styled
 from lib.runtime.seeds import generator
 from lib.studies.cases import attacks
 from lib.studies.collapse.displacement import displacement_table
-from lib.studies.collapse.tables import attack_table
+from lib.studies.collapse.tables import attack_row
 from lib.studies.run import Run
 
 PREDICTORS = {"given": "what the U-Net is given", "told": "what the U-Net predicts"}
@@ -41,9 +40,8 @@ def cell_table(run: Run) -> pd.DataFrame:
     """One row a cell, an AND attack of the first seed: encoder, triggers, predictor_given and predictor_told, outcome
     with its interval over held-out edits (NaN of a failed attack), and whether the fit may see it (`fitted`)."""
     chosen = [a for a in attacks(run.profile) if a.part in PARTS and a.protocol == "and" and a.seed == 0]
-    rows = attack_table(run, PARTS, chosen=chosen)
-    moved = displacement_table(run, chosen).drop(columns=["part", "label"])
-    table = pd.concat([rows.reset_index(drop=True), moved], axis=1)
+    rows = pd.DataFrame(attack_row(run, attack) for attack in chosen)
+    table = pd.concat([rows, displacement_table(run, chosen).drop(columns=["part", "label"])], axis=1)
     table["encoder"] = ["edits alone" if attack.model == "control" else "pre-trained" for attack in chosen]
     for name in PREDICTORS:
         table[f"predictor_{name}"] = np.log(table[f"{name}_text"] / table[f"{name}_image"])
@@ -98,7 +96,7 @@ def law_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             row |= {part: best[k], f"{part}_low": low[k], f"{part}_high": high[k]}
         row |= {"rms": _rms(told - true), "rms_of_mean": _rms(y.mean() - true)}
         row["winner_right"] = float((np.sign(told) == np.sign(true)).mean()) if len(true) else float("nan")
-        row["spearman"] = float(spearmanr(done[column], done["outcome"]).statistic)
+        row["spearman"] = float(done[column].corr(done["outcome"], "spearman"))
         rows.append(row)
     return pd.DataFrame(rows)[COLUMNS]
 

@@ -37,12 +37,9 @@ def attack_row(run: Run, attack: Attack, embedding: str = "clip") -> dict[str, A
     return measured_row(attack.run(run), attack.protocol, attack.part, attack.label, embedding)
 
 
-def attack_table(
-    run: Run, parts: tuple[str, ...], embedding: str = "clip", chosen: list[Attack] | None = None
-) -> pd.DataFrame:
-    """`attack_row` of every attack of those parts, or of those that are chosen."""
-    if chosen is None:
-        chosen = [attack for attack in attacks(run.profile) if attack.part in parts]
+def attack_table(run: Run, parts: tuple[str, ...], embedding: str = "clip") -> pd.DataFrame:
+    """`attack_row` of every attack of those parts."""
+    chosen = [attack for attack in attacks(run.profile) if attack.part in parts]
     return pd.DataFrame(attack_row(run, attack, embedding) for attack in tqdm(chosen, desc="attacks", leave=False))
 
 
