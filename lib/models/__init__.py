@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "adapters": ["adapted", "adapted_unet"],
         "clip": ["Clip"],
+        "contract": ["check_editor", "check_mdlm"],
         "decoding": ["Decoded", "decode", "generate"],
         "dino": ["Dino"],
         "editor": ["edit", "load_editor"],
