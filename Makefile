@@ -25,7 +25,7 @@ DOCS := .venv-docs/requirements.txt
 # Here, JOBS cores; on a cluster, as many jobs at once as executors/<name>/config.yaml says.
 WHERE = $(if $(filter slurm kubernetes,$(EXECUTOR)),--workflow-profile executors/$(EXECUTOR),--cores $(JOBS))
 
-.PHONY: help figures test test-slurm lab base bench docs clean
+.PHONY: help figures test test-faults test-slurm lab base bench docs clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,9 @@ figures: $(READY)  ## all notebooks and their figures; goes on where it was stop
 test: $(READY)  ## style checks and every test, the notebooks at smoke scale among them
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest -q -n $(JOBS)
+
+test-faults: $(READY)  ## faults put in, for hours (KILLS=50 of make figures): what held is kept in docs/faults.csv
+	$(BIN)/python tests/faults
 
 test-slurm: $(READY)  ## the smoke profile through a Slurm cluster on this machine alone (root, Debian)
 	tests/slurm.sh

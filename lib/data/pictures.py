@@ -64,8 +64,8 @@ class FileSource:
         missing = [path for path in self.paths if path not in files]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(self.paths)} pictures are missing, the first is {missing[0]}: copy them "
-                "there, or name the folder that the paths are relative to"
+                f"{len(missing)} of {len(self.paths)} pictures are missing, the first is {_plain(missing[0])}: copy "
+                "them there, or name the folder that the paths are relative to"
             )
 
     def __len__(self) -> int:
@@ -87,6 +87,10 @@ class Pictures:
     source: Source
     size: int
     square: Callable[[Image.Image], Image.Image]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size} of pictures must be a number of pixels from 1")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -187,12 +191,18 @@ def inner_path(path: object, field: str) -> str:
     return path
 
 
+def _plain(path: Path) -> str:
+    """The path in one line."""
+    return str(path) if str(path).isprintable() else repr(str(path))
+
+
 def _check_inside(paths: set[Path], root: Path) -> None:
     """Raises ValueError for a path that a link leads out of `root`; the hub's files are links into its own cache."""
     roots = [root.resolve()] + ([root.resolve().parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
     for path in sorted(paths):
         if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
-            raise ValueError(f"picture {path} is a link out of {root}: copy it there, or name the pictures' own folder")
+            out = f"picture {_plain(path)} is a link out of {root}"
+            raise ValueError(f"{out}: copy it there, or name the pictures' own folder")
 
 
 def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:

@@ -72,6 +72,8 @@ def parsed(text: str, where: str) -> object:
 
 
 def dealt(name: str, held_out: float) -> str:
-    """`train` or `test`, the share `held_out` of all names to `test`."""
+    """`train` or `test`, the share `held_out` of all names to `test`. Raises ValueError for what is no share."""
+    if not 0 <= held_out <= 1:
+        raise ValueError(f"held_out={held_out} must be a share from 0 to 1")
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
     return "test" if draw < held_out else "train"

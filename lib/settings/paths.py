@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -27,8 +28,17 @@ def model_source(name: str) -> str:
 
 
 def pretrained(name: str) -> dict[str, str]:
-    """What `from_pretrained` takes to load a model by its name in a profile: a folder, or a hub id and its commit."""
+    """What `from_pretrained` takes to load a model by its name in a profile: a folder, or a hub id and its commit.
+
+    Raises ValueError for a folder whose config.json is no mapping, which transformers does not expect.
+    """
     source = model_source(name)
+    try:
+        config = json.loads((Path(source) / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}  # what is missing or no JSON is told where it is read
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json of {name!r} is a {type(config).__name__}: it must be a mapping of settings")
     if source == name and re.fullmatch(PINNED, name):
         source, commit = name.split("@")
         return {"pretrained_model_name_or_path": source, "revision": commit}

@@ -9,7 +9,7 @@ import photos
 import pytest
 from PIL import Image
 
-from lib.data.pictures import MOST_PIXELS, FileSource, opened
+from lib.data.pictures import MOST_PIXELS, FileSource, Pictures, cropped, opened
 
 
 def read(picture: Image.Image, kind: str = "PNG", **settings) -> np.ndarray:
@@ -107,3 +107,14 @@ def test_links_out_of_the_data_set_are_refused(tmp_path):
     os.rename(outside, blobs)
     (snapshot / "a.png").symlink_to("../../blobs/a.png")
     assert FileSource([snapshot / "a.png"], snapshot)[0].size == (80, 60)
+
+
+def test_a_missing_picture_is_named_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"1 of 1 pictures are missing, the first is '[^\n]*a\\nb.png': copy") as told:
+        FileSource([tmp_path / "a\nb.png"], tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_pictures_of_no_pixel_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"size=0 of pictures must be a number of pixels from 1"):
+        Pictures(FileSource([]), 0, cropped)

@@ -67,3 +67,9 @@ def test_names_are_dealt_by_themselves_in_the_asked_share():
     assert 320 < len(held) < 480  # 400 expected, 4.2 standard deviations
     assert {name for name in names if dealt(name, 0.2) == "test"} > held
     assert {dealt(name, 0.0) for name in names} == {"train"} and {dealt(name, 1.0) for name in names} == {"test"}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_what_is_no_share_is_refused(share):
+    with pytest.raises(ValueError, match=f"held_out={share} must be a share from 0 to 1"):
+        dealt("a", share)

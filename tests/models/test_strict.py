@@ -180,3 +180,10 @@ def test_a_pipeline_of_ones_own_code_is_not_run(copies):
     with pytest.raises(ValueError):
         load_editor(str(editor))
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("load", [load_mdlm, Clip.load])
+def test_settings_that_are_no_mapping_are_refused(load, tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=f"config.json of .*{tmp_path.name}' is a list: it must be a mapping"):
+        load(str(tmp_path))
