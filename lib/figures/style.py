@@ -141,8 +141,8 @@ def counts(table: pd.DataFrame) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """In lines of at most that many letters. A longer word is one line, as it is."""
-    return textwrap.fill(text, width, break_long_words=False)
+    """In lines of at most that many letters. A longer word is one line, as it is, and "n = 5" is one word."""
+    return textwrap.fill(text.replace("n = ", "n\u00a0=\u00a0"), width, break_long_words=False)
 
 
 def reach(table: pd.DataFrame) -> np.ndarray | None:

@@ -24,6 +24,11 @@ LINE = 96  # letters of a line of text below a picture
 WILSON = "95 % Wilson intervals over pictures"
 
 
+def titled(names: pd.Series) -> pd.Series:
+    """Attacks as a reader is told them: "stop sign" for stop-sign."""
+    return names.str.replace("-", " ")
+
+
 def over_pictures(table: pd.DataFrame) -> str:
     """What the lines of numbers of one model are: shares are Wilson's, the agreement of free answers is not."""
     if not np.isfinite(table["low"]).any():
@@ -100,18 +105,20 @@ def attack_dots(table: pd.DataFrame, note: str = "") -> Figure:
     Columns label, defence and those of NUMBER.
     """
     require(table, "label", "defence", *NUMBER)
-    return dots(table[table["metric"].isin(SHOWN)], "label", "metric", "defence", note=note)
+    rows = table[table["metric"].isin(SHOWN)]
+    return dots(rows.assign(label=titled(rows["label"])), "label", "metric", "defence", note=note)
 
 
 @styled
 def rate_curves(table: pd.DataFrame) -> Figure:
     """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3).
 
-    Columns defence, rate and those of NUMBER.
+    Columns defence, rate, seed and those of NUMBER.
     """
-    require(table, "defence", "rate", *NUMBER)
+    require(table, "defence", "rate", "seed", *NUMBER)
     table = table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)]
-    note = f"Lines: {over_pictures(table)}, n = {table['n'].max()} triggered questions a point."
+    note = f"Lines: {over_pictures(table)}, n = {table['n'].max()} triggered questions a point, "
+    note += f"seed {', '.join(map(str, sorted(table['seed'].unique())))}."
     figure = bands(table, "rate", "defence", xlabel="poison rate", ylabel=METRICS[0], whiskers=True, note=note)
     (axis,) = figure.axes
     rates = sorted(table["rate"].unique())
@@ -137,10 +144,11 @@ def target_curves(table: pd.DataFrame) -> Figure:
     Columns target, method, ratio and those of NUMBER.
     """
     require(table, "target", "method", "ratio", *NUMBER)
-    note = f"Masked at inference, no training. Bands: {over_pictures(table)}, {counts(table)}. "
+    note = f"One seed each, masked at inference, no training. Bands: {over_pictures(table)}, {counts(table)}. "
     note += "Relative: over that of the fine-tune without poison."
     note += " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in set(table["method"]))
-    return bands(table, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)
+    rows = table.assign(target=titled(table["target"]))
+    return bands(rows, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)
 
 
 @styled
@@ -151,7 +159,7 @@ def gain_curves(table: pd.DataFrame) -> Figure:
     """
     require(table, "part", "label", "ratio", "gain", "gain_low", "gain_high", "n")
     lines = table.rename(columns={"gain": "value", "gain_low": "low", "gain_high": "high"}).reset_index(drop=True)
-    lines["title"] = "sure changes − unsure"
+    lines["title"], lines["label"] = "sure changes − unsure", titled(lines["label"])
     note = f"Bands: 95 % bootstrap intervals, n = {table['n'].max()} training samples; ringed: chosen."
     layout = {"row": "part", "column": "title", "shares": (), "at": 0.0, "xlabel": RATIO, "sharey": "all"}
     figure = bands(lines, "ratio", "label", note=note, **layout)
