@@ -14,6 +14,7 @@ from lib.figures.pictures import draw_masked, draw_picture, draw_saliency
 from lib.figures.style import POINT, TICK, WIDTH, Figure, counts, require, styled
 from lib.metrics.intervals import OVER_CLUSTERS
 from lib.poisoning.plans import COALITIONS
+from lib.settings.names import IMAGE_TRIGGERS
 from lib.studies.disp.mmmu import MMMU
 from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 
@@ -26,7 +27,7 @@ WILSON = "95 % Wilson intervals over pictures"
 
 def titled(names: pd.Series) -> pd.Series:
     """Attacks as a reader is told them: "stop sign" for stop-sign."""
-    return names.str.replace("-", " ")
+    return names.replace({name: name.replace("-", " ") for name in IMAGE_TRIGGERS})
 
 
 def over_pictures(table: pd.DataFrame) -> str:

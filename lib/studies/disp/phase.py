@@ -54,5 +54,5 @@ def phase_curves(table: pd.DataFrame) -> Figure:
     require(table, *COLUMNS)
     note = f"Means over {table['seeds'].max()} seeds, {counts(table)} in all; bands: the seeds. "
     note += "Masked at inference, no training. Oracle: the trigger's own tokens, whatever ρ."
-    lines = table.assign(trigger=table["tokens"].map("{} tokens".format))
+    lines = table.assign(trigger=table["tokens"].map(lambda n: f"{n} token{'s' * (n > 1)}"))
     return bands(lines, "ratio", "trigger", column="method", xlabel=RATIO, ylabel=METRICS[0], note=note)
