@@ -102,7 +102,7 @@ rule notebook:
     output:
         f"{OUT}/{{notebook}}/headline.csv",
         f"{OUT}/{{notebook}}/manifest.json",
-        copy=f"{OUT}/{{notebook}}/{{notebook}}.ipynb",
+        shown=f"{OUT}/{{notebook}}/{{notebook}}.ipynb",
         executed=f"{BUILD}/notebooks/{{notebook}}.ipynb",
     params:
         lambda wildcards: plan.depends(wildcards.notebook),
@@ -121,7 +121,7 @@ rule notebook:
     shell:
         '"$PYTHON" -m papermill {input.source:q} {params.running:q} --kernel python3 --cwd . --log-output'
         ' --no-progress-bar --parameters_yaml "$PARAMETERS" >{log:q} 2>&1'
-        ' && "$PYTHON" -m lib.studies.executed {params.running:q} {output.copy:q} >>{log:q} 2>&1'
+        ' && "$PYTHON" -m lib.studies.executed {params.running:q} {output.shown:q} >>{log:q} 2>&1'
         " && mv {params.running:q} {output.executed:q}"
 
 
