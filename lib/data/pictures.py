@@ -191,7 +191,7 @@ def inner_path(path: object, field: str) -> str:
     return path
 
 
-def _plain(path: Path) -> str:
+def _plain(path: Path | str) -> str:
     """The path in one line."""
     return str(path) if str(path).isprintable() else repr(str(path))
 
@@ -218,7 +218,7 @@ def opened(file: Path | io.BytesIO, name: Path | str) -> Image.Image:
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # PIL's readers raise whatever a damaged file makes of them
-        raise ValueError(f"picture {name} cannot be read ({error}): replace it or leave its row out") from None
+        raise ValueError(f"picture {_plain(name)} cannot be read ({error}): replace it or leave its row out") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

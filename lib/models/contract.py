@@ -38,7 +38,10 @@ def check_mdlm(mdlm: Mdlm, batch: int = 2) -> dict[str, str]:
     model = getattr(mdlm, "model", None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is {type(model).__name__}: it must be a torch module, the network of the Mdlm")
-    faults = list(_parts(model)) or list(_answers(mdlm, batch)) + list(_learns(mdlm, batch))
+    faults = list(_parts(model))
+    if not faults:
+        given = _inputs(mdlm, batch)
+        faults = [*_answers(mdlm, *given), *_learns(mdlm, *given)]
     if faults:
         raise ValueError(f"{type(mdlm).__name__} does not keep the contract: {'; '.join(faults)}.")
     return {name: need for name, need in OPTIONAL.items() if _missing(mdlm, name)}
@@ -89,15 +92,14 @@ def _parts(model: nn.Module) -> Iterator[str]:
         yield "model.mask_embedding must be a tensor [dim]"
 
 
-def _answers(mdlm: Mdlm, batch: int) -> Iterator[str]:
+def _answers(mdlm: Mdlm, vision: Tensor, prompt: Tensor, response: Tensor) -> Iterator[str]:
     """Shapes of the logits, whether samples stay apart, and whether both ways to ask for them agree."""
-    model, (vision, prompt, response) = mdlm.model, inputs(mdlm, batch)
+    model, (batch, length) = mdlm.model, response.shape
     with torch.no_grad():
         logits = _tried(lambda: model.logits(vision, prompt, response))
     if isinstance(logits, str):
         yield f"model.logits fails ({logits})"
         return
-    length = model.config.response_length
     if logits.dim() != 3 or logits.shape[:2] != (batch, length) or logits.dtype != torch.float32:
         yield f"model.logits gives {logits.dtype} {[*logits.shape]}: it must give float32 [{batch}, {length}, vocab]"
         return
@@ -126,9 +128,9 @@ def _answers(mdlm: Mdlm, batch: int) -> Iterator[str]:
             yield f"texts must give one string for each of {batch} responses"
 
 
-def _learns(mdlm: Mdlm, batch: int) -> Iterator[str]:
+def _learns(mdlm: Mdlm, vision: Tensor, prompt: Tensor, response: Tensor) -> Iterator[str]:
     """Whether gradients reach the vision tokens (a saliency) and the parameters (fine-tuning)."""
-    model, (vision, prompt, response) = mdlm.model, inputs(mdlm, batch)
+    model = mdlm.model
     logits = _tried(lambda: model.logits(vision.requires_grad_(), prompt, response))
     if not isinstance(logits, str) and not _reaches(logits.float().square().sum(), vision):
         yield "no gradient of model.logits reaches the vision tokens"
@@ -142,11 +144,11 @@ def _learns(mdlm: Mdlm, batch: int) -> Iterator[str]:
         yield "no gradient of loss reaches a parameter"
 
 
-def inputs(mdlm: Mdlm, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(mdlm: Mdlm, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random vision tokens, prompts (of the token 0 where there is no tokenizer), and responses that are all masked."""
     model, config = mdlm.model, mdlm.model.config
     size = batch, config.vision_length, len(model.mask_embedding)
-    vision = torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    vision = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(model.device)
     blank = torch.zeros(batch, getattr(config, "prompt_length", 1), dtype=torch.long)
     prompt = (blank if _missing(mdlm, "tokenizer") else mdlm.prompts(["what is it?"] * batch)).to(model.device)
     response = torch.full((batch, config.response_length), config.mask_id, device=model.device)

@@ -25,19 +25,13 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def shown(notebook: NotebookNode) -> NotebookNode:
     """The notebook with the outputs that stay where no kernel runs: text, tables and pictures, a widget's among them.
 
-    Bars (widgets without a picture) and what was written to stderr go, as do the metadata of the run. Pictures have 256
-    colours where all together are too large.
+    Bars (widgets without a picture) and what was written to stderr go, as do the metadata of the run.
     """
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [kept for output in cell.outputs if (kept := _kept(output))]
-    if len(nbformat.writes(notebook)) > MOST_BYTES:
-        for cell in notebook.cells:
-            for output in cell.get("outputs", []):
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = _fewer_colours(output.data["image/png"])
     return notebook
 
 
@@ -52,6 +46,19 @@ def _kept(output: NotebookNode) -> NotebookNode | None:
     return output
 
 
+def _reduced(notebook: NotebookNode) -> NotebookNode:
+    """The notebook with pictures of 256 colours."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = _fewer_colours(output.data["image/png"])
+    return notebook
+
+
+def _content(notebook: NotebookNode) -> bytes:
+    return (nbformat.writes(notebook) + "\n").encode()
+
+
 def _fewer_colours(png: str) -> str:
     image, made = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(made, "png", optimize=True)
@@ -59,8 +66,12 @@ def _fewer_colours(png: str) -> str:
 
 
 def main(executed: Path, copy: Path) -> None:
-    """Raises ValueError where the copy would be larger than `MOST_BYTES`."""
-    content = (nbformat.writes(shown(nbformat.read(executed, 4))) + "\n").encode()
+    """Write the copy, `_reduced` where it is too large. Raises ValueError where it would still be larger than
+    `MOST_BYTES`."""
+    notebook = shown(nbformat.read(executed, 4))
+    content = _content(notebook)
+    if len(content) > MOST_BYTES:
+        content = _content(_reduced(notebook))
     if len(content) > MOST_BYTES:
         raise ValueError(f"{copy} would have {len(content)} bytes: it must have at most {MOST_BYTES}")
     write_atomic(copy, content)

@@ -118,3 +118,10 @@ def test_a_missing_picture_is_named_in_one_line(tmp_path):
 def test_pictures_of_no_pixel_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"size=0 of pictures must be a number of pixels from 1"):
         Pictures(FileSource([]), 0, cropped)
+
+
+def test_what_is_no_picture_is_named_in_one_line(tmp_path):
+    (tmp_path / "a\nb.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"picture '[^\n]*a\\nb.png' cannot be read") as told:
+        FileSource([tmp_path / "a\nb.png"], tmp_path)[0]
+    assert "\n" not in str(told.value)

@@ -26,8 +26,7 @@ def trials() -> Iterator[Trial]:
         raise FileNotFoundError(f"{root} has no artifact: run make figures PROFILE=smoke first")
     for number, kind in enumerate(kinds):
         artifact = min(kind.glob("[0-9a-f]*"), key=size)
-        damages = list(DAMAGES)
-        damage = damages[number % len(damages)]
+        damage = list(DAMAGES)[number % len(DAMAGES)]
         with tempfile.TemporaryDirectory() as name:
             yield _damaged(Path(name), artifact, damage)
 

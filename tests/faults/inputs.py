@@ -18,7 +18,6 @@ from lib.runtime.store import Store
 from lib.settings import Train, load_profile, runnable_profile
 
 PROFILES = ("laptop", "paper")
-FREE = ("variants", "samplings", "datasets", "attackers", "ablations", "tunings")  # lists of settings
 
 
 def trials() -> Iterator[Trial]:
@@ -130,6 +129,4 @@ def _functions() -> Iterator[Trial]:
         "Store spec=nan": (lambda: Store("/nowhere").key("x", {"a": math.nan}), "a"),
     }
     for what, (call, word) in calls.items():
-        trial = refusal("a function of the library", what, call, word)
-        pydantic = what.startswith("Train") and word in trial.said  # pydantic's own refusal has several lines
-        yield Trial(trial.kind, trial.what, trial.held or pydantic, trial.said)
+        yield refusal("a function of the library", what, call, word)

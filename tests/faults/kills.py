@@ -44,9 +44,12 @@ def killed(checkout: Path, draw: random.Random, number: int, whole: float, expec
     run = started(checkout, study)
     with suppress(subprocess.TimeoutExpired):
         run.wait(moment)
-    victims = [run.pid] if group else children(run.pid)[-1:]
     with suppress(ProcessLookupError):
-        os.killpg(run.pid, signal.SIGKILL) if group else [os.kill(pid, signal.SIGKILL) for pid in victims]
+        if group:
+            os.killpg(run.pid, signal.SIGKILL)
+        else:
+            for pid in children(run.pid)[-1:]:
+                os.kill(pid, signal.SIGKILL)
     run.wait()
     finished = stamps(checkout)
     ended(started(checkout, "all"))
