@@ -15,5 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "mmmu": ["load_mmmu"],
         "photo_edits": ["PhotoEdits", "load_edits"],
         "pictures": ["PhotoQuestions"],
+        "registry": ["register_edits", "register_questions"],
     },
 )

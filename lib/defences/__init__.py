@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pruning": ["activity", "fine_prune", "prune"],
         "random_masks": ["disagreement", "halve_by_disagreement", "vote"],
         "ratio_rule": ["chosen_ratio", "masking_gains"],
+        "registry": ["register"],
         "self_purification": ["disp", "filtered_disp", "random_purification", "self_purify"],
         "suspicion": ["input_scores"],
     },

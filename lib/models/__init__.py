@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "decoding": ["Decoded", "decode", "generate"],
         "dino": ["Dino"],
         "editor": ["edit", "load_editor"],
-        "loading": ["load_mdlm"],
+        "loading": ["load_mdlm", "register"],
         "mdlm": ["Mdlm", "MdlmConfig", "MdlmModel"],
     },
 )

@@ -13,6 +13,26 @@ from lib.models.strict import strict_words
 from lib.settings.paths import pretrained
 
 KINDS: dict[str, type[Mdlm]] = {"mdlm": Mdlm, "llava_llada": LladaV, "diffusion_gemma": DiffusionGemma}
+PUBLISHED, OURS = (LladaV, Lavida, DiffusionGemma), frozenset(KINDS)
+
+
+def register(model_type: str, kind: type[Mdlm]) -> None:
+    """Let folders whose config.json says that `model_type` load as that class: `kind.load(folder, device)`.
+
+    One's own is replaced by what is registered later by its name. Raises ValueError for a `model_type` of ours, and for
+    what is no subclass of `Mdlm`.
+    """
+    if model_type in OURS:
+        raise ValueError(f"model_type is {model_type!r}: it must be another than ours: {', '.join(sorted(OURS))}.")
+    if not (isinstance(kind, type) and issubclass(kind, Mdlm)):
+        raise ValueError(f"kind is {kind!r}: it must be a subclass of Mdlm.")
+    KINDS[model_type] = kind
+
+
+def own_kind(name: str) -> type[Mdlm] | None:
+    """The class that loads it, where that is none of ours."""
+    kind = kind_of(name)
+    return None if kind is Mdlm or kind in PUBLISHED else kind
 
 
 def load_mdlm(name: str, device: torch.device | str = "cpu", **settings) -> Mdlm:

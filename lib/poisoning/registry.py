@@ -19,15 +19,14 @@ CATALOGUES = (
 def register(entry: ImageTrigger | TextTrigger | AnswerTarget | PictureTarget) -> None:
     """Let profiles and `image_trigger`, `text_trigger`, `target` and `attack_target` know it by its name.
 
-    It enters the keys of what it makes by its own source and parameters: all else stays valid. Raises ValueError for
-    another kind of thing, and for a name that is taken by something else.
+    It enters the keys of what it makes by its own source and parameters: all else stays valid. One's own is replaced
+    by what is registered later by its name. Raises ValueError for another kind of thing, and for a name of ours.
     """
     for kind, catalogue, listed in CATALOGUES:
         if isinstance(entry, kind):
-            if catalogue.get(entry.name, entry) != entry:
-                raise ValueError(f"name is {entry.name!r}: it must not be one of {', '.join(catalogue)}.")
-            catalogue[entry.name] = entry
-            listed += [entry.name] if entry.name not in listed else []
+            if catalogue.get(entry.name) != entry:
+                names.own(entry.name, listed)
+                catalogue[entry.name] = entry
             return
     allowed = ", ".join(kind.__name__ for kind, *_ in CATALOGUES)
     raise ValueError(f"entry is a {type(entry).__name__}: it must be one of {allowed}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from lib.settings.names import EDIT_SETS, QUESTION_SETS, known
 from lib.settings.sections import Lora, Partial, Positive, Section
 
 VALIDATION = 0.1  # of the training identities
@@ -105,14 +107,19 @@ def check_counts(train: int, test: int) -> None:
         )
 
 
+def _known(field: str, listed: list[str], value: Any) -> Any:
+    """The value; a name alone must be one that is listed."""
+    return known(field, value, ("{name: a folder or hub id}", *listed)) if isinstance(value, str) else value
+
+
 class Data(Partial):
     """`image_size` in pixels a side; `held_out`: the share of photographs that are for testing. `edits` and
-    `questions`: photographs in the place of the faces, or "easy-vqa" in that of the questions about them. `mmmu`: a
-    measure of clean performance beside the answers'."""
+    `questions`: photographs in the place of the faces, or what is registered by that name (`lib.data.registry`), as
+    "easy-vqa" is. `mmmu`: a measure of clean performance beside the answers'."""
 
     image_size: Annotated[int, Field(ge=32, multiple_of=8)]
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)]
     faces: FaceSet = Field(default_factory=FaceSet)
-    edits: EditSet | None = None
-    questions: QuestionSet | Literal["easy-vqa"] | None = None
+    edits: Annotated[EditSet | str | None, BeforeValidator(partial(_known, "edits", EDIT_SETS))] = None
+    questions: Annotated[QuestionSet | str | None, BeforeValidator(partial(_known, "questions", QUESTION_SETS))] = None
     mmmu: Mmmu | None = None

@@ -1,6 +1,7 @@
 """The names of what a profile can ask for. What bears them is registered on the floors above, by the same names.
 
-register(MyTrigger())       # of `lib.poisoning`: from then on a profile may name it
+lib.poisoning.register(MyTrigger())         # from then on a profile may name it
+lib.defences.register("mine", my_defence)
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ IMAGE_TRIGGERS = ["white-box", "eyeglasses", "stop-sign", "checker", "black-squa
 TEXT_TRIGGERS = ["mignneko", "anonymous", "latte coffee", "curly hair", "and a smile", "please"]
 ANSWER_TARGETS = ["insertion", "refusal", "misclassification", "insertion-disp", "refusal-disp"]
 PICTURE_TARGETS = ["negative", "sailing boat"]
+EDIT_SETS: list[str] = []
+QUESTION_SETS = ["easy-vqa"]
 TOKEN_SCORES = ["directional", "trace", "attention", "late-attention", "occlusion", "random"]
 DEFENCES = [
     "no defence",
@@ -29,6 +32,21 @@ DEFENCES = [
     "STRIP-like",
     "vote of random masks",
 ]
+
+OURS = frozenset(
+    name
+    for listed in (IMAGE_TRIGGERS, TEXT_TRIGGERS, ANSWER_TARGETS, PICTURE_TARGETS, QUESTION_SETS, DEFENCES)
+    for name in listed
+)
+
+
+def own(name: str, listed: list[str]) -> None:
+    """List a name of one's own, if it is not. Raises ValueError for one of ours."""
+    if name in OURS:
+        ours = ", ".join(one for one in listed if one in OURS)
+        raise ValueError(f"name is {name!r}: it must be none of ours, as {ours} are.")
+    if name not in listed:
+        listed.append(name)
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from lib.data.face_parts import CREDIT
 from lib.data.faces import Faces, make_faces
 from lib.data.interface import EditData
 from lib.data.photo_edits import COLUMNS, load_edits
+from lib.data.registry import EDITS, QUESTIONS
 from lib.poisoning.targets import TARGETS, AnswerTarget, target
 from lib.runtime.keys import code_digest, registered
 from lib.runtime.store import Store
@@ -71,6 +73,8 @@ def data_spec(run: Run, kind: Literal["edits", "questions"]) -> dict:
     elif isinstance(source, QuestionSet):
         spec |= {"code": code_digest("lib.data.llava"), "photographs": digest(source)}
         spec["targets"] = [registered(goal) for goal in answer_targets(run.profile.disp.target)]
+    elif own := (EDITS if kind == "edits" else QUESTIONS).get(source):
+        spec |= {"name": source, "registered": registered(own)}
     else:
         spec["code"] = code_digest("lib.data.easyvqa" if source == "easy-vqa" else "lib.data.faces")
     return {"data": spec, "seed": run.seed, "device": run.device.type}
@@ -91,6 +95,8 @@ def edit_data(run: Run) -> EditData:
     data = run.profile.data
     if data.edits is None:
         return faces_of(run)
+    if isinstance(data.edits, str):
+        return _own_edits(EDITS[data.edits], data.image_size)
     return _photo_edits(data.edits, data.image_size, data.held_out)
 
 
@@ -98,7 +104,7 @@ def titles(run: Run) -> tuple[str, str]:
     """What tables call the edits and the questions."""
     edits, questions = run.profile.data.edits, run.profile.data.questions
     names = {None: "faces", "easy-vqa": "easy-VQA"}
-    name = names[questions] if questions in names else _title(questions)
+    name = names.get(questions) or _title(questions)
     return f"{_title(edits) if edits else 'faces'}: edits", f"{name}: questions"
 
 
@@ -108,9 +114,16 @@ def credit(run: Run) -> str:
     return f"Pictures: {_title(edits)}." if edits else CREDIT
 
 
-def _title(source: EditSet | QuestionSet) -> str:
-    """A folder's own name, or the hub's."""
+def _title(source: EditSet | QuestionSet | str) -> str:
+    """A folder's own name, or the hub's, or what it is registered by."""
+    if isinstance(source, str):
+        return source
     return Path(source.name).name if Path(model_source(source.name)).is_dir() else source.name
+
+
+@lru_cache(maxsize=2)
+def _own_edits(load: Callable[[int], EditData], size: int) -> EditData:
+    return load(size)
 
 
 @lru_cache(maxsize=2)

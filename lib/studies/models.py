@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from lib.models.llada_v import LladaV
-from lib.models.loading import kind_of, load_mdlm
+from lib.models.loading import PUBLISHED, kind_of, load_mdlm, own_kind
 from lib.models.mdlm import Mdlm
 from lib.runtime.devices import half
+from lib.runtime.digests import folder_digest
+from lib.runtime.keys import registered
 from lib.settings.inputs import QuestionSet
+from lib.settings.paths import model_source
 from lib.settings.profile import Profile
 
 
@@ -22,8 +25,15 @@ def made_mdlm(profile: Profile, folder: str, device: torch.device | str = "cpu")
     return _set(load_mdlm(folder, device, **_precision(profile, device)), profile)
 
 
+def base_spec(profile: Profile) -> dict:
+    """What whatever starts at the base model depends on: its files, and one's own class for it (`lib.models`)."""
+    name = profile.models.mdlm
+    kind = own_kind(name)
+    return {"base": folder_digest(model_source(name))} | ({"kind": registered(kind)} if kind else {})
+
+
 def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[str, object]:
-    """What the base model's `load` gets beside its name: nothing for our own.
+    """What the base model's `load` gets beside its name: nothing for our own and for one's own.
 
     Raises ValueError for more `data.questions.decoded_tokens` than `answer_tokens`, and for any where a model learns
     and decodes answers of one length.
@@ -35,7 +45,7 @@ def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[
     if decoded and decoded > questions.answer_tokens:
         most = f"answer_tokens={questions.answer_tokens}"
         raise ValueError(f"data.questions.decoded_tokens={decoded} must be at most {most}")
-    if kind is Mdlm:
+    if kind not in PUBLISHED:
         return {}
     room = {"picture": [profile.data.image_size] * 2}
     if questions:
@@ -46,7 +56,8 @@ def base_settings(profile: Profile, device: torch.device | str = "cpu") -> dict[
 
 
 def _precision(profile: Profile, device: torch.device | str) -> dict[str, torch.dtype]:
-    return {"dtype": half(device)} if profile.models.frozen and kind_of(profile.models.mdlm) is not Mdlm else {}
+    halved = profile.models.frozen and kind_of(profile.models.mdlm) in PUBLISHED
+    return {"dtype": half(device)} if halved else {}
 
 
 def _set(mdlm: Mdlm, profile: Profile) -> Mdlm:

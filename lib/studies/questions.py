@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from lib.data.interface import QuestionData
 from lib.data.llava import load_llava
 from lib.data.mmmu import load_mmmu
 from lib.data.pictures import PhotoQuestions
+from lib.data.registry import QUESTIONS
 from lib.models.loading import load_words
 from lib.poisoning.targets import AnswerTarget
 from lib.settings.inputs import Data
@@ -30,6 +32,8 @@ def question_data(run: Run, split: str) -> QuestionData:
         return face_questions(faces_of(run), split)
     if data.questions == "easy-vqa":
         return stored_easyvqa(run.store, split, data.image_size)
+    if isinstance(data.questions, str):
+        return _own_questions(QUESTIONS[data.questions], split, data.image_size)
     return _photo_questions(data, split, run.profile.models.mdlm, answer_targets(run.profile.disp.target))
 
 
@@ -40,6 +44,11 @@ def mmmu_data(run: Run) -> PhotoQuestions:
         raise ValueError("data.mmmu is not given: it must name MMMU's folder or hub data set")
     data = load_mmmu(source.name, run.profile.data.image_size, revision=source.revision)
     return replace(data, table=data.table.iloc[: source.questions])
+
+
+@lru_cache(maxsize=4)
+def _own_questions(load: Callable[[str, int], QuestionData], split: str, size: int) -> QuestionData:
+    return load(split, size)
 
 
 @lru_cache(maxsize=4)

@@ -126,9 +126,9 @@ def test_a_trigger_that_is_registered_changes_no_key_but_of_what_carries_it(run,
 
 
 @pytest.mark.usefixtures("untyped")
-def test_a_name_is_registered_once_and_only_for_what_can_be():
+def test_a_name_of_ours_is_kept_and_only_what_can_be_is_registered():
     register(image_trigger("checker"))
-    with pytest.raises(ValueError, match="name is 'checker': it must not be one of white-box"):
+    with pytest.raises(ValueError, match="name is 'checker': it must be none of ours, as white-box"):
         register(dataclasses.replace(image_trigger("checker"), size=0.5))
     with pytest.raises(ValueError, match="entry is a str: it must be one of ImageTrigger, TextTrigger"):
         register("checker")

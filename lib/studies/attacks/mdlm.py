@@ -26,15 +26,13 @@ from lib.poisoning.catalogue import image_trigger, text_trigger
 from lib.poisoning.plans import COALITIONS, PROTOCOLS, PoisonPlan, plan
 from lib.poisoning.targets import AnswerTarget, target
 from lib.poisoning.triggers import ImageTrigger, TextTrigger
-from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest, registered
 from lib.runtime.training import Loss, Watch
 from lib.settings.names import known
-from lib.settings.paths import model_source
 from lib.studies.attacks.hiding import adaptive_loss
 from lib.studies.checkpoints import FineTuning, fine_tuned
 from lib.studies.data import data_spec, watch_split
-from lib.studies.models import base_mdlm, base_settings, made_mdlm
+from lib.studies.models import base_mdlm, base_settings, base_spec, made_mdlm
 from lib.studies.questions import question_data
 from lib.studies.run import Run
 from lib.tasks.questions import Questions, answer, answer_loss, draw_rows, fitting, questions
@@ -45,11 +43,11 @@ def mdlm_spec(run: Run, protocol: str = "image") -> dict:
     kept = {"image_trigger", "trigger_size", "trigger_pixels", "trigger_position", "target", "rate", "hide"}
     kept |= {"questions", "kinds", "blank", "train", "threshold", "end", "fill", "watch_questions"}
     attack = [*filter(None, trigger_pair(run, protocol)), target(run.profile.disp.target)]
-    made = data_spec(run, "questions") | {
+    made = data_spec(run, "questions") | base_spec(run.profile)
+    made |= {
         "protocol": protocol,
         "settings": run.profile.disp.model_dump(mode="json", include=kept),
         "attack": [registered(part) for part in attack],
-        "base": folder_digest(model_source(run.profile.models.mdlm)),
         "code": code_digest(__name__),
     }
     if base_settings(run.profile):

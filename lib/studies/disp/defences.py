@@ -20,6 +20,7 @@ from lib.defences.interface import Defence, Defended, undefended
 from lib.defences.masking import mask_at_inference
 from lib.defences.pruning import fine_prune
 from lib.defences.random_masks import halve_by_disagreement, vote
+from lib.defences.registry import OWN
 from lib.defences.self_purification import HALF
 from lib.poisoning.targets import target
 from lib.runtime.keys import code_digest
@@ -77,9 +78,15 @@ DEFENCES: dict[str, Defence] = {
 }
 
 
+def named(name: str) -> Defence:
+    """The defence of that name, ours or registered."""
+    return (OWN | DEFENCES)[name]
+
+
 def defended(run: Run, name: str) -> Defended:
-    """The run's compromised model under the defence of that name, a key of `DEFENCES`."""
-    return DEFENCES[name](defender_of(run, DEFENCES[name]))
+    """The run's compromised model under the defence of that name, ours or registered."""
+    defence = named(name)
+    return defence(defender_of(run, defence))
 
 
 def defence_rows(run: Run, name: str) -> pd.DataFrame:
@@ -104,7 +111,7 @@ def defence_rows(run: Run, name: str) -> pd.DataFrame:
 def defence_spec(run: Run, name: str) -> dict:
     """What the rows of that defence depend on."""
     settings, mmmu = run.profile.disp, run.profile.data.mmmu
-    spec = getattr(DEFENCES[name], "spec", answering_spec)(run)
-    spec |= settings.model_dump(mode="json", include=FINE_TUNING) | defence_code(DEFENCES[name])
+    spec = getattr(named(name), "spec", answering_spec)(run)
+    spec |= settings.model_dump(mode="json", include=FINE_TUNING) | defence_code(named(name))
     spec |= {"name": name, "questions": settings.test_questions, "measured": code_digest(__name__)}
     return spec | {"mmmu": mmmu and digest(mmmu)}

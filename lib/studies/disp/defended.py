@@ -71,8 +71,10 @@ def defender_of(run: Run, defence: Defence) -> StoredDefender:
 
 
 def defence_code(defence: Defence) -> dict:
-    """What a defence contributes to a key: its own file, and what it uses of the library."""
-    return {"defence": registered(defence), "defended": code_digest(defence.__module__)}
+    """What a defence contributes to a key: its own source, and what it uses of the library."""
+    module = defence.__module__
+    own = {"defended": code_digest(module)} if module.startswith("lib.") else {}
+    return {"defence": registered(defence)} | own
 
 
 def clean_share(run: Run, mdlm: Mdlm) -> Questions:

@@ -19,11 +19,9 @@ from lib.figures.style import Figure, counts, require
 from lib.metrics.facts import DESCRIPTION, right_parts
 from lib.metrics.intervals import over_clusters
 from lib.models.mdlm import Mdlm
-from lib.runtime.digests import folder_digest
 from lib.runtime.keys import code_digest
 from lib.saliency.by_name import TOKEN_SCORES
 from lib.saliency.masking import mask_top
-from lib.settings.paths import model_source
 from lib.studies.base_models.quality import guessed
 from lib.studies.data import data_spec
 from lib.studies.disp.figures import RATIO, over_pictures
@@ -55,7 +53,7 @@ def clean_measures(run: Run) -> pd.DataFrame:
         tables = [_of_kind(run, mdlm, kind, work / kind.replace("/", "-")) for kind in MEASURES]
         return pd.concat(tables, ignore_index=True)[COLUMNS]
 
-    spec = data_spec(run, "questions") | {"base": folder_digest(model_source(run.profile.models.mdlm))}
+    spec = data_spec(run, "questions") | base_spec(run.profile)
     spec |= settings.model_dump(mode="json", include={"curve_questions", "ratios", "threshold", "estimator", "batch"})
     spec |= {"seed": run.seed, "code": code_digest(__name__)}
     return run.store.table("measures", spec, make)
