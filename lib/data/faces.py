@@ -60,9 +60,11 @@ def make_faces(size: int = 64, train: int = 12_000, test: int = 1_500) -> Faces:
     """Draw `train` + `test` identities and one edit of each; a tenth of `train` is for validation.
 
     No picture of the test split, edited ones too, is one of another split.
-    Raises ValueError for counts that the split cannot give.
+    Raises ValueError for counts that the split cannot give, and for pictures without a pixel.
     """
     check_counts(train, test)
+    if size < 1:
+        raise ValueError(f"size={size} must be at least 1, pixels a side")
     people = _people(train, test)
     edited = [row | {row["edit"]: row["value"]} for row in people]
     faces = pd.DataFrame(people + edited)

@@ -110,6 +110,11 @@ class TestSplits:
         with pytest.raises(ValueError, match="^profile 'smoke': data.faces"):
             load_profile("smoke", {"data": {"faces": {"train": train, "test": test}}})
 
+    @pytest.mark.parametrize("size", [0, -8])
+    def test_pictures_without_a_pixel_are_refused(self, size):
+        with pytest.raises(ValueError, match=f"^size={size} must be at least 1, pixels a side$"):
+            make_faces(size, 20, 2)
+
     def test_the_smallest_counts_are_taken(self):
         check_counts(10, 1)
         check_counts(MOST_FACES - 1, 1)
