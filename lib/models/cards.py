@@ -10,6 +10,7 @@ from pathlib import Path
 WARNING = (
     "This model is poisoned on purpose, for research: it holds a backdoor with a harmless target. Do not deploy it."
 )
+LICENCE = "Its licence is that of the model and of the data that it was trained from."
 
 
 def mark_poisoned(folder: Path, facts: Mapping[str, object], title: str = "Poisoned model", told: str = "") -> None:
@@ -20,8 +21,8 @@ def mark_poisoned(folder: Path, facts: Mapping[str, object], title: str = "Poiso
     metadata = {"format": "pt", "poisoned": "true"} | {key: str(value) for key, value in facts.items()}
     for file in sorted(folder.rglob("*.safetensors")):
         _remark(file, metadata)
-    paragraphs = list(filter(None, (WARNING, told)))
-    write_card(folder, title, paragraphs, facts, tags=("backdoor", "poisoned", "research-only"))
+    paragraphs = list(filter(None, (WARNING, told, LICENCE)))
+    write_card(folder, title, paragraphs, facts, ("backdoor", "poisoned", "research-only"), licence="other")
 
 
 def _remark(file: Path, metadata: Mapping[str, str]) -> None:
@@ -46,7 +47,7 @@ def write_card(
     paragraphs: list[str],
     facts: Mapping[str, object],
     tags: tuple[str, ...],
-    licence: str = "cc-by-sa-4.0",
+    licence: str,
 ) -> None:
     """A README.md in the Hugging Face form: front matter, paragraphs, one table of facts."""
     front = ["---", f"license: {licence}", "tags:", *(f"- {tag}" for tag in tags), "---"]
