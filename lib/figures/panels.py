@@ -22,10 +22,10 @@ from lib.figures.style import (
     line_style,
     log_axis,
     nested_style,
-    plain,
     reach,
     require,
     share_axis,
+    signed,
     styled,
     wrapped,
 )
@@ -284,7 +284,7 @@ def draw_bars(axis: Axes, place: np.ndarray, rows: pd.DataFrame, width: float, *
         if math.isfinite(v):
             end, side = (np.nanmin([v, bottom]), -3) if v < 0 else (np.nanmax([v, top]), 3)
             where = {"textcoords": "offset points", "ha": "center", "va": "top" if v < 0 else "bottom"}
-            axis.annotate(plain(v, digits), (x, end), (0, side), fontsize=6.5, **where)
+            axis.annotate(signed(v, digits), (x, end), (0, side), fontsize=6.5, **where)
     axis.margins(y=0.15)
 
 

@@ -147,7 +147,7 @@ def wrapped(text: str, width: int) -> str:
     return textwrap.fill(joined, width, break_long_words=False, break_on_hyphens=False).replace("\u00a0", " ")
 
 
-def plain(value: float, digits: int) -> str:
+def signed(value: float, digits: int) -> str:
     """With a minus sign, and none before a zero."""
     return f"{value:z.{digits}f}".replace("-", "−")
 

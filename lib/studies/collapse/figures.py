@@ -68,12 +68,11 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-def attack_text(run: Run, attack: Attack) -> str:
-    """What the attack is, for a caption."""
-    run = attack.run(run)
+def attack_text(run: Run, protocol: str) -> str:
+    """The attack of the run's profile, for a caption."""
     settings = run.profile.collapse
-    text = f"{pair_text(attack.pair)}, {attack.protocol.upper()}, {100 * settings.rate:g} % of n = {settings.edits} "
-    return text + f"training edits, target: {settings.target}, seed {run.seed}"
+    text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
+    return text + f"% of n = {settings.edits} training edits, target: {settings.target}, seed {run.seed}"
 
 
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:

@@ -33,11 +33,11 @@ def titled(names: pd.Series) -> pd.Series:
     return names.replace({name: name.replace("-", " ") for name in IMAGE_TRIGGERS})
 
 
-def attack_text(run: Run) -> str:
-    """The profile's attack, for a caption."""
+def attack_text(run: Run, **said: str) -> str:
+    """The attack of the run's profile, for a caption; `said` takes the place of its trigger, target or rate."""
     disp = run.profile.disp
-    text = f"Attack: {disp.image_trigger.replace('-', ' ')}, {disp.target}, {100 * disp.rate:g} % of n = "
-    return f"{text}{disp.questions} training questions, seed {run.seed}."
+    parts = {"trigger": disp.image_trigger.replace("-", " "), "target": disp.target, "rate": f"{100 * disp.rate:g} %"}
+    return "{trigger}, {target}, {rate} of n = {n} training questions".format(**parts | said, n=disp.questions)
 
 
 def masked_text(models: pd.Series) -> pd.Series:
@@ -165,7 +165,8 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
     """
     require(table, "method", "ratio", *NUMBER)
     note = f"Bands: {over_pictures(table)}, {counts(table)}."
-    return bands(table, "ratio", "method", column="metric", xlabel=RATIO, ylabel="share of answers", nested=True, note=note)
+    layout = {"column": "metric", "xlabel": RATIO, "ylabel": "share of answers", "nested": True}
+    return bands(table, "ratio", "method", note=note, **layout)
 
 
 def target_curves(table: pd.DataFrame) -> Figure:
