@@ -72,7 +72,7 @@ def attack_text(run: Run, protocol: str) -> str:
     """The attack of the run's profile, for a caption."""
     settings = run.profile.collapse
     text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
-    return text + f"% of n = {settings.edits} training edits, target: {settings.target}, seed {run.seed}"
+    return text + f"% of n = {settings.edits} training edits, target: {settings.target}"
 
 
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
