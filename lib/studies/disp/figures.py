@@ -193,7 +193,7 @@ def gain_curves(table: pd.DataFrame) -> Figure:
     chosen = lines.set_index(["part", "label"]).index.map(best)
     lines["label"] = titled(lines["label"]) + [f"\n(chosen: {ratio:g})" for ratio in chosen]
     lines["part"] = "gain, by " + lines["part"]
-    note = "Gain: share of sure answers that change − share of unsure ones. Bands: 95 % bootstrap intervals, "
+    note = "Gain: share of answers that change and are sure − share not sure. Bands: 95 % bootstrap intervals, "
     note += f"n = {table['n'].max()} training samples, one seed; chosen: the ρ of most gain."
     layout = {"row": "part", "shares": (), "at": 0.0, "xlabel": RATIO, "sharey": "all"}
     return bands(lines, "ratio", "label", note=note, **layout)

@@ -152,7 +152,8 @@ def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
 
 def test_a_legend_of_many_long_names_stays_in_the_figure():
     names = load_profile("laptop").disp_grid.defences
-    figure = rate_curves(pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s, seed=0)]).assign(value=1.0))
+    table = pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s, seed=0)])
+    figure = rate_curves(table.assign(value=1.0))
     render(figure, "png")
     figure.set_dpi(DPI["png"])
     (box,) = figure.legends
