@@ -293,7 +293,7 @@ def test_caption_adds_a_wrapped_line():
 
 def test_numbers_are_not_broken_off_their_units_and_zero_has_no_sign():
     assert wrapped("a share of n = 5 or 5 % of it", 13).splitlines() == ["a share of", "n = 5 or 5 %", "of it"]
-    assert [signed(value, 2) for value in (-0.001, -0.42, 1)] == ["0.00", "−0.42", "1.00"]
+    assert [signed(value, 2) for value in (-0.001, -0.42, 1.0)] == ["0.00", "−0.42", "1.00"]
 
 
 def test_nothing_of_it_stays_in_matplotlibs_settings_or_pyplot():
