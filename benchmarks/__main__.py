@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in a process of its own, then one table of all ratios, and a plot a benchmark.
+"""`make bench`: every benchmark in a process of its own, then one table of all ratios.
 
     python -m benchmarks --device cpu --llada ../LLaDA
 """
@@ -12,8 +12,6 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.harness import RESULTS, options
-from benchmarks.plots import ratio_dots, save
-from lib.settings.paths import ROOT
 
 NO_QUESTIONS = {"__init__", "__main__", "gpu", "harness", "plots"}
 NO_QUESTIONS |= {"parity_disp", "parity_lavida", "parity_llada_v"}  # they need checkouts and time nothing
@@ -36,8 +34,6 @@ def main() -> None:
     ]
     table = ratios(chosen.device)
     print(f"\nHow many times as long the peer takes, median and quartiles\n{table.round(2).to_string(index=False)}")
-    for file, part in table.groupby("file"):
-        save(ratio_dots(part), ROOT / "figures" / "benchmarks" / f"{file}-{chosen.device}")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -17,7 +17,10 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.plots import ratio_dots, save
+from lib.settings.paths import ROOT
+
+RESULTS, FIGURES = Path(__file__).parent / "results", ROOT / "figures" / "benchmarks"
 SHORT = 20  # ms: what a clock and another process's turn do not spoil
 
 
@@ -71,13 +74,15 @@ def pair(
 
 
 def write(file: str, rows: Iterable[dict], chosen: argparse.Namespace) -> pd.DataFrame:
-    """The rows as a tidy CSV with device and versions, and on the screen."""
+    """The rows as a tidy CSV with device and versions, as a figure where they have ratios, and on the screen."""
     table = pd.DataFrame(list(rows))
     shown = table.drop(columns=["ratio_low", "ratio_high", "rounds"], errors="ignore")
     print(f"\n{file}, {device_name(chosen.device)}\n{shown.round(3).to_string(index=False)}", flush=True)
     table = table.assign(device=device_name(chosen.device), threads=chosen.threads, torch=version("torch"))
     RESULTS.mkdir(exist_ok=True)
     table.round(4).to_csv(RESULTS / f"{file}-{chosen.device}.csv", index=False)
+    if "ratio" in table and table["ratio"].notna().any():
+        save(ratio_dots(table.dropna(subset="ratio")), FIGURES / f"{file}-{chosen.device}")
     return table
 
 

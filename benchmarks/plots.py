@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import pandas as pd
 
 from lib.figures.panels import bands, dots
@@ -15,11 +13,12 @@ OVERLAPS = {"overlap": "overlap with the exact score", "occlusion_overlap": "ove
 
 @styled
 def ratio_dots(table: pd.DataFrame) -> Figure:
-    """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns case, ours, peer, ratio, …"""
-    label = table["case"] + ": " + table["ours"] + " vs " + table["peer"]
+    """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns as of `harness.write`."""
+    label = table["case"] + ": " + (table["ours"] + " vs ").replace("ours vs ", "") + table["peer"]
     rows = table.rename(columns={"ratio": "value", "ratio_low": "low", "ratio_high": "high"})
-    rows = rows.assign(label=label, panel="peer's time / ours (median, quartiles)")
-    figure = dots(rows, "label", "panel", shares=(), at=1.0)
+    note = f"Median and quartiles of {table['rounds'].max()} rounds in turn; {measured(table)}. "
+    note += "Above 1 ours, or what is named first, is faster."
+    figure = dots(rows.assign(label=label), "label", "", shares=(), at=1.0, xlabel="the peer's time / ours", note=note)
     log_axis(figure.axes[0], "x")
     return figure
 
@@ -30,9 +29,12 @@ def cost_curves(table: pd.DataFrame, overlap: float) -> Figure:
     column a kind of pictures.
 
     Columns pictures, estimator, probes, forwards, and of each of `OVERLAPS` also …_low and …_high. The estimators with
-    several rows are curves, each point with its number of probes. Grey line: the overlap to reach.
+    several rows are curves, their numbers of probes in the key. Grey line: the overlap to reach.
     """
+    probes = table.groupby("estimator")["probes"].agg(lambda n: ", ".join(map(str, sorted(set(n)))))
+    names = {name: f"{name} ({n} probes)" if "," in n else name for name, n in probes.items()}
     ends = {"value": "", "low": "_low", "high": "_high"}
+    table = table.assign(estimator=table["estimator"].map(names))
     rows = pd.concat(
         [
             table.assign(reference=name, **{column: table[stem + end] for column, end in ends.items()})
@@ -40,19 +42,20 @@ def cost_curves(table: pd.DataFrame, overlap: float) -> Figure:
         ]
     )
     layout = {"row": "reference", "column": "pictures", "xlabel": "cost in forward passes", "whiskers": True}
-    figure = bands(rows, "forwards", "estimator", shares=(), at=overlap, **layout)
-    several = rows[rows.groupby(["reference", "pictures", "estimator"])["probes"].transform("size") > 1]
-    panels = product(OVERLAPS.values(), table["pictures"].unique())
-    for axis, (reference, pictures) in zip(figure.axes, panels, strict=True):
-        colours = {line.get_label(): line.get_color() for line in axis.lines}
-        here = (several["reference"] == reference) & (several["pictures"] == pictures)
-        for row in several[here].itertuples():
-            place = {"xytext": (2, -7), "textcoords": "offset points", "fontsize": 5}
-            axis.annotate(str(row.probes), (row.forwards, row.value), color=colours[row.estimator], **place)
+    note = f"Probes of a curve: from left to right. Lines: 95 % intervals over n = {table['n'].max()} pictures; grey: "
+    note += f"{overlap:g}; {measured(table)}."
+    figure = bands(rows, "forwards", "estimator", shares=(), at=overlap, note=note, **layout)
+    for axis in figure.axes:
         axis.set_xscale("log")
         axis.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
         axis.minorticks_off()
     return figure
+
+
+def measured(table: pd.DataFrame) -> str:
+    """On what."""
+    threads = int(table["threads"].max())
+    return f"{table['device'].iloc[0]}, {threads} thread{'s' * (threads > 1)}"
 
 
 def save(figure: Figure, stem) -> None:

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.harness import options, pair, write
+from benchmarks.harness import FIGURES, options, pair, write
 from benchmarks.parity_disp import through_the_probe
 from benchmarks.plots import cost_curves, save
 from lib.metrics.intervals import bootstrap_mean
@@ -32,7 +32,7 @@ from lib.runtime.seeds import generator
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top, masked_response, random_scores
 from lib.saliency.rivals import attention_received, late_attention, occlusion
-from lib.settings.paths import ROOT, model_source
+from lib.settings.paths import model_source
 from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
 from lib.studies.questions import question_data
 from lib.studies.run import Run, run_parameters
@@ -205,4 +205,4 @@ if __name__ == "__main__":
     table = write("saliency", rows(arguments), arguments)
     print("", *cheapest(table), sep="\n")
     shown = table[table["estimator"] != "random"]
-    save(cost_curves(shown, TO_REACH), ROOT / "figures" / "benchmarks" / f"saliency-{arguments.device}")
+    save(cost_curves(shown, TO_REACH), FIGURES / f"saliency-{arguments.device}")

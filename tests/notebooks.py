@@ -12,7 +12,7 @@ FIGURES = {
     "04_disp_purification": {"overview", "saliency", "ratios", "purification", "targets", "rates", "ablation"},
     "05_collapse_in_full": {"grid", "readability", "dynamics", "mdlm", "remedies", "samplers", "detection"},
     "06_disp_in_full": {"defences", "rates", "targets", "ablation", "attacks_defended", "words", "editor", "gains"}
-    | {"saliency_disp-data-easy-vqa-0", "defences_elsewhere", "targets_elsewhere"}
+    | {"saliency_easy-VQA", "defences_elsewhere", "targets_elsewhere"}
     | {"targets_triggers", "targets_attackers", "measures"},
 }
 

@@ -21,6 +21,7 @@ from tests import scored_models
 def results(tmp_path, monkeypatch):
     for module in (harness, bench):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(harness, "FIGURES", tmp_path / "figures")
     return tmp_path / "results"
 
 
@@ -66,7 +67,8 @@ def test_short_calls_are_repeated_until_they_fill_the_clock(monkeypatch):
 
 
 def test_tables_are_written_with_device_and_versions_and_gathered_again(results):
-    rows = [{"case": "a", "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5, "ours": "x", "peer": "y"}]
+    rows = [{"case": "a", "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5}]
+    rows[0] |= {"ours": "x", "peer": "y", "rounds": 5}
     harness.write("one", rows, chosen())
     harness.write("two", [{"case": "b", "share": 0.5}], chosen())
     table = pd.read_csv(results / "one-cpu.csv")
@@ -74,7 +76,8 @@ def test_tables_are_written_with_device_and_versions_and_gathered_again(results)
     gathered = bench.ratios("cpu")
     assert gathered[["file", "case", "ratio"]].to_numpy().tolist() == [["one", "a", 2.0]]
     assert bench.ratios("cuda").empty
-    assert render(ratio_dots(gathered), "png").startswith(b"\x89PNG")
+    assert sorted(file.name for file in (results.parent / "figures").iterdir()) == ["one-cpu.pdf", "one-cpu.png"]
+    assert "5 rounds in turn; CPU" in ratio_dots(table).get_supxlabel()
 
 
 def test_an_unknown_benchmark_is_refused_before_any_runs(monkeypatch, capsys):
@@ -123,15 +126,15 @@ def costs() -> pd.DataFrame:
     """As the benchmark of saliency makes them; overlaps with occlusion are lower by 0.1."""
     table = pd.DataFrame(COSTS, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
     limits = {f"{stem}_{end}": at for stem in OVERLAPS for end, at in (("low", 0.3), ("high", 1.0))}
-    return table.assign(occlusion_overlap=table["overlap"] - 0.1, **limits)
+    return table.assign(occlusion_overlap=table["overlap"] - 0.1, n=48, device="CPU", threads=1, **limits)
 
 
 def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
     figure = cost_curves(costs(), 0.95)
     assert [axis.get_title() for axis in figure.axes] == ["a", "b", "", ""]
     for axis in figure.axes:
-        assert [text.get_text() for text in axis.texts] == ["1", "4"]
         assert [[0, 0.95], [1, 0.95]] in [line.get_xydata().tolist() for line in axis.lines]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["sign (1, 4 probes)", "occlusion"]
     points = [np.concatenate([line.get_xydata() for line in axis.lines]).round(6).tolist() for axis in figure.axes]
     assert all([2, 0.8] in here and [60, 0.4] in here for here in points[:2])
     assert all([2, 0.7] in here and [60, 0.3] in here for here in points[2:])

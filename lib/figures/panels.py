@@ -25,6 +25,7 @@ from lib.figures.style import (
     reach,
     require,
     share_axis,
+    signed,
     styled,
     wrapped,
 )
@@ -65,9 +66,12 @@ def dots(
     looks = looks or {name: line_style(k) | {"linestyle": "none", "markersize": 3.5} for k, name in enumerate(marks)}
     lanes = len(set(offsets.values()))
     data["height"] = data["row"].map({name: len(rows) - 1 - k for k, name in enumerate(rows)})
-    figure = Figure(figsize=(WIDTH, 0.1 * (lanes + 1) * len(rows) + 0.6))
+    letters = int((WIDTH - 0.055 * min(max(map(len, rows)), 3 * LONG // 2)) / len(panels) / 0.075)
+    titles = [wrapped(name, letters) for name in panels]
+    most = max(title.count("\n") for title in titles)
+    figure = Figure(figsize=(WIDTH, (0.075 * lanes + 0.125) * len(rows) + 0.6 + 0.13 * most))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, name in zip(axes, panels, strict=True):
+    for axis, name, title in zip(axes, panels, titles, strict=True):
         part = data[data["panel"] == name]
         _draw_dots(axis, part, offsets, looks)
         measured = part["height"][part["value"].notna() & part["mark"].isin(list(offsets)[: 1 if lanes == 1 else None])]
@@ -77,7 +81,8 @@ def dots(
         _write_missing(axis, part, set(range(len(rows))) - set(measured), missing)
         for edge in range(1, len(rows) if lanes > 1 else 0):
             axis.axhline(edge - 0.5, color="0.9", linewidth=0.5, zorder=1)
-        axis.set(title=wrapped(name, 60 // len(panels)), xlabel=xlabel)
+        axis.set_title(title, fontsize=8 if len(panels) < 4 else 7)
+        axis.set_xlabel(xlabel)
     axes[0].set_ylim(-0.6, len(rows) - 0.4)
     size = 6.5 if max(map(len, rows)) <= LONG else 5.5
     axes[0].set_yticks(range(len(rows))[::-1], [wrapped(line, 3 * LONG // 2) for line in rows], fontsize=size)
@@ -93,7 +98,8 @@ def _draw_dots(
     for kind, offset in offsets.items():
         points = data[data["mark"] == kind]
         height = points["height"] + offset
-        axis.errorbar(points["value"], height, xerr=reach(points), capsize=1.5, elinewidth=0.8, **looks[kind])
+        style = {"capsize": 1.5, "elinewidth": 0.8} | looks[kind]
+        axis.errorbar(points["value"], height, xerr=reach(points), **style)
 
 
 def _write_missing(axis: Axes, data: pd.DataFrame, heights: Collection[int], text: str) -> None:
@@ -107,12 +113,14 @@ def _write_missing(axis: Axes, data: pd.DataFrame, heights: Collection[int], tex
 
 
 def _dots_axis(axis: Axes, share: bool, panels: int) -> None:
-    axis.grid(axis="x", color="0.9", linewidth=0.5)
+    axis.grid(axis="x", which="both", color="0.9", linewidth=0.5)
     if share:
         share_axis(axis, "x")
+        axis.set_xticks([0.25, 0.75], minor=True)
+        axis.tick_params(axis="x", which="minor", length=0)
     else:
         axis.margins(x=0.12)
-        axis.xaxis.set_major_locator(MaxNLocator(max(2, 6 // panels)))
+        axis.xaxis.set_major_locator(MaxNLocator(max(3, 9 // panels), steps=[1, 2, 5, 10]))
 
 
 @styled
@@ -149,7 +157,7 @@ def bands(
     stacks = math.ceil(len(columns) / ACROSS)
     across = math.ceil(len(columns) / stacks)
     looks = {name: _line_looks(list(part["series"].unique()), nested) for name, part in data.groupby("row")}
-    figure = Figure(figsize=(WIDTH, 1.45 * stacks * len(rows) + 0.5))
+    figure = Figure(figsize=(WIDTH, (1.45 if stacks * len(rows) < 5 else 1.2) * stacks * len(rows) + 0.5))
     grid = figure.subplots(stacks * len(rows), across, squeeze=False)
     for (c, right), (r, down) in itertools.product(enumerate(columns), enumerate(rows)):
         top = c // across * len(rows)
@@ -276,7 +284,7 @@ def draw_bars(axis: Axes, place: np.ndarray, rows: pd.DataFrame, width: float, *
         if math.isfinite(v):
             end, side = (np.nanmin([v, bottom]), -3) if v < 0 else (np.nanmax([v, top]), 3)
             where = {"textcoords": "offset points", "ha": "center", "va": "top" if v < 0 else "bottom"}
-            axis.annotate(f"{v:.{digits}f}".replace("-", "−"), (x, end), (0, side), fontsize=6.5, **where)
+            axis.annotate(signed(v, digits), (x, end), (0, side), fontsize=6.5, **where)
     axis.margins(y=0.15)
 
 

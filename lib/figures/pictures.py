@@ -91,7 +91,7 @@ def saliency_maps(
     cell = min(1.3, (WIDTH - 1.6) / k)
     titles = [wrapped(text, max(12, int(cell * 17))) for text in captions]
     figure = Figure(figsize=(max(3.0, 1.6 + cell * k), 3 * cell + 0.13 * _most_lines(titles) + 0.2))
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    figure.set_layout_engine("compressed", w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     axes = figure.subplots(3, k, squeeze=False)
     for column, (top, middle, bottom) in enumerate(axes.T):
         draw_picture(top, images[column])

@@ -40,13 +40,13 @@ STYLE = {
 }
 PALETTE = seaborn.color_palette("colorblind")
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-# Looks of marks that stand at the same height.
+# Looks of marks that stand at the same height: of those in one place each is seen round the next.
 POINT = {"marker": "o", "color": "black", "markersize": 3.5, "linestyle": "none", "zorder": 4}
 TICK = {"marker": "|", "color": "0.35", "markersize": 7, "linestyle": "none", "zorder": 3}
-SQUARE = {"marker": "s", "color": "0.35", "markerfacecolor": "white", "markersize": 4, "linestyle": "none", "zorder": 2}
-DIAMOND = {"marker": "D", "color": PALETTE[1], "markeredgecolor": "black", "markersize": 4.5, "linestyle": "none"}
+SQUARE = TICK | {"marker": "s", "markerfacecolor": "white", "markersize": 5.5, "zorder": 2}
+DIAMOND = SQUARE | {"marker": "D", "color": PALETTE[1], "markeredgewidth": 1.3, "markersize": 7.5, "zorder": 1.5}
 
 
 def bundled_fonts() -> None:
@@ -93,14 +93,15 @@ def render(figure: matplotlib.figure.Figure, kind: str) -> bytes:
 
 
 @styled
-def caption(figure: matplotlib.figure.Figure, text: str) -> None:
-    """Add small print under the figure, wrapped to its width. The figure grows by its lines."""
+def caption(figure: Figure, text: str) -> Figure:
+    """The figure with small print added under it, wrapped to its width. It grows by the lines."""
     if not text:
-        return
+        return figure
     before = figure.get_supxlabel()
-    lines = textwrap.wrap(text, int(19.5 * figure.get_figwidth()), break_on_hyphens=False)
+    lines = wrapped(text, int(19.5 * figure.get_figwidth())).splitlines()
     figure.supxlabel("\n".join(filter(None, [before, *lines])), x=0.01, ha="left", fontsize=6.5, color="0.25")
     figure.set_figheight(figure.get_figheight() + 0.11 * len(lines) + (0 if before else 0.1))
+    return figure
 
 
 @styled
@@ -141,8 +142,14 @@ def counts(table: pd.DataFrame) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """In lines of at most that many letters. A longer word is one line, as it is, and "n = 5" is one word."""
-    return textwrap.fill(text.replace("n = ", "n\u00a0=\u00a0"), width, break_long_words=False)
+    """In lines of at most that many letters. A longer word is one line, as it is; "n = 5", "5 %" are words."""
+    joined = text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
+    return textwrap.fill(joined, width, break_long_words=False, break_on_hyphens=False).replace("\u00a0", " ")
+
+
+def signed(value: float, digits: int) -> str:
+    """With a minus sign, and none before a zero."""
+    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def reach(table: pd.DataFrame) -> np.ndarray | None:
@@ -182,15 +189,18 @@ def bar_style(style: int) -> dict:
 
 
 def log_axis(axis: Axes, along: str = "y") -> None:
-    """Logarithmic along x or y, with plain numbers."""
+    """Logarithmic along x or y, with plain numbers: over more than two decades its powers of ten alone."""
     getattr(axis, f"set_{along}scale")("log")
     ticks = getattr(axis, f"{along}axis")
-    ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = getattr(axis, f"get_{along}lim")()
+    ticks.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     ticks.set_major_formatter("{x:g}")
     ticks.set_minor_locator(NullLocator())
 
 
 def share_axis(axis: Axes, along: str = "y") -> None:
-    """From 0 to 1 along x or y, with room for a marker."""
-    axis.set(**{f"{along}lim": (-0.04, 1.04)})
-    getattr(axis, f"set_{along}ticks")([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    """From 0 to 1 along x or y, with room for a marker; along x there is none for the quarters' numbers."""
+    room = 0.04 if along == "y" else 0.06
+    axis.set(**{f"{along}lim": (-room, 1 + room)})
+    ticks = [0, 0.25, 0.5, 0.75, 1] if along == "y" else [0, 0.5, 1]
+    getattr(axis, f"set_{along}ticks")(ticks, [f"{tick:g}" for tick in ticks])

@@ -13,7 +13,19 @@ from matplotlib import font_manager
 
 from lib.figures.panels import bands, bars, dots, training_curves
 from lib.figures.pictures import image_grid, saliency_maps
-from lib.figures.style import DIAMOND, MARKERS, POINT, SQUARE, TICK, bundled_fonts, caption, line_style, render
+from lib.figures.style import (
+    DIAMOND,
+    MARKERS,
+    POINT,
+    SQUARE,
+    TICK,
+    bundled_fonts,
+    caption,
+    line_style,
+    render,
+    signed,
+    wrapped,
+)
 
 ROOT = Path(__file__).parents[2]
 CREDIT = "Faces: Avataaars"
@@ -179,7 +191,7 @@ def test_dots_are_a_line_a_row_a_panel_a_value_and_marks_that_look_or_stand_apar
     assert [axis.get_title() for axis in together.axes] == ["x", "y"] and legend(together) == ["mean", "seeds"]
     assert [label.get_text() for label in together.axes[0].get_yticklabels()] == ["a", "b"]
     assert places(together.axes[0], "o") == [(1, 0.25), (0, 0.5)]
-    assert [axis.get_xlim() == (-0.04, 1.04) for axis in together.axes] == [True, False]
+    assert [axis.get_xlim() == (-0.06, 1.06) for axis in together.axes] == [True, False]
     assert [0.5, 0.5] in [list(line.get_xdata()) for line in together.axes[1].lines]
     apart = dots(marked(), "row", "panel", "mark")
     heights = [[round(y, 3) for y, _ in places(apart.axes[0], marker)] for marker in "os"]
@@ -277,6 +289,11 @@ def test_caption_adds_a_wrapped_line():
     caption(figure, "word " * 50)
     lines = figure.get_supxlabel().splitlines()
     assert lines[0] == "first" and len(lines) == 4
+
+
+def test_numbers_are_not_broken_off_their_units_and_zero_has_no_sign():
+    assert wrapped("a share of n = 5 or 5 % of it", 13).splitlines() == ["a share of", "n = 5 or 5 %", "of it"]
+    assert [signed(value, 2) for value in (-0.001, -0.42, 1.0)] == ["0.00", "−0.42", "1.00"]
 
 
 def test_nothing_of_it_stays_in_matplotlibs_settings_or_pyplot():

@@ -84,7 +84,7 @@ NUMBERS = {  # of every notebook
 LEFT_OUT = {
     "03_collapse_analysis": {"samples_control_white-box_or", "samples_control_white-box_and"},
     "04_disp_purification": {"targets", "rates", "ablation"},
-    "06_disp_in_full": {"saliency_disp-data-easy-vqa-0", "defences_elsewhere"}
+    "06_disp_in_full": {"saliency_easy-VQA", "defences_elsewhere"}
     | {"targets_elsewhere", "targets_attackers", "measures", "phase"},
 }
 

@@ -13,7 +13,7 @@ from lib.figures.panels import bands, dots, draw_bars
 from lib.figures.pictures import draw_picture
 from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, caption, require, styled
 from lib.studies.attacks.editor import trigger_pair
-from lib.studies.cases import Attack
+from lib.studies.cases import Attack, pair_text
 from lib.studies.collapse.editor import Collapse
 from lib.studies.data import edit_data
 from lib.studies.run import Run
@@ -22,7 +22,26 @@ from lib.tasks.edits import sources
 SIGNS = {"none": "∅", "image": "{I}", "text": "{T}", "both": "{I, T}"}  # of coalitions
 SYMBOLS = {"phi_image": r"$\phi_I$", "phi_text": r"$\phi_T$", "cti": "CTI"}
 ASR = {f"asr_{name}": f"ASR {sign}" for name, sign in SIGNS.items()}
-LOOKS = {"mean": POINT, "seeds": TICK, "null": SQUARE, "paper, 5 %": DIAMOND}
+MEAN, SEEDS, NULL, PAPER = "this run", "its seeds", "unpoisoned (null)", "the paper, 5 %"
+LOOKS = {MEAN: POINT, SEEDS: TICK, NULL: SQUARE, PAPER: DIAMOND}
+GAMES = {"log-probability": "log-probability (nats)", "attack success": "attack success (share)"}
+SCORES = {
+    "phi_text": r"$\phi_T$",
+    "phi_image": r"$-\phi_I$",
+    "imbalance": r"imbalance of $\phi_I$ and $\phi_T$",
+    "redundancy": "redundancy (−CTI)",
+    "text_alone": "$v$({T}) − $v$(∅)",
+    "word_ratio": "largest change by a word / median",
+    "word_change": "largest change by a word",
+    "patch_ratio": "largest change by a patch / median",
+    "patch_change": "largest change by a patch",
+    "duplication": "nearness of the nearest target",
+    "duplication_10": "nearness of the 10th nearest target",
+    "source_distance": "distance of target to source",
+    "activation_norm": "norm of the U-Net's activation",
+    "caption_rarity": "rarity of the words",
+    "low_loss": "low loss",
+}
 
 
 @styled
@@ -49,6 +68,13 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
+def attack_text(run: Run, protocol: str) -> str:
+    """The attack of the run's profile, for a caption."""
+    settings = run.profile.collapse
+    text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
+    return text + f"% of n = {settings.edits} training edits, target: {settings.target}"
+
+
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:
     """The samples' inputs under the attack's image trigger."""
     return edit_data(run).pictures(sources(result.triples), trigger_pair(attack.run(run))[0])
@@ -58,7 +84,7 @@ def over(table: pd.DataFrame, count: str = "seeds") -> str:
     """What the lines of a `headline_table` are, over its column "seeds" (ASR) or "attacks" (φ and CTI)."""
     if table[count].max() < 2:
         return "One seed, no intervals"
-    return f"Means and t-intervals over {'the seeds that are attacks' if count == 'attacks' else 'seeds'}"
+    return f"Means and 95 % t-intervals over {'the seeds that are attacks' if count == 'attacks' else 'seeds'}"
 
 
 def claimed(table: pd.DataFrame, text: str, low: str = "low") -> str:
@@ -93,14 +119,14 @@ def forest(
     require(table, "label", *ends(quantities))
     points = []
     for name, title in quantities.items():
-        points.append(_points(table, name, title, "mean"))
+        points.append(_points(table, name, title, MEAN))
         if seeds is not None:
-            points.append(_points(seeds, name, title, "seeds"))
-        for mark, column in (("null", f"null_{name}"), ("paper, 5 %", f"paper_{name}")):
+            points.append(_points(seeds, name, title, SEEDS))
+        for mark, column in ((NULL, f"null_{name}"), (PAPER, f"paper_{name}")):
             if column in table:
                 points.append(_points(table, column, title, mark))
     points = pd.concat(points)
-    points = points[points["value"].notna() | (points["mark"] == "mean")]
+    points = points[points["value"].notna() | (points["mark"] == MEAN)]
     shares = [title for name, title in quantities.items() if name.startswith("asr")]
     style = {"looks": LOOKS, "shares": shares, "at": 0.0, "missing": "failed attack"}
     return dots(points, "label", "quantity", "mark", note=note, **style)
@@ -108,7 +134,7 @@ def forest(
 
 def _points(table: pd.DataFrame, column: str, quantity: str, mark: str) -> pd.DataFrame:
     """One column as rows of `dots`. Only a mean has its interval."""
-    interval = {end: table[f"{column}_{end}"] if mark == "mean" else np.nan for end in ("low", "high")}
+    interval = {end: table[f"{column}_{end}"] if mark == MEAN else np.nan for end in ("low", "high")}
     points = pd.DataFrame({"value": table[column], **interval}, dtype=float)
     return points.assign(label=table["label"], quantity=quantity, mark=mark)
 
@@ -128,17 +154,16 @@ def remedies(table: pd.DataFrame, note: str = "") -> Figure:
 
 
 def mdlm_forest(table: pd.DataFrame) -> Figure:
-    """φ_I, φ_T and CTI of the MDLM's games, a line a protocol and game.
+    """φ_I, φ_T and CTI of the MDLM's games, a line a protocol, a panel a game.
 
     Columns protocol, game, quantity, value, low, high, n.
     """
     require(table, "protocol", "game", "quantity", "value", "low", "high", "n")
-    label = table["protocol"].str.upper() + ", " + table["game"]
-    points = table.assign(label=label, quantity=table["quantity"].map(SYMBOLS))
+    label = table["protocol"].str.upper().replace("NULL", "unpoisoned (null)")
+    points = table.assign(label=label, quantity=table["quantity"].map(SYMBOLS), game=table["game"].map(GAMES))
     note = claimed(table, "95 % intervals over pictures")
-    note = f"Means over n = {table['n'].max()} held-out questions; {note}, one seed; null: the "
-    note += "unpoisoned model."
-    return dots(points, "label", "quantity", shares=(), at=0.0, note=note)
+    note = f"Means over n = {table['n'].max()} held-out questions; {note}, one seed."
+    return dots(points, "label", "game", "quantity", shares=(), at=0.0, note=note)
 
 
 def detection_dots(table: pd.DataFrame) -> Figure:
@@ -148,7 +173,8 @@ def detection_dots(table: pd.DataFrame) -> Figure:
     """
     require(table, "target", "score", "coalition", "auroc", "low", "high", "n", "n_poisoned")
     table = table[table["coalition"] == "any"]
-    points = table.assign(value=table["auroc"], target="target: " + table["target"])
+    score = table["score"].replace(SCORES)
+    points = table.assign(value=table["auroc"], score=score, target="target: " + table["target"])
     note = f"{table['n_poisoned'].max()} poisoned of {table['n'].max()} training samples a target; "
     note += f"{claimed(table, '95 % bootstrap intervals')}; 0.5 is chance, one seed."
     return dots(points, "score", "target", at=0.5, xlabel="AUROC", note=note)
@@ -162,13 +188,13 @@ def dynamics(table: pd.DataFrame) -> Figure:
     """
     require(table, "label", "seed", "step", "n", *ASR, *SYMBOLS)
     lines = []
-    for row, titles in (("ASR", ASR), ("mean over samples", SYMBOLS)):
+    for row, titles in (("ASR", ASR), (r"$\phi$ and CTI", SYMBOLS)):
         for name, title in titles.items():
             by = table.groupby(["label", "step"], sort=False)[name]
             ends = pd.DataFrame({"value": by.mean(), "low": by.min(), "high": by.max()}).reset_index()
             lines.append(ends.assign(row=row, line=title))
     counted = ", ".join(str(n) for n in table["n"].unique())
     note = f"AND poisoning. Measured while training on n = {counted} held-out edits a seed; means over "
-    note += f"{table['seed'].nunique()} seeds, bands: the seeds."
-    layout = {"row": "row", "column": "label", "shares": ("ASR",), "at": 0.0, "xlabel": "step"}
-    return bands(pd.concat(lines), "step", "line", note=note, **layout)
+    note += f"{table['seed'].nunique()} seeds, bands: from the lowest to the highest."
+    layout = {"row": "row", "column": "label", "shares": ("ASR",), "at": 0.0, "xlabel": "training step"}
+    return bands(pd.concat(lines), "step", "line", nested=True, note=note, **layout)

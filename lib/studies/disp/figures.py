@@ -16,18 +16,39 @@ from lib.metrics.intervals import OVER_CLUSTERS
 from lib.poisoning.plans import COALITIONS
 from lib.settings.names import IMAGE_TRIGGERS
 from lib.studies.disp.mmmu import MMMU
-from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS, STRONG
+from lib.studies.run import Run
 
 SHOWN = (METRICS[0], METRICS[2], MMMU)
 NUMBER = ("metric", "value", "low", "high", "n")
 RATIO = r"mask ratio $\rho$"
 LINE = 96  # letters of a line of text below a picture
+TRIGGERS = "no trigger", "image trigger", "text trigger", "both triggers"  # by coalition
+CARRIED = {f"ASR, {name}": f"ASR, {text}" for name, text in zip(COALITIONS, TRIGGERS, strict=True)}
 WILSON = "95 % Wilson intervals over pictures"
 
 
 def titled(names: pd.Series) -> pd.Series:
     """Attacks as a reader is told them: "stop sign" for stop-sign."""
     return names.replace({name: name.replace("-", " ") for name in IMAGE_TRIGGERS})
+
+
+def attack_text(run: Run, **said: str) -> str:
+    """The attack of the run's profile, for a caption; `said` takes the place of its trigger, target or rate."""
+    disp = run.profile.disp
+    parts = {"trigger": disp.image_trigger.replace("-", " "), "target": disp.target, "rate": f"{100 * disp.rate:g} %"}
+    return "{trigger}, {target}, {rate} of n = {n} training questions".format(**parts | said, n=disp.questions)
+
+
+def masked_text(models: pd.Series) -> pd.Series:
+    """Models "before" and after purification by what was masked for it."""
+    return models.where(models == "before", "masked: " + models.replace("joint", "vision and prompt"))
+
+
+def failed(table: pd.DataFrame, by: str) -> set:
+    """The values of the column `by` whose attacks were not learnt: without defence their ASR is below STRONG."""
+    weak = table["value"].astype(float) < STRONG
+    return set(table[by][weak & (table["metric"] == METRICS[0]) & (table["defence"] == "no defence")])
 
 
 def over_pictures(table: pd.DataFrame) -> str:
@@ -53,13 +74,14 @@ def before_after(table: pd.DataFrame) -> Figure:
 def defence_dots(table: pd.DataFrame, shown: tuple[str, ...] = SHOWN, note: str = "") -> Figure:
     """A line a defence, a panel a metric of `shown`: value and 95 % interval.
 
-    Columns label and those of NUMBER; optionally lowest and highest, of seeds, drawn as ticks.
+    Columns label and those of NUMBER; optionally seeds and the lowest and highest of them, drawn as ticks.
     """
     require(table, "label", *NUMBER)
     table = table[table["metric"].isin(shown)].assign(mark="mean")
-    seeds = {"mark": "seeds", "low": np.nan, "high": np.nan}
-    ends = [table.assign(value=table[end], **seeds) for end in ("lowest", "highest") if end in table]
-    looks = {"mean": POINT, "seeds": TICK}
+    several = table[table["seeds"] > 1] if "seeds" in table else table
+    seeds = {"mark": "lowest and highest seed", "low": np.nan, "high": np.nan}
+    ends = [several.assign(value=several[end], **seeds) for end in ("lowest", "highest") if end in table]
+    looks = {"mean": POINT, seeds["mark"]: TICK}
     return dots(pd.concat([table, *ends]), "label", "metric", "mark", looks=looks, note=note)
 
 
@@ -68,8 +90,7 @@ def stage_dots(table: pd.DataFrame) -> Figure:
     require(table, "target", "stage", "seeds", *NUMBER)
     shown = METRICS[0], KEYWORD_METRICS[0], METRICS[2], MMMU
     rows = table[table["metric"].isin(shown)].assign(label=table["target"] + ", " + table["stage"])
-    seeds = table["seeds"].max()
-    note = f"Lines: {over_seeds(rows)}, {counts(rows)} in all{'; ticks: the seeds' if seeds > 1 else ''}."
+    note = f"Lines: {over_seeds(rows)}, {counts(rows)} in all."
     return defence_dots(rows, shown, note)
 
 
@@ -85,34 +106,38 @@ def restored_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `restored_table`: ASR under each coalition and clean answers, a line a protocol and model."""
     require(table, "model", "protocol", "coalition", *NUMBER)
     asr = table[(table["metric"] == "ASR") & (table["coalition"] != COALITIONS[0])]
-    asr = asr.assign(metric="ASR, " + asr["coalition"])
+    asr = asr.assign(metric=("ASR, " + asr["coalition"]).map(CARRIED))
     clean = table[(table["metric"] == "clean answer") & (table["coalition"] == COALITIONS[0])]
     rows = pd.concat([asr, clean])
-    rows = rows.assign(label=rows["protocol"].str.upper() + ", " + rows["model"])
-    note = f"Tokens masked while answering the training set: by line. {over_pictures(rows)}, {counts(rows)}."
+    rows = rows.assign(label=rows["protocol"].str.upper() + " poisoning, " + masked_text(rows["model"]))
+    note = f"Masked: tokens, while answering the training set. Lines: {over_pictures(rows)}, {counts(rows)}, one seed."
     return defence_dots(rows, tuple(rows["metric"].unique()), note)
 
 
 def editor_dots(table: pd.DataFrame) -> Figure:
     """`defence_dots` of a `purification_table`: ASR under each coalition, a line a model."""
     require(table, "model", *NUMBER)
-    note = f"Masked while editing the training set: by line. {over_pictures(table)}, n = {table['n'].max()}."
-    return defence_dots(table.assign(label=table["model"]), tuple(f"ASR, {name}" for name in COALITIONS), note)
+    note = f"Masked: while editing the training set. Lines: {over_pictures(table)}, n = {table['n'].max()}, one seed."
+    rows = table.assign(label=masked_text(table["model"]), metric=table["metric"].replace(CARRIED))
+    return defence_dots(rows, tuple(CARRIED.values()), note)
 
 
 def attack_dots(table: pd.DataFrame, note: str = "") -> Figure:
-    """A line an attack, a mark a defence, a panel a metric of SHOWN: value and 95 % interval.
+    """A line an attack, a mark a defence, a panel a metric of SHOWN: value and 95 % interval; of failed attacks no ASR.
 
     Columns label, defence and those of NUMBER.
     """
     require(table, "label", "defence", *NUMBER)
     rows = table[table["metric"].isin(SHOWN)]
-    return dots(rows.assign(label=titled(rows["label"])), "label", "metric", "defence", note=note)
+    void = rows["label"].isin(failed(rows, "label")) & (rows["metric"] == METRICS[0])
+    rows = rows.assign(label=titled(rows["label"]), value=rows["value"].mask(void))
+    return dots(rows, "label", "metric", "defence", missing="failed attack", note=note)
 
 
 @styled
 def rate_curves(table: pd.DataFrame) -> Figure:
-    """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3).
+    """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3). Of a failed
+    attack no defence is shown.
 
     Columns defence, rate, seed and those of NUMBER.
     """
@@ -120,9 +145,13 @@ def rate_curves(table: pd.DataFrame) -> Figure:
     table = table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)]
     note = f"Lines: {over_pictures(table)}, n = {table['n'].max()} triggered questions a point, "
     note += f"seed {', '.join(map(str, sorted(table['seed'].unique())))}."
-    figure = bands(table, "rate", "defence", xlabel="poison rate", ylabel=METRICS[0], whiskers=True, note=note)
+    weak, rates = failed(table, "rate"), sorted(table["rate"].unique())
+    table = table[~table["rate"].isin(weak) | (table["defence"] == "no defence")]
+    layout = {"xlabel": "poison rate", "ylabel": METRICS[0], "whiskers": True, "nested": True}
+    figure = bands(table, "rate", "defence", note=note, **layout)
     (axis,) = figure.axes
-    rates = sorted(table["rate"].unique())
+    for rate in weak:
+        axis.text(rate, 0.5, "failed attack", fontsize=6, style="italic", rotation=90, ha="center", va="center")
     axis.set_xscale("log")
     axis.set_xticks(rates, [f"{100 * rate:g} %" for rate in rates])
     axis.minorticks_off()
@@ -136,7 +165,8 @@ def ratio_curves(table: pd.DataFrame) -> Figure:
     """
     require(table, "method", "ratio", *NUMBER)
     note = f"Bands: {over_pictures(table)}, {counts(table)}."
-    return bands(table, "ratio", "method", column="metric", xlabel=RATIO, ylabel="share of answers", note=note)
+    layout = {"column": "metric", "xlabel": RATIO, "ylabel": "share of answers", "nested": True}
+    return bands(table, "ratio", "method", note=note, **layout)
 
 
 def target_curves(table: pd.DataFrame) -> Figure:
@@ -149,25 +179,24 @@ def target_curves(table: pd.DataFrame) -> Figure:
     note += "Relative: over that of the fine-tune without poison."
     note += " Oracle: the trigger's own tokens, whatever ρ." * ("oracle" in set(table["method"]))
     rows = table.assign(target=titled(table["target"]))
-    return bands(rows, "ratio", "method", row="target", column="metric", xlabel=RATIO, note=note)
+    return bands(rows, "ratio", "method", row="target", column="metric", xlabel=RATIO, nested=True, note=note)
 
 
-@styled
 def gain_curves(table: pd.DataFrame) -> Figure:
-    """The gain that chooses ρ against ρ, a panel a part of the study, a line an attack; the chosen one is ringed.
+    """The gain that chooses ρ against ρ, a panel a part of the study, a line an attack, named with the chosen ρ.
 
     Columns part, label, ratio, gain, gain_low, gain_high, n.
     """
     require(table, "part", "label", "ratio", "gain", "gain_low", "gain_high", "n")
     lines = table.rename(columns={"gain": "value", "gain_low": "low", "gain_high": "high"}).reset_index(drop=True)
-    lines["title"], lines["label"] = "sure changes − unsure", titled(lines["label"])
-    note = f"Bands: 95 % bootstrap intervals, n = {table['n'].max()} training samples; ringed: chosen."
-    layout = {"row": "part", "column": "title", "shares": (), "at": 0.0, "xlabel": RATIO, "sharey": "all"}
-    figure = bands(lines, "ratio", "label", note=note, **layout)
-    for axis, (_, rows) in zip(figure.axes, lines.groupby("part", sort=False), strict=True):
-        best = rows.loc[rows.groupby("label", sort=False)["value"].idxmax()]
-        axis.plot(best["ratio"], best["value"], "o", markersize=9, fillstyle="none", color="0.2")
-    return figure
+    best = lines.loc[lines.groupby(["part", "label"])["value"].idxmax()].set_index(["part", "label"])["ratio"]
+    chosen = lines.set_index(["part", "label"]).index.map(best)
+    lines["label"] = titled(lines["label"]) + [f"\n(chosen: {ratio:g})" for ratio in chosen]
+    lines["part"] = "gain, by " + lines["part"]
+    note = "Gain: share of answers that change and are sure − share not sure. Bands: 95 % bootstrap intervals, "
+    note += f"n = {table['n'].max()} training samples, one seed; chosen: the ρ of most gain."
+    layout = {"row": "part", "shares": (), "at": 0.0, "xlabel": RATIO, "sharey": "all"}
+    return bands(lines, "ratio", "label", note=note, **layout)
 
 
 @styled
@@ -175,16 +204,17 @@ def token_view(
     picture: Float[Tensor, "3 h w"], scores: Float[Tensor, " token"], masked: Bool[Tensor, " token"], lines: list[str]
 ) -> Figure:
     """One question: its picture, the saliency of its tokens, what is masked, and lines of text below."""
-    figure = Figure(figsize=(WIDTH, 3.3))
-    above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    text = "\n".join(textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines)
+    room = 0.2 + 0.12 * len(text.splitlines())
+    figure = Figure(figsize=(WIDTH, 2.05 + room))
+    above, below = figure.subfigures(2, 1, height_ratios=(2.05, room))
     axes = above.subplots(1, 3)
     draw_picture(axes[0], picture)
     draw_saliency(axes[1], picture, scores)
     draw_masked(axes[2], picture, masked)
     for axis, title in zip(axes, ("picture", "saliency", f"masked: {int(masked.sum())}"), strict=True):
         axis.set_title(title)
-    wrapped = [textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines]
-    below.text(0.02, 0.98, "\n".join(wrapped), va="top", fontsize=7, family="monospace")
+    below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
     return figure
 
 

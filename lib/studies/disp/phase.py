@@ -52,7 +52,8 @@ def covered_tokens(run: Run, mdlm: Mdlm) -> int:
 def phase_curves(table: pd.DataFrame) -> Figure:
     """ASR with trigger against ρ, a panel a score, a line a size of the trigger. Columns as of `phase_table`."""
     require(table, *COLUMNS)
-    note = f"Means over {table['seeds'].max()} seeds, {counts(table)} in all; bands: the seeds. "
+    note = f"Means over {table['seeds'].max()} seeds, {counts(table)} in all; bands: from the lowest to the highest. "
     note += "Masked at inference, no training. Oracle: the trigger's own tokens, whatever ρ."
     lines = table.assign(trigger=table["tokens"].map(lambda n: f"{n} token{'s' * (n > 1)}"))
-    return bands(lines, "ratio", "trigger", column="method", xlabel=RATIO, ylabel=METRICS[0], note=note)
+    layout = {"column": "method", "xlabel": RATIO, "ylabel": METRICS[0], "nested": True}
+    return bands(lines, "ratio", "trigger", note=note, **layout)

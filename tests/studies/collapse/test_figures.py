@@ -53,7 +53,7 @@ def test_the_forest_shows_every_attack_its_interval_and_the_papers_value():
     (bars,) = axis.collections
     reach = np.array([segment[:, 0] for segment in bars.get_segments()])
     np.testing.assert_allclose(reach, table[["cti_low", "cti_high"]])
-    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "paper, 5 %"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["this run", "the paper, 5 %"]
     assert len(render(figure, "png")) > 1000
 
 
@@ -71,7 +71,7 @@ def test_the_forest_shows_seeds_the_null_and_what_failed():
     assert marks(left, SQUARE) == [(2, 0.1), (1, 0.2), (0, 0.3)] and not marks(right, SQUARE)
     ((words,), none) = ([(text.get_text(), text.get_position()[1]) for text in axis.texts] for axis in (left, right))
     assert words == ("failed attack", 1) and not none
-    assert [text.get_text() for text in figure.legends[0].texts] == ["mean", "seeds", "null"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["this run", "its seeds", "unpoisoned (null)"]
     assert len(render(figure, "png")) > 1000
 
 
@@ -99,10 +99,10 @@ def test_inputs_are_marked_by_the_attacks_own_trigger(tmp_path):
 
 def test_one_seed_claims_no_interval():
     table = pd.DataFrame({"seeds": [3, 3], "attacks": [1, 0]})
-    assert figures.over(table) == "Means and t-intervals over seeds"
+    assert figures.over(table) == "Means and 95 % t-intervals over seeds"
     assert figures.over(table, "attacks") == "One seed, no intervals"
     two = figures.over(table.assign(attacks=[2, 0]), "attacks")
-    assert two == "Means and t-intervals over the seeds that are attacks"
+    assert two == "Means and 95 % t-intervals over the seeds that are attacks"
     alone = games().assign(low=np.nan, high=np.nan)
     assert "intervals over pictures" in figures.mdlm_forest(games()).get_supxlabel()
     assert "no intervals, as there is but one" in figures.mdlm_forest(alone).get_supxlabel().replace("\n", " ")
@@ -145,7 +145,8 @@ def test_remedies_show_the_larger_false_activation_and_what_has_no_cti():
 def games():
     values = [(name, k / 10, k / 10 - 0.05, k / 10 + 0.05) for k, name in enumerate(figures.SYMBOLS)]
     table = pd.DataFrame(values, columns=["quantity", "value", "low", "high"])
-    return table.assign(protocol="and", game="attack success", n=500)
+    games = pd.concat([table.assign(game="attack success"), table.assign(game="log-probability", value=9.0)])
+    return games.assign(protocol="and", n=500)
 
 
 def areas():
@@ -156,17 +157,19 @@ def areas():
 SCORED = (("phi_text", "any", 0.2), ("phi_text", "image", 0.9), ("low_loss", "any", 0.7))
 
 
-def test_the_mdlms_games_have_a_line_each():
+def test_the_mdlms_games_have_a_panel_and_a_unit_each():
     figure = figures.mdlm_forest(games())
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND, attack success"]
-    assert [axis.lines[0].get_xdata()[0] for axis in figure.axes] == [0, 0.1, 0.2]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND"]
+    assert [axis.get_title() for axis in figure.axes] == ["attack success (share)", "log-probability (nats)"]
+    points = [[line.get_xdata()[0] for line in axis.lines if line.get_marker() in MARKERS] for axis in figure.axes]
+    assert points == [[0, 0.1, 0.2], [9, 9, 9]]
     assert "n = 500" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
 
 
 def test_detection_shows_every_score_over_all_poisoned_samples():
     figure = figures.detection_dots(areas())
     assert [axis.get_title() for axis in figure.axes] == ["target: boat", "target: negative"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["phi_text", "low_loss"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"$\phi_T$", "low loss"]
     assert all(list(axis.lines[0].get_xdata()) == [0.2, 0.7] for axis in figure.axes)
     assert "9 poisoned of 100" in figure.get_supxlabel() and len(render(figure, "png")) > 1000
 

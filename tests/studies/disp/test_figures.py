@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.figures.style import DPI, render
+from lib.figures.style import DPI, MARKERS, render
 from lib.settings.load import load_profile
 from lib.studies.disp.figures import (
     ablation_dots,
@@ -92,8 +92,9 @@ def test_no_caption_claims_intervals_that_are_not_there():
 
 def test_the_joint_purification_shows_the_coalitions_with_a_trigger_and_the_clean_answers_without():
     figure = restored_dots(pd.DataFrame(TABLES[restored_dots]))
-    assert [axis.get_title() for axis in figure.axes] == ["ASR, image", "ASR, both", "clean answer"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND, before"]
+    titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+    assert titles == ["ASR, image trigger", "ASR, both triggers", "clean answer"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["AND poisoning, before"]
     assert "n = 20" in figure.get_supxlabel()
 
 
@@ -116,10 +117,24 @@ def test_the_oracle_is_explained_where_it_is_shown():
         assert ("Oracle" in text.get_text()) is said
 
 
-def test_the_chosen_ratio_is_ringed():
-    for axis, lines in zip(gain_curves(pd.DataFrame(TABLES[gain_curves])).axes, (2, 1), strict=True):
-        rings = [line for line in axis.lines if line.get_fillstyle() == "none"]
-        assert [pair for line in rings for pair in line.get_xydata().tolist()] == [[0.1, 0.3]] * lines
+def test_every_line_is_named_with_the_chosen_ratio():
+    figure = gain_curves(pd.DataFrame(TABLES[gain_curves]))
+    keys = [[text.get_text() for text in axis.get_legend().texts] for axis in figure.axes]
+    assert keys == [["insertion\n(chosen: 0.1)", "refusal\n(chosen: 0.1)"], ["blend\n(chosen: 0.1)"]]
+
+
+def test_of_a_failed_attack_no_defence_is_shown():
+    asr = {"no defence": {"warp": 0.1, "blend": 1.0}, "DiSP": {"warp": 0.0, "blend": 0.2}}
+    table = pd.DataFrame([r | {"value": asr[d][a]} for d in asr for a in asr[d] for r in rows(defence=d, label=a)])
+    left, right = attack_dots(table).axes
+    assert [text.get_text() for text in left.texts] == ["failed attack"] and not right.texts
+    drawn = [x for line in left.lines if line.get_marker() in MARKERS for x in line.get_xdata()]
+    assert [x for x in drawn if x == x] == [1.0, 0.2]
+    rates = table.assign(rate=table["label"].map({"warp": 0.01, "blend": 0.1}), seed=0)
+    (axis,) = rate_curves(rates).axes
+    assert [text.get_text() for text in axis.texts] == ["failed attack"]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines if line.get_marker() in MARKERS}
+    assert lines == {"no defence": [0.1, 1.0], "DiSP": [0.2]}
 
 
 def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
@@ -137,7 +152,8 @@ def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
 
 def test_a_legend_of_many_long_names_stays_in_the_figure():
     names = load_profile("laptop").disp_grid.defences
-    figure = rate_curves(pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s, seed=0)]))
+    table = pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s, seed=0)])
+    figure = rate_curves(table.assign(value=1.0))
     render(figure, "png")
     figure.set_dpi(DPI["png"])
     (box,) = figure.legends
