@@ -47,7 +47,7 @@ class Followed(widgets.VBox):
         return bundle | {"image/png": base64.b64encode(self.image.value).decode()}
 
 
-def slider(kind: type[widgets.Widget], value: float, most: float, name: str, **options) -> widgets.Widget:
+def slider(kind: type[widgets.Widget], value: float | int, most: float | int, name: str, **options) -> widgets.Widget:
     """From 0 to `most`, as wide as the picture; its value changes when it is let go."""
     layout = {"width": WIDTH, "max_width": "99%"}
     return kind(value=value, min=0, max=most, description=name, continuous_update=False, layout=layout, **options)

@@ -51,7 +51,7 @@ class Tried:
     def stop(self, page):
         """Stopped while it runs, a notebook is at rest soon, and says so."""
         page.start()
-        time.sleep(8)
+        page.until(lambda: page.done >= 3, 300, "has not come to its first work")
         page.stop()
         page.until(lambda: page.idle, 60, "does not stop")
         self.check("KeyboardInterrupt" in "".join(page.texts("error")), f"{page.name} does not say that it was stopped")

@@ -50,11 +50,19 @@ class Page:
         status = "".join(bar.get_attribute("textContent") for bar in self.all("#jp-main-statusbar"))
         return "| Idle" in status and not self.waiting
 
+    def prompts(self, sign):
+        """How many cells have that in their prompt: "*" those that run or are to run, ":" all of code."""
+        script = "return [...document.querySelectorAll('.jp-InputPrompt')].map(each => each.textContent)"
+        return sum(sign in prompt for prompt in self.driver.execute_script(script))
+
     @property
     def waiting(self):
-        """How many cells run or are to run."""
-        prompts = "[...document.querySelectorAll('.jp-InputPrompt')]"
-        return self.driver.execute_script(f"return {prompts}.filter(each => each.textContent.includes('*')).length")
+        return self.prompts("*")
+
+    @property
+    def done(self):
+        """How many cells were run, if all were started."""
+        return self.prompts(":") - self.waiting
 
     def choose(self, menu, command):
         """A command of a menu of the bar."""
