@@ -23,7 +23,7 @@ class Followed(widgets.VBox):
 
     def __init__(self, controls: Sequence[widgets.Widget], drawn: Callable[[], bytes]):
         self._drawn, self._drawing = drawn, False
-        self.image = widgets.Image(value=drawn(), format="png", layout={"width": WIDTH, "max_width": "100%"})
+        self.image = widgets.Image(value=drawn(), format="png", layout={"width": WIDTH, "max_width": "99%"})
         self.said = widgets.HTML(layout={"display": "none"})
         super().__init__([*controls, self.said, self.image])
 

@@ -4,10 +4,9 @@ make test-browser
 .venv-browser/bin/python tests/browser 03_collapse_analysis
 
 Every control is moved twice. It must give another picture, within a second: of the wall clock, or, where the machine is
-busy with other work, of the kernel's CPU. Times and screenshots go to build/browser.
+busy with other work, of the kernel's CPU. Screenshots go to build/browser.
 """
 
-import csv
 import sys
 import time
 
@@ -31,7 +30,7 @@ class Tried:
     """What was seen of the notebooks."""
 
     def __init__(self):
-        self.faults, self.times = [], []
+        self.faults, self.moves = [], 0
 
     def check(self, holds, fault):
         if not holds:
@@ -44,29 +43,28 @@ class Tried:
         page.start()
         page.until(lambda: page.idle, seconds, "is not done")
         print(f"{page.name}: all cells in {time.monotonic() - begun:.0f} s", flush=True)
-        for kind in ("error", "stderr"):
-            self.check(not page.texts(kind), f"{page.name} has {kind}: {page.texts(kind)}")
+        self.check(not page.errors(), f"{page.name} shows {page.errors()}")
         self.check(not page.all(BARS), f"{page.name} has {len(page.all(BARS))} bars left")
 
     def stop(self, page):
         """Stopped while it runs, a notebook is at rest soon, and says so."""
         page.start()
-        page.until(lambda: page.done >= 3, 300, "has not come to its first work")
+        page.until(lambda: page.prompts(r"\d") >= 3, 300, "has not come to its first work")
         page.stop()
         page.until(lambda: page.idle, 60, "does not stop")
-        self.check("KeyboardInterrupt" in "".join(page.texts("error")), f"{page.name} does not say that it was stopped")
+        self.check("KeyboardInterrupt" in "".join(page.errors()), f"{page.name} does not say so")
 
-    def move(self, page, server):
+    def move(self, page):
         """Every control, twice."""
         for name, control in page.controls().items():
             for _ in range(2):
-                before = kernel_seconds(server)
+                before = kernel_seconds()
                 wall = page.move(control)
-                cpu = kernel_seconds(server) - before
+                cpu = kernel_seconds() - before
                 if wall is None:
                     print(f"{page.name}, {name}: one choice", flush=True)
                     break
-                self.times.append({"notebook": page.name, "control": name, "wall": f"{wall:.2f}", "cpu": f"{cpu:.2f}"})
+                self.moves += 1
                 late = "" if wall <= MOST else f" (over {MOST:g} s by the clock, not of CPU)"
                 print(f"{page.name}, {name}: {wall:.2f} s, CPU {cpu:.2f} s{late if cpu <= MOST else ''}", flush=True)
                 self.check(min(wall, cpu) <= MOST, f"{page.name}, {name} takes {wall:.2f} s, CPU {cpu:.2f} s")
@@ -77,9 +75,8 @@ class Tried:
         page.driver.set_window_size(*NARROW)
         time.sleep(1)
         self.check(not page.outside(), f"{page.name} has {len(page.outside())} controls out of sight")
-        for name, control in list(page.controls().items())[:1]:
-            page.driver.execute_script("arguments[0].scrollIntoView({block: 'start'})", control)
-            shoot(page, f"narrow-{name}")
+        page.driver.execute_script("arguments[0].scrollIntoView()", next(iter(page.controls().values())))
+        shoot(page, "narrow")
         page.driver.set_window_size(*WIDE)
 
 
@@ -93,7 +90,7 @@ def main(chosen):
         program(package)
     SHOTS.mkdir(parents=True, exist_ok=True)
     tried, before = Tried(), written()
-    with lab(SHOTS / "lab.log") as (address, server):
+    with lab(SHOTS / "lab.log") as address:
         for name in chosen or NOTEBOOKS:
             with chromium(*WIDE) as driver:
                 page = Page(driver, address, name)
@@ -101,18 +98,14 @@ def main(chosen):
                     tried.stop(page)
                 tried.run(page)
                 shoot(page, "end")
-                tried.move(page, server)
+                tried.move(page)
                 tried.narrow(page)
     for kind in ("Warning", "rror: ", "progress"):
         lines = [line for line in (SHOTS / "lab.log").read_text().splitlines() if kind in line]
         tried.check(not lines, f"JupyterLab's log has {lines[:3]}")
     changed = [str(file.relative_to(ROOT)) for file, when in written().items() if before.get(file) != when]
     tried.check(not changed, f"{len(changed)} committed files were written: {changed[:3]}")
-    with (SHOTS / "controls.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, ["notebook", "control", "wall", "cpu"])
-        table.writeheader()
-        table.writerows(tried.times)
-    print(f"{len(tried.times)} moves, {len(tried.faults)} faults; screenshots are in {SHOTS.relative_to(ROOT)}")
+    print(f"{tried.moves} moves, {len(tried.faults)} faults; screenshots are in {SHOTS.relative_to(ROOT)}")
     return 1 if tried.faults else 0
 
 

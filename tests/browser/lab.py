@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from selenium import webdriver
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = {"chromium": ("chromium", "chromium-browser"), "chromium-driver": ("chromedriver",)}  # packages of Debian
 ARGUMENTS = "--no-browser --ServerApp.port=0 --ServerApp.port_retries=0"
 # The notebooks are not saved, and nobody is asked about news. A person's own settings are left alone.
@@ -34,7 +34,7 @@ def program(package):
 
 @contextmanager
 def lab(log):
-    """The address of a JupyterLab on this checkout, its token in it, and the id of its process."""
+    """The address of a JupyterLab on this checkout, its token in it."""
     with tempfile.TemporaryDirectory() as folder:
         for name, settings in SETTINGS.items():
             file = Path(folder, "@jupyterlab", f"{name}.jupyterlab-settings")
@@ -46,7 +46,7 @@ def lab(log):
             options = {"cwd": ROOT, "env": os.environ | folders, "stdout": said, "stderr": said}
             server = subprocess.Popen(command, start_new_session=True, **options)
         try:
-            yield _address(server, log), server.pid
+            yield _address(server, log)
         finally:
             os.killpg(server.pid, signal.SIGTERM)  # it stops its kernels
             server.wait(60)
@@ -76,22 +76,11 @@ def chromium(width=1400, height=1000):
         driver.quit()
 
 
-def kernel_seconds(server):
-    """CPU seconds of the kernels below a process."""
-    parents, ticks = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            kernel = "ipykernel_launcher" in (folder / "cmdline").read_text()
-        except OSError:  # it has ended
-            continue
-        parents[int(folder.name)] = int(fields[1])
-        if kernel:
-            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
-    return sum(each for process, each in ticks.items() if _below(process, server, parents)) / os.sysconf("SC_CLK_TCK")
-
-
-def _below(process, ancestor, parents):
-    while process in parents and process != ancestor:
-        process = parents[process]
-    return process == ancestor
+def kernel_seconds():
+    """CPU seconds of the kernels at work in this checkout's notebooks."""
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if (process / "cwd").resolve() == ROOT / "notebooks" and b"ipykernel" in (process / "cmdline").read_bytes():
+                ticks += sum(map(int, (process / "stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")

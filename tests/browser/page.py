@@ -1,5 +1,6 @@
 """A notebook in the browser: its cells run, its controls moved, its picture timed."""
 
+import re
 import time
 
 from selenium.webdriver.common.by import By
@@ -50,19 +51,14 @@ class Page:
         status = "".join(bar.get_attribute("textContent") for bar in self.all("#jp-main-statusbar"))
         return "| Idle" in status and not self.waiting
 
-    def prompts(self, sign):
-        """How many cells have that in their prompt: "*" those that run or are to run, ":" all of code."""
+    def prompts(self, pattern):
+        """How many cells have a prompt like that: "*" those that run or are to run, a digit those that were run."""
         script = "return [...document.querySelectorAll('.jp-InputPrompt')].map(each => each.textContent)"
-        return sum(sign in prompt for prompt in self.driver.execute_script(script))
+        return sum(bool(re.search(pattern, prompt)) for prompt in self.driver.execute_script(script))
 
     @property
     def waiting(self):
-        return self.prompts("*")
-
-    @property
-    def done(self):
-        """How many cells were run, if all were started."""
-        return self.prompts(":") - self.waiting
+        return self.prompts(r"\*")
 
     def choose(self, menu, command):
         """A command of a menu of the bar."""
@@ -78,9 +74,9 @@ class Page:
     def stop(self):
         self.choose("Kernel", "kernelmenu:interrupt")
 
-    def texts(self, kind):
-        """Of the outputs of a kind: "error" or "stderr"."""
-        shown = self.all(f'.jp-Notebook [data-mime-type="application/vnd.jupyter.{kind}"]')
+    def errors(self):
+        """What is shown on red: errors, and what was written to stderr."""
+        shown = self.all('.jp-Notebook [data-mime-type="application/vnd.jupyter.stderr"]')
         return [output.get_attribute("textContent") for output in shown]
 
     def controls(self):

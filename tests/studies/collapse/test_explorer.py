@@ -97,9 +97,8 @@ def test_all_samples_of_an_attack_have_the_same_scales(run):
 def test_it_opens_at_an_attack_that_succeeded(run, monkeypatch):
     for protocol in ("or", "and"):
         collapse(run, protocol)
-    success = collapse(run, "and").success
-    monkeypatch.setattr(explorer, "is_attack", lambda given: torch.equal(given, success))
-    assert not torch.equal(collapse(run, "or").success, success) or pytest.skip("both did the same")
+    seen = iter([False])
+    monkeypatch.setattr(explorer, "is_attack", lambda _: next(seen, True))
     shown = Explorer(run)
     assert shown.chosen.protocol == "and" and shown.menus["protocol"].options == ("and", "or")
 
