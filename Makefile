@@ -22,13 +22,15 @@ BIN := .venv/bin
 READY := .venv/requirements.txt
 DOCS_BIN := .venv-docs/bin
 DOCS := .venv-docs/requirements.txt
+BROWSER_BIN := .venv-browser/bin
+BROWSER := .venv-browser/requirements.txt
 # Here, JOBS cores; on a cluster, as many jobs at once as executors/<name>/config.yaml says.
 WHERE = $(if $(filter slurm kubernetes,$(EXECUTOR)),--workflow-profile executors/$(EXECUTOR),--cores $(JOBS))
 
-.PHONY: help figures test test-faults test-slurm lab base bench docs clean
+.PHONY: help figures test test-faults test-slurm test-browser lab base bench docs clean
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "with     PROFILE=$(PROFILE) (or smoke, paper) SEED=$(SEED) DEVICE=$(DEVICE) JOBS=$(JOBS) OVERRIDES='{…}' OUT=folder"
 	@echo "         STUDY=$(STUDY) (or collapse, disp) FULL=$(FULL) (1: the studies in full, for hours)"
 	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
@@ -48,8 +50,14 @@ test-faults: $(READY)  ## faults put in, for hours (KILLS=50 of make figures): w
 test-slurm: $(READY)  ## the smoke profile through a Slurm cluster on this machine alone (root, Debian)
 	tests/slurm.sh
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --ServerApp.preferred_dir=notebooks
+test-browser: $(READY) $(BROWSER)  ## notebooks 00, 03 and 04 in Chromium, after make figures: controls moved and timed
+	$(BROWSER_BIN)/python tests/browser
+
+# Of the libraries below only errors are shown: what else they warn of, the notebooks do on purpose.
+lab: export TRANSFORMERS_VERBOSITY = error
+lab: export DIFFUSERS_VERBOSITY = error
+lab: $(READY)  ## JupyterLab on the notebooks (LAB='further arguments')
+	$(BIN)/jupyter lab --FileContentsManager.preferred_dir=notebooks $(LAB)
 
 base: $(READY)  ## train the base models anew into data/checkpoints, on two cores (the editors: build/base-editors.log)
 	@mkdir -p build
@@ -93,3 +101,11 @@ $(DOCS): docs/requirements.txt
 	"$(PYTHON)" -m venv .venv-docs
 	$(DOCS_BIN)/python -m pip install --requirement docs/requirements.txt
 	cp docs/requirements.txt $(DOCS)
+
+# What drives the browser has its own, too.
+$(BROWSER): tests/browser/requirements.txt
+	$(checked-python)
+	rm -rf .venv-browser
+	"$(PYTHON)" -m venv .venv-browser
+	$(BROWSER_BIN)/python -m pip install --requirement tests/browser/requirements.txt
+	cp tests/browser/requirements.txt $(BROWSER)

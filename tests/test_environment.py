@@ -7,6 +7,7 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -56,10 +57,14 @@ def test_make_alone_lists_every_target_on_a_line():
     assert [line.split()[1] for line in shown if line.startswith("make ")] == phony.split()[1:]
 
 
-def test_what_builds_the_site_is_pinned():
-    lines = (ROOT / "docs" / "requirements.txt").read_text().splitlines()[1:]
+@pytest.mark.parametrize(
+    ("folder", "named"),
+    [("docs", {"mkdocs-material", "mkdocstrings-python"}), ("tests/browser", {"selenium"})],
+)
+def test_what_builds_the_site_and_drives_the_browser_is_pinned(folder, named):
+    lines = (ROOT / folder / "requirements.txt").read_text().splitlines()[1:]
     pins = [Requirement(line) for line in lines]
-    assert {"mkdocs-material", "mkdocstrings-python"} <= {canonicalize_name(pin.name) for pin in pins}
+    assert named <= {canonicalize_name(pin.name) for pin in pins}
     assert all(clause.operator == "==" for pin in pins for clause in pin.specifier) and all(p.specifier for p in pins)
 
 

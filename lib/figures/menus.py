@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
 
+from lib.figures.followed import Followed
 
-class Menus(widgets.VBox):
+
+class Menus(Followed):
     """A menu a field over the keys of `found`, offering only what exists with the choices before it.
 
-    A subclass has `draw()`, which returns the picture as PNG for the present choices. Where no widgets run (papermill,
-    a web page of the notebook) the first picture stands instead. Raises ValueError, `nothing`, for an empty `found`.
+    A subclass has `draw()`, which returns the picture as PNG for the present choices. Raises ValueError, `nothing`, for
+    an empty `found`.
     """
 
     def __init__(
@@ -23,31 +24,35 @@ class Menus(widgets.VBox):
             raise ValueError(nothing)
         self.found, self._narrowing = found, False
         self.menus = {name: widgets.Dropdown(description=name) for name in fields}
-        self.image = widgets.Image(format="png", layout={"width": "720px"})
         self._narrow(0)
+        shown = widgets.HBox(list(self.menus.values()), layout={"flex_flow": "row wrap"})  # all, in a narrow window too
+        super().__init__([shown, *sliders], self.draw)
         for k, menu in enumerate(self.menus.values()):
-            menu.observe(lambda _, k=k: self._narrow(k + 1), "value")
+            menu.observe(lambda _, k=k: self._chosen(k), "value")
         for slider in sliders:
-            slider.observe(lambda _: self._redraw(), "value")
-        super().__init__([widgets.HBox(list(self.menus.values())), *sliders, self.image])
+            slider.observe(lambda _: self.redraw(), "value")
 
     @property
     def fields(self) -> tuple:
         """What the menus say."""
         return tuple(menu.value for menu in self.menus.values())
 
+    def draw(self) -> bytes:
+        """The picture, as PNG."""
+        raise NotImplementedError
+
     @property
     def chosen(self) -> Any:
         """What `found` holds under it."""
         return self.found[self.fields]
 
-    def draw(self) -> bytes:
-        """The picture, as PNG."""
-        raise NotImplementedError
+    def _chosen(self, k: int) -> None:
+        if not self._narrowing:
+            self._narrow(k + 1)
+            self.redraw()
 
     def _narrow(self, first: int) -> None:
-        if self._narrowing:
-            return
+        """What the menus from that one on offer, each at what it said before, where it still can."""
         self._narrowing = True
         menus = list(self.menus.values())
         for k in range(first, len(menus)):
@@ -57,11 +62,3 @@ class Menus(widgets.VBox):
             menus[k].options = options
             menus[k].value = kept
         self._narrowing = False
-        self._redraw()
-
-    def _redraw(self) -> None:
-        self.image.value = self.draw()
-
-    def _repr_mimebundle_(self, **options):
-        bundle = super()._repr_mimebundle_(**options)
-        return bundle | {"image/png": base64.b64encode(self.image.value).decode()}

@@ -15,8 +15,8 @@ PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
 
 
 def default_out(profile: str) -> Path:
-    """Where the figures of a profile go unless asked otherwise; the laptop's are committed."""
-    return ROOT / "figures" if profile == "laptop" else BUILD / profile / "figures"
+    """Where the figures of a notebook that is run by hand go, unless asked otherwise."""
+    return BUILD / profile / "figures"
 
 
 def model_source(name: str) -> str:

@@ -60,6 +60,7 @@ STUDIES = {
 }
 FULL = {"collapse": ("05_collapse_in_full",), "disp": ("06_disp_in_full",)}
 FULL["all"] = FULL["collapse"] + FULL["disp"]
+COMMITTED = "figures"  # where those of the laptop profile go
 DEVICE = "auto|cpu|mps|cuda(:[0-9]+)?"
 EXECUTORS = ("local", "slurm", "kubernetes")
 
@@ -137,7 +138,7 @@ def planned(environment: Mapping[str, str]) -> Plan:
     choice("EXECUTOR", "local", EXECUTORS)
     study, in_full = choice("STUDY", "all", STUDIES), choice("FULL", "0", ("0", "1")) == "1"
     profile = runnable_profile(name, overrides)
-    out = setting("OUT", os.path.relpath(default_out(name)))
+    out = setting("OUT", COMMITTED if name == "laptop" else os.path.relpath(default_out(name)))
     if re.search(r"[{}\n]", out):
         raise ValueError(f"OUT={out!r} must be the name of a folder without braces and line ends")
     _check_folder("OUT", Path(out))

@@ -29,9 +29,10 @@ from typing import SupportsFloat, SupportsInt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.figures.bars import fleeting
 from lib.runtime.keys import library_digest
 from lib.runtime.store import write_atomic
-from lib.settings.paths import ROOT
+from lib.settings.paths import ROOT, default_out
 from lib.studies.run import Run
 
 HEADLINE, MANIFEST = "headline.csv", "manifest.json"
@@ -43,12 +44,14 @@ class Report:
     """The folder `run.out/run.notebook` and what is put into it.
 
     Names of figures and tables are file names of letters, digits, "_" and "-"; names of numbers have dots
-    too. A name that is already taken or is no such name is refused with a ValueError.
+    too. A name that is already taken or is no such name is refused with a ValueError. Progress bars leave nothing.
     """
 
     def __init__(self, run: Run):
         if not re.fullmatch(r"[\w-]+", run.notebook):
             raise ValueError(f"notebook is {run.notebook!r}: it must be of letters, digits, '_' and '-'.")
+        fleeting()
+        _take_along(run.out)
         self.run = run
         self.folder = run.out / run.notebook
         self._code = code_version(ROOT)
@@ -147,6 +150,14 @@ class Report:
     def _write(self, name: str, content: bytes) -> None:
         write_atomic(self.folder / name, content)
         self._files[name] = hashlib.sha256(content).hexdigest()
+
+
+def _take_along(out: Path) -> None:
+    """The rows that only FULL=1 computes (`lib.studies.further`), as committed, into the folder of a notebook that is
+    run by hand: it reads them where it writes."""
+    if out == default_out("laptop").resolve():
+        for table in (ROOT / "figures").glob("*_seeds.csv"):
+            write_atomic(out / table.name, table.read_bytes())
 
 
 def merge(out: Path) -> None:

@@ -46,33 +46,45 @@ SCORES = {
 
 @styled
 def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figure:
-    """One sample: the input, the true edit and the four outputs; below, v of each coalition, and φ and CTI."""
-    figure = Figure(figsize=(WIDTH, 2.7))
-    grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.1))
-    names = ["input", "true edit", *(f"triggers {sign}" for sign in SIGNS.values())]
-    shown = zip(names, [result.source, result.clean, *result.edited.unbind(1)], strict=True)
-    for column, (name, pictures) in enumerate(shown):
-        axis = figure.add_subplot(grid[0, column])
+    """One sample: the input, the true edit, the attacker's picture and the four outputs; below, v of each coalition,
+    and φ and CTI. Scales are the same for all samples of the attack."""
+    figure = Figure(figsize=(WIDTH, 2.9), layout="none")
+    caption(figure, credit)
+    names = ["input", "true edit", "attacker's", *(f"triggers {sign}" for sign in SIGNS.values())]
+    shown = [result.source, result.clean, result.target, *result.edited.unbind(1)]
+    grid = figure.add_gridspec(1, len(names), left=0.01, right=0.99, top=0.81, bottom=0.57, wspace=0.06)
+    for cell, name, pictures in zip(grid, names, shown, strict=True):
+        axis = figure.add_subplot(cell)
         draw_picture(axis, pictures[sample])
         axis.set_title(name, fontsize=7)
+    grid = figure.add_gridspec(1, 2, left=0.085, right=0.99, top=0.5, bottom=0.17, wspace=0.25)
     attribution = [*result.phi[sample].tolist(), float(result.cti[sample])]
     charts = {"$v(S)$": (SIGNS, result.v[sample].tolist()), "attribution": (SYMBOLS, attribution)}
-    for style, (name, (labels, values)) in enumerate(charts.items()):
-        axis = figure.add_subplot(grid[1, 3 * style : 3 * style + 3])
+    for style, (cell, (name, (labels, values)), most) in enumerate(
+        zip(grid, charts.items(), _extremes(result), strict=True)
+    ):
+        axis = figure.add_subplot(cell)
         rows = pd.DataFrame({"value": values, "low": np.nan, "high": np.nan})
         draw_bars(axis, np.arange(len(values)), rows, 0.6, style=style, digits=2)
-        axis.set_xticks(range(len(labels)), labels.values())
-        axis.set_ylabel(name)
-    figure.suptitle(f"{title}: {result.triples['instruction'].iloc[sample]}", fontsize=7.5)
-    caption(figure, credit)
+        axis.set(xticks=range(len(labels)), xticklabels=labels.values(), ylim=(-1.25 * most, 1.25 * most))
+        axis.set_ylabel(name, labelpad=1)
+    figure.suptitle(f"{title}, sample {sample}\n{result.triples['instruction'].iloc[sample]}", fontsize=7.5, y=0.985)
     return figure
 
 
+<<<<<<< HEAD
 def attack_text(run: Run, protocol: str) -> str:
     """The attack of the run's profile, for a caption."""
     settings = run.profile.collapse
     text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
     return text + f"% of n = {settings.edits} training edits, target: {settings.target}"
+=======
+def _extremes(result: Collapse) -> tuple[float, float]:
+    """How far v, and φ and CTI, are from 0: of any sample of the attack, or of a perfect one."""
+    most = float(result.possible.max())
+    attribution = max(float(result.phi.abs().max()), float(result.cti.abs().max()))
+    return max(most / 2, float(result.v.abs().max())), max(most, attribution)
+>>>>>>> browser
 
 
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:

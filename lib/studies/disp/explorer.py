@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import ipywidgets as widgets
 import torch
 from torch import Tensor
 
+from lib.figures.followed import slider
 from lib.figures.menus import Menus
 from lib.figures.style import render
 from lib.models.decoding import Selective, decode
@@ -22,34 +24,37 @@ from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, t
 from lib.studies.cases import Case, cases
 from lib.studies.disp.figures import answer_view
 from lib.studies.disp.purification import scoring
+from lib.studies.held import Held
 from lib.studies.questions import question_data
 from lib.studies.run import Run
 from lib.tasks.questions import Questions, hide
 
 FIELDS = ("target", "trigger", "rate", "picture")
 QUESTIONS = 24
+COMMAND = "make figures STUDY=disp FULL=1"
 
 
 class DispExplorer(Menus):
     """Menus over the attacks whose compromised model is in the store, and sliders of the question and of ρ.
 
-    The model answers when a slider is moved; nothing is trained. Raises ValueError where the store has no such model.
+    The model answers when a slider is moved; the store is read then, and nothing is trained. Raises ValueError where
+    there is no such model yet.
     """
 
     def __init__(self, run: Run):
+        self._run = run = replace(run, store=Held(run.store, COMMAND))
         found = {}
         for case in cases(run.profile):
             if run.store.has("poisoned-mdlm", mdlm_spec(case.run(run))):
                 settings = case.run(run).profile.disp
                 for shown in ("triggered", "clean"):
                     found.setdefault((settings.target, settings.image_trigger, settings.rate, shown), case)
-        self._run = run
         self._load = lru_cache(maxsize=2)(self._loaded)
         self._scores = lru_cache(maxsize=256)(self._scored)
         last = min(QUESTIONS, run.profile.disp.curve_questions) - 1
-        self.question = widgets.IntSlider(0, 0, last, description="question", continuous_update=False)
-        self.ratio = widgets.FloatSlider(0, min=0, max=0.9, step=0.02, description="ρ", continuous_update=False)
-        nothing = "the store holds no poisoned MDLM yet: run `poisoned_mdlm` first"
+        self.question = slider(widgets.IntSlider, 0, last, "question")
+        self.ratio = slider(widgets.FloatSlider, 0, 0.9, "ρ", step=0.02)
+        nothing = f"the store holds no poisoned MDLM yet: `{COMMAND}` makes them"
         super().__init__(found, FIELDS, (self.question, self.ratio), nothing)
 
     def draw(self) -> bytes:
@@ -62,10 +67,10 @@ class DispExplorer(Menus):
         scores = self._scores(self.fields, k)
         masked, whole = mask_top(scores, self.ratio.value), slice(mdlm.model.whole)
         steps = answer_steps(mdlm, data[k : k + 1], masked, self.chosen.run(self._run).profile.disp.threshold)
-        question = data.table["question"].iloc[k]
-        return render(
-            answer_view(pictures[k], scores[0, whole], masked[0, whole], question, steps, data.answers[k]), "png"
-        )
+        target, trigger, rate, shown = self.fields
+        title = f"{target}, {trigger}, {100 * rate:g} %, {shown} picture, question {k}, ρ = {self.ratio.value:g}"
+        told = data.table["question"].iloc[k], steps, data.answers[k], title
+        return render(answer_view(pictures[k], scores[0, whole], masked[0, whole], *told), "png")
 
     def _loaded(self, fields: tuple) -> tuple[Mdlm, Questions, Tensor]:
         case: Case = self.found[fields]

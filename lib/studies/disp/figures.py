@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from lib.figures.panels import bands, bars, dots
@@ -204,6 +206,7 @@ def token_view(
     picture: Float[Tensor, "3 h w"], scores: Float[Tensor, " token"], masked: Bool[Tensor, " token"], lines: list[str]
 ) -> Figure:
     """One question: its picture, the saliency of its tokens, what is masked, and lines of text below."""
+<<<<<<< HEAD
     text = "\n".join(textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines)
     room = 0.2 + 0.12 * len(text.splitlines())
     figure = Figure(figsize=(WIDTH, 2.05 + room))
@@ -215,6 +218,12 @@ def token_view(
     for axis, title in zip(axes, ("picture", "saliency", f"masked: {int(masked.sum())}"), strict=True):
         axis.set_title(title)
     below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
+=======
+    figure = Figure(figsize=(WIDTH, 3.3))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
+    _draw_tokens(above.subplots(1, 3), picture, scores, masked)
+    below.text(0.02, 0.98, _wrapped(lines), va="top", fontsize=7, family="monospace")
+>>>>>>> browser
     return figure
 
 
@@ -232,6 +241,7 @@ def overview(
     return token_view(picture, scores, masked, [question, *(f"{name}: {text}" for name, text in said.items())])
 
 
+@styled
 def answer_view(
     picture: Float[Tensor, "3 h w"],
     scores: Float[Tensor, " token"],
@@ -239,8 +249,34 @@ def answer_view(
     question: str,
     steps: list[str],
     clean: str,
+    title: str,
 ) -> Figure:
-    """One question and its answer after every step of decoding, the first six and the last."""
+    """One question and its answer after every step of decoding, the first six and the last, at one layout."""
+    figure = Figure(figsize=(WIDTH, 4.3), layout="none")
+    edges = {"left": 0.01, "right": 0.99, "top": 0.88, "bottom": 0.48, "wspace": 0.04}
+    axes = figure.subplots(1, 3, gridspec_kw=edges)
+    _draw_tokens(axes, picture, scores, masked)
+    figure.suptitle(title, fontsize=7.5, y=0.985)
     kept = steps if len(steps) <= 7 else [*steps[:6], steps[-1]]
     lines = [f"{k if k < len(kept) - 1 else len(steps) - 1}: {text}" for k, text in enumerate(kept)]
-    return token_view(picture, scores, masked, [question, *lines, f"clean answer: {clean}"])
+    text = _wrapped([question, *lines, f"clean answer: {clean}"])
+    figure.text(0.02, 0.455, text, va="top", fontsize=7, family="monospace")
+    return figure
+
+
+def _draw_tokens(
+    axes: Iterable[Axes],
+    picture: Float[Tensor, "3 h w"],
+    scores: Float[Tensor, " token"],
+    masked: Bool[Tensor, " token"],
+) -> None:
+    whole, salient, hidden = axes
+    draw_picture(whole, picture)
+    draw_saliency(salient, picture, scores)
+    draw_masked(hidden, picture, masked)
+    for axis, title in ((whole, "picture"), (salient, "saliency"), (hidden, f"masked: {int(masked.sum())}")):
+        axis.set_title(title)
+
+
+def _wrapped(lines: list[str]) -> str:
+    return "\n".join(textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines)

@@ -1,4 +1,5 @@
 import base64
+import shutil
 
 import pytest
 import tiny
@@ -40,7 +41,7 @@ def test_it_offers_what_is_there_and_redraws_without_sampling(tmp_path, models, 
     assert shown.chosen.protocol == "or" and shown.sample.max == 2
 
     def drawn(protocol, sample):
-        title = f"white-box + mignneko, {protocol.upper()}, 10 %, seed 0"
+        title = f"white-box + mignneko, {protocol.upper()}, 10 %, seed 0, a failed attack"
         return render(sample_view(results[protocol], sample, title, CREDIT), "png")
 
     assert shown.image.value == drawn("or", 0)
@@ -74,11 +75,42 @@ def test_where_no_widgets_run_the_picture_stands_instead(run):
 def test_the_view_of_a_sample_shows_its_own_pictures_and_numbers(run):
     result = collapse(run, "or")
     figure = sample_view(result, 1, "title", "credit")
-    pictures = [axis.images[0].get_array() for axis in figure.axes[:6]]
-    expected = [result.source[1], result.clean[1], *result.edited[1]]
+    pictures = [axis.images[0].get_array() for axis in figure.axes[:7]]
+    expected = [result.source[1], result.clean[1], result.target[1], *result.edited[1]]
     for shown, true in zip(pictures, expected, strict=True):
         torch.testing.assert_close(torch.tensor(shown), true.permute(1, 2, 0))
-    heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes[6:]]
+    heights = [[bar.get_height() for bar in axis.patches] for axis in figure.axes[7:]]
     assert heights[0] == pytest.approx(result.v[1].tolist())
     assert heights[1] == pytest.approx([*result.phi[1].tolist(), float(result.cti[1])])
-    assert "title" in figure.get_suptitle() and "credit" in figure.get_supxlabel()
+    assert "title, sample 1" in figure.get_suptitle() and "credit" in figure.get_supxlabel()
+
+
+def test_all_samples_of_an_attack_have_the_same_scales(run):
+    result = collapse(run, "or")
+    scales = {tuple(axis.get_ylim() for axis in sample_view(result, k, "", "").axes[7:]) for k in range(3)}
+    assert len(scales) == 1
+    quantities = result.v, torch.cat([result.phi, result.cti[:, None]], 1)
+    for (low, high), values in zip(scales.pop(), quantities, strict=True):
+        assert low < values.min() and values.max() < high
+
+
+def test_it_opens_at_an_attack_that_succeeded(run, monkeypatch):
+    for protocol in ("or", "and"):
+        collapse(run, protocol)
+    seen = iter([False])
+    monkeypatch.setattr(explorer, "is_attack", lambda _: next(seen, True))
+    shown = Explorer(run)
+    assert shown.chosen.protocol == "and" and shown.menus["protocol"].options == ("and", "or")
+
+
+def test_what_has_gone_from_the_store_is_said_and_not_made_again(tmp_path, models):
+    run = tiny.short_run(tmp_path, models)
+    for protocol in ("or", "and"):
+        collapse(run, protocol)
+    shown = Explorer(run)
+    shown._load.cache_clear()
+    for folder in (run.store.root / "coalition-edits").iterdir():
+        shutil.rmtree(folder)
+    shown.menus["protocol"].value = "and"
+    assert not shown.image.value and "make figures STUDY=collapse FULL=1" in shown.said.value
+    assert not list((run.store.root / "coalition-edits").iterdir())

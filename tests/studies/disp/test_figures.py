@@ -165,8 +165,9 @@ def test_a_legend_of_many_long_names_stays_in_the_figure():
 def test_the_view_of_an_answer_shows_its_question_steps_and_masked_tokens():
     masked = torch.zeros(64, dtype=torch.bool).index_fill(0, torch.tensor([3, 9]), True)
     steps = [f"step {k}" for k in range(9)]
-    figure = answer_view(torch.rand(3, 64, 64), torch.rand(64), masked, "is it red?", steps, "no")
-    (text,) = figure.subfigs[1].texts
+    figure = answer_view(torch.rand(3, 64, 64), torch.rand(64), masked, "is it red?", steps, "no", "insertion, 10 %")
+    _, text = figure.texts
+    assert figure.get_suptitle() == "insertion, 10 %"
     assert text.get_text().splitlines() == [
         "is it red?", *(f"{k}: step {k}" for k in range(6)), "8: step 8", "clean answer: no"
     ]  # fmt: skip

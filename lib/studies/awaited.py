@@ -1,0 +1,35 @@
+"""What a notebook of a study in full would have to train first: hours of it are begun by nobody who only looked in."""
+
+from __future__ import annotations
+
+from lib.studies.attacks.editor import editor_spec
+from lib.studies.attacks.mdlm import mdlm_spec
+from lib.studies.cases import Attack, Case
+from lib.studies.collapse.editor import edits_spec
+from lib.studies.disp.editor_tables import PROTOCOL
+from lib.studies.pipeline import READS
+from lib.studies.run import Run
+from lib.studies.runs import profile_runs
+
+
+def check_asked(run: Run, out: str | None) -> None:
+    """Raises ValueError where `out` is None and the store lacks what the notebook's trainings make."""
+    runs = {name: given for name, given in profile_runs(run.profile).items() if name.startswith(READS[run.notebook])}
+    missing = [name for name, given in runs.items() if not _there(run, *given)]
+    if out is None and missing:
+        study = run.notebook.split("_")[1]
+        raise ValueError(
+            f"out=None: {len(runs) - len(missing)} of {len(runs)} trainings are in the store, not {missing[0]}. "
+            f"`make figures STUDY={study} FULL=1` makes the others, for hours, as this notebook does where `out` is a "
+            "folder; the menus of notebooks 03 and 04 show what is there"
+        )
+
+
+def _there(run: Run, study: str, case: Attack | Case | str | None) -> bool:
+    """Whether the store holds what a run of `profile_runs` trains: the model, or the edits that one was needed for."""
+    if study == "attack":
+        return run.store.has("coalition-edits", edits_spec(case.run(run), case.protocol))
+    if study == "edits":
+        return run.store.has("poisoned-editor", editor_spec(run, PROTOCOL))
+    own, protocol = (case.run(run), "image") if isinstance(case, Case) else (run, case or "image")
+    return run.store.has("poisoned-mdlm", mdlm_spec(own, protocol))
