@@ -72,19 +72,18 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
     return figure
 
 
-<<<<<<< HEAD
 def attack_text(run: Run, protocol: str) -> str:
     """The attack of the run's profile, for a caption."""
     settings = run.profile.collapse
     text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
     return text + f"% of n = {settings.edits} training edits, target: {settings.target}"
-=======
+
+
 def _extremes(result: Collapse) -> tuple[float, float]:
     """How far v, and φ and CTI, are from 0: of any sample of the attack, or of a perfect one."""
     most = float(result.possible.max())
     attribution = max(float(result.phi.abs().max()), float(result.cti.abs().max()))
     return max(most / 2, float(result.v.abs().max())), max(most, attribution)
->>>>>>> browser
 
 
 def marked(run: Run, result: Collapse, attack: Attack) -> Float[Tensor, "sample 3 size size"]:

@@ -206,24 +206,12 @@ def token_view(
     picture: Float[Tensor, "3 h w"], scores: Float[Tensor, " token"], masked: Bool[Tensor, " token"], lines: list[str]
 ) -> Figure:
     """One question: its picture, the saliency of its tokens, what is masked, and lines of text below."""
-<<<<<<< HEAD
-    text = "\n".join(textwrap.fill(line, LINE, subsequent_indent="    ") for line in lines)
+    text = _wrapped(lines)
     room = 0.2 + 0.12 * len(text.splitlines())
     figure = Figure(figsize=(WIDTH, 2.05 + room))
     above, below = figure.subfigures(2, 1, height_ratios=(2.05, room))
-    axes = above.subplots(1, 3)
-    draw_picture(axes[0], picture)
-    draw_saliency(axes[1], picture, scores)
-    draw_masked(axes[2], picture, masked)
-    for axis, title in zip(axes, ("picture", "saliency", f"masked: {int(masked.sum())}"), strict=True):
-        axis.set_title(title)
-    below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
-=======
-    figure = Figure(figsize=(WIDTH, 3.3))
-    above, below = figure.subfigures(2, 1, height_ratios=(1.7, 1))
     _draw_tokens(above.subplots(1, 3), picture, scores, masked)
-    below.text(0.02, 0.98, _wrapped(lines), va="top", fontsize=7, family="monospace")
->>>>>>> browser
+    below.text(0.02, 0.98, text, va="top", fontsize=7, family="monospace")
     return figure
 
 
