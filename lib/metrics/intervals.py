@@ -23,7 +23,10 @@ from lib.metrics.checks import check_finite, is_integer, shape_of
 
 @torch.no_grad()
 def bootstrap_mean(
-    samples: Float[Tensor, n *rest], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    samples: Float[Tensor, "n *rest"],  # noqa: UP037, a shape and no product
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"], Float[Tensor, "*rest"]]:
     """Mean over axis 0 and its percentile bootstrap interval: (mean, low, high), each of shape [*rest].
 

@@ -39,7 +39,7 @@ def run_parameters(
 ) -> Run:
     """Check a notebook's papermill parameters before any work and set threads and seeds.
 
-    `out` is where figures go: `figures/` for the laptop profile, else `build/<profile>/figures`.
+    `out` is where figures go, by default `build/<profile>/figures`.
     Raises ValueError naming the parameter, its value and what is allowed.
     """
     chosen = runnable_profile(profile, overrides)

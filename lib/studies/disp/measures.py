@@ -27,7 +27,7 @@ from lib.studies.data import data_spec
 from lib.studies.disp.figures import RATIO, over_pictures
 from lib.studies.disp.outcomes import LABELS
 from lib.studies.disp.purification import scoring
-from lib.studies.models import base_mdlm
+from lib.studies.models import base_mdlm, base_spec
 from lib.studies.questions import question_data
 from lib.studies.run import Run
 from lib.tasks.questions import Questions, answer, draw_rows, questions
