@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.harness import options, pair, write
 from benchmarks.parity_disp import through_the_probe
-from benchmarks.plots import cost_curves, save
+from benchmarks.plots import TO_REACH
 from lib.metrics.intervals import bootstrap_mean
 from lib.models.mdlm import Mdlm
 from lib.runtime.digests import folder_digest
@@ -32,14 +32,13 @@ from lib.runtime.seeds import generator
 from lib.saliency.jacobian import fisher_jacobian
 from lib.saliency.masking import mask_top, masked_response, random_scores
 from lib.saliency.rivals import attention_received, late_attention, occlusion
-from lib.settings.paths import ROOT, model_source
+from lib.settings.paths import model_source
 from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm, test_questions, trigger_tokens
 from lib.studies.questions import question_data
 from lib.studies.run import Run, run_parameters
 from lib.tasks.questions import Questions
 
 RATIO, TRIGGER_RATIOS = 0.3, (0.1, 0.3)
-TO_REACH = 0.95  # overlap
 DRAWS = 2  # of the estimators that draw, for each picture
 TIMED = 16  # pictures in the batch that is timed; 4 where every token takes passes of its own
 TOP = 5  # logits, as the authors have it
@@ -204,5 +203,3 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     table = write("saliency", rows(arguments), arguments)
     print("", *cheapest(table), sep="\n")
-    shown = table[table["estimator"] != "random"]
-    save(cost_curves(shown, TO_REACH), ROOT / "figures" / "benchmarks" / f"saliency-{arguments.device}")
