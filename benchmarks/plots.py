@@ -57,7 +57,8 @@ def figure_of(name: str, rows: pd.DataFrame) -> Figure:
 def made_on(rows: pd.DataFrame) -> str:
     """Device, threads, rounds of what was timed, torch's version."""
     first = rows.iloc[0]
-    parts = [first["device"], f"{first['threads']} thread" + "s" * (first["threads"] != 1)]
+    threads = int(first["threads"])
+    parts = [first["device"], f"{threads} thread" + "s" * (threads != 1)]
     if "rounds" in rows:
         parts.append(f"{first['rounds']} rounds")
     return ", ".join([*parts, f"torch {first['torch']}"])

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pandas as pd
@@ -172,17 +171,16 @@ def their_scores(theirs, vision: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
 
 def first_pass(own: LladaVModel, vision: Tensor, ids: Tensor) -> None:
     """Forward mode of `AT_ONCE` tokens."""
-    calls = count()
+    calls, logits = count(), own.logits
 
-    def logits(*given: Tensor) -> Tensor:
+    def once(*given: Tensor) -> Tensor:
         if next(calls):
             raise Enough
-        return own.logits(*given)
+        return logits(*given)
 
-    once = SimpleNamespace(config=own.config, mask_embedding=own.mask_embedding, logits=logits)
-    with patch("lib.saliency.exact.VARIANTS", AT_ONCE):
+    with patch("lib.saliency.exact.VARIANTS", AT_ONCE), patch.object(own, "logits", once):
         try:
-            fisher_jacobian(once, vision, ids, exact=True, top_logits=TOP)
+            fisher_jacobian(own, vision, ids, exact=True, top_logits=TOP)
         except Enough:
             return
 
