@@ -29,7 +29,7 @@ from lib.studies.questions import question_data
 from lib.studies.run import run_parameters
 from lib.tasks.questions import questions
 
-FACES, ALONE, TOKENS = 64, 8, 32  # descriptions, of these decoded one at a time, the fewest tokens of each
+FACES, ALONE, TOKENS = 16, 4, 32  # descriptions, of these decoded one at a time, the fewest tokens of each
 THRESHOLDS = (0.9, 0.95, 0.99)
 SIZES = ((64, 16, 16), (8, 64, 32), (1, 256, 32))  # samples, tokens and block length of the random model
 
