@@ -124,10 +124,10 @@ def faces(case: Case, llada: ModuleType | None, fast: ModuleType | None, chosen:
     yield timed(name, "threshold 0.95", surer, "plain, threshold 0.95", partial(case.plain, 0.95), kept, chosen)
     for dtype in (torch.float32, torch.bfloat16) if llada else ():
         label = f"{name}, {str(dtype).removeprefix('torch.')}"
-        peers = {"LLaDA": partial(case.llada, llada), "LLaDA, whole sequence": partial(case.llada_whole, llada)}
-        for own, way in (("one by one", case.ours), ("threshold 0.95", surer)):
-            for other, peer in peers.items():
-                yield timed(label, own, way, other, peer, kept, chosen, dtype)
+        peer, whole = partial(case.llada, llada), partial(case.llada_whole, llada)
+        yield timed(label, "one by one", case.ours, "LLaDA", peer, kept, chosen, dtype)
+        yield timed(label, "threshold 0.95", surer, "LLaDA", peer, kept, chosen, dtype)
+        yield timed(label, "threshold 0.95", surer, "LLaDA, whole sequence", whole, kept, chosen, dtype)
     alone = case.part(0, ALONE)
     for other, function in FAST.items() if fast else ():
         peer, way = partial(alone.fast, getattr(fast, function), 0.95), partial(alone.alone, 0.95)

@@ -53,13 +53,14 @@ def rows(chosen: argparse.Namespace, size: str = "full") -> list[dict]:
     if chosen.disp is None:
         print("No --disp: the authors' function is left out, and ours is compared with activations kept.", flush=True)
     spent, held, same = {}, {}, {}
+    found: dict[str, Tensor] = {}
     for depth in DEPTHS:
         ways = made_ways(chosen, size, depth)
-        masked = {name: mask_top(way()[None].float(), RATIO)[0] for name, way in ways.items() if name != EXACT}
-        peer = masked[next(iter(ways))]
         for name, way in ways.items():
-            held[name, depth] = peak_bytes(way) / 1e9
-            same[name] = float((masked[name] & peer).sum() / peer.sum()) if name in masked else float("nan")
+            held[name, depth] = peak_bytes(lambda name=name, way=way: found.update({name: way()})) / 1e9
+        masked = {name: mask_top(found[name][None].float(), RATIO)[0] for name in ways if name != EXACT}
+        peer = masked[next(iter(ways))]
+        same |= {name: float((masked[name] & peer).sum() / peer.sum()) for name in masked}
         for name in ways:
             spent[name, depth] = []
         for _ in range(chosen.rounds):
@@ -74,7 +75,7 @@ def rows(chosen: argparse.Namespace, size: str = "full") -> list[dict]:
         held[name, LAYERS] = carried(held[name, few], held[name, more])
     peer = names[0]
     return [
-        compared(f"{depth} layer" + "s" * (depth > 1), name, peer, spent, held, depth) | {"overlap": same[name]}
+        compared(f"{depth} layer" + "s" * (depth > 1), name, peer, spent, held, depth) | {"overlap": same.get(name)}
         for depth in (*DEPTHS, LAYERS)
         for name in names[1:]
     ]
