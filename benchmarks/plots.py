@@ -88,6 +88,7 @@ def kept_curves(rows: pd.DataFrame) -> Figure:
 @styled
 def ratio_dots(table: pd.DataFrame) -> Figure:
     """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns case, ours, peer, ratio, …"""
+    table = table.dropna(subset="ratio")
     label = table["case"] + ": " + table["ours"] + " vs " + table["peer"]
     rows = table.rename(columns={"ratio": "value", "ratio_low": "low", "ratio_high": "high"})
     rows = rows.assign(label=label, panel="peer's time / ours (median, quartiles)")
