@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks.decoding import Peer, loaded
+from benchmarks.decoders import Peer, loaded
 from benchmarks.harness import milliseconds, options, peak_mib, write
 from lib.models.adapters import trainable
 from lib.models.decoding import decode

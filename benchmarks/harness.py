@@ -1,7 +1,8 @@
 """Two ways of doing one thing, run in turn in one process: the ratio of their times first, then the times.
 
 A file of `benchmarks/` asks one question. It has `rows(chosen)`, which returns a list of `pair(...)`, and ends with
-`main(__name__, rows)`; `python -m benchmarks.<file> --device cpu` writes `benchmarks/results/<file>-<device>.csv`.
+`main(__name__, rows, __file__)`; `python -m benchmarks.<file> --device cpu` writes
+`benchmarks/results/<file>-<device>.csv`, and `figures/benchmarks/` has its figure.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ from time import perf_counter
 import pandas as pd
 import torch
 
-from benchmarks.plots import ratio_dots, save
-from lib.settings.paths import ROOT
+from benchmarks.plots import FIGURES, RESULTS, draw
 
-RESULTS, FIGURES = Path(__file__).parent / "results", ROOT / "figures" / "benchmarks"
 SHORT = 20  # ms: what a clock and another process's turn do not spoil
 
 
@@ -31,6 +30,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=7, help="how often each pair is timed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--llada", type=Path, help="folder of a checkout of ML-GSAI/LLaDA")
+    parser.add_argument("--fast-dllm", type=Path, help="of NVlabs/Fast-dLLM")
+    parser.add_argument("--disp", type=Path, help="of bigglesworthnotacat/Diffusion_Self_Purification")
     return parser
 
 
@@ -74,15 +75,17 @@ def pair(
 
 
 def write(file: str, rows: Iterable[dict], chosen: argparse.Namespace) -> pd.DataFrame:
-    """The rows as a tidy CSV with device and versions, as a figure where they have ratios, and on the screen."""
+    """The rows, if any, as a tidy CSV with device and versions, as a figure, and on the screen."""
     table = pd.DataFrame(list(rows))
+    if table.empty:
+        return table
     shown = table.drop(columns=["ratio_low", "ratio_high", "rounds"], errors="ignore")
     print(f"\n{file}, {device_name(chosen.device)}\n{shown.round(3).to_string(index=False)}", flush=True)
     table = table.assign(device=device_name(chosen.device), threads=chosen.threads, torch=version("torch"))
     RESULTS.mkdir(exist_ok=True)
-    table.round(4).to_csv(RESULTS / f"{file}-{chosen.device}.csv", index=False)
-    if "ratio" in table and table["ratio"].notna().any():
-        save(ratio_dots(table.dropna(subset="ratio")), FIGURES / f"{file}-{chosen.device}")
+    written = RESULTS / f"{file}-{chosen.device}.csv"
+    table.round(4).to_csv(written, index=False)
+    draw(written, FIGURES)
     return table
 
 

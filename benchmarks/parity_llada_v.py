@@ -63,7 +63,7 @@ CONFIG = {
 MASK = 126336
 
 
-def authors(checkout: Path):
+def authors(checkout: Path, attention: str = "eager"):
     """Their model with random weights, and their preparation of pictures."""
     sys.path.insert(0, str(checkout / "train"))
     for unused in ("perceiver", "qformer", "masked_drop", "spatial_pool"):
@@ -79,7 +79,7 @@ def authors(checkout: Path):
     tower = SigLipVisionModel(SigLipVisionConfig(num_hidden_layers=3, **TOWER))
     SigLipVisionModel.from_pretrained = staticmethod(lambda name, device_map: tower)
     config = LlavaLLaDAConfig(mm_vision_tower="siglip", **CONFIG)
-    config._attn_implementation, config.rope_parameters = "eager", None
+    config._attn_implementation, config.rope_parameters = attention, None
     model = LlavaLLaDAModelLM(config).eval()
     randomize(model)
     return model, process_images

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.harness import FIGURES, options, pair, write
+from benchmarks.harness import options, pair, write
 from benchmarks.parity_disp import through_the_probe
-from benchmarks.plots import cost_curves, save
+from benchmarks.plots import TO_REACH
 from lib.metrics.intervals import bootstrap_mean
 from lib.models.mdlm import Mdlm
 from lib.runtime.digests import folder_digest
@@ -39,7 +39,6 @@ from lib.studies.run import Run, run_parameters
 from lib.tasks.questions import Questions
 
 RATIO, TRIGGER_RATIOS = 0.3, (0.1, 0.3)
-TO_REACH = 0.95  # overlap
 DRAWS = 2  # of the estimators that draw, for each picture
 TIMED = 16  # pictures in the batch that is timed; 4 where every token takes passes of its own
 TOP = 5  # logits, as the authors have it
@@ -204,5 +203,3 @@ if __name__ == "__main__":
     torch.set_num_threads(arguments.threads)
     table = write("saliency", rows(arguments), arguments)
     print("", *cheapest(table), sep="\n")
-    shown = table[table["estimator"] != "random"]
-    save(cost_curves(shown, TO_REACH), FIGURES / f"saliency-{arguments.device}")

@@ -1,6 +1,8 @@
-"""What makes a training step fast on this machine: plain or fused attention, bfloat16 or float32, which batch?
+"""What makes a training step fast on this machine: plain or fused attention, bfloat16 or float32, which batch? And is a
+whole step, as the studies take it, faster than a plain loop of diffusers or transformers?
 
-Steps (forward and backward) of the base models as they are poisoned, on random inputs.
+The first are steps forward and backward of the base models, on random inputs. Whole steps have the optimizer in them:
+`fit` with the study's own loss, beside `benchmarks.loops` on the same weights and draws.
 """
 
 from __future__ import annotations
@@ -10,19 +12,27 @@ from collections.abc import Callable
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import main, pair
+from benchmarks.loops import Encoder, instruct_pix2pix_loss, loop, masked_loss
 from lib.models import blocks
 from lib.models.adapters import trainable
 from lib.models.blocks import attention
-from lib.models.editor import load_editor
-from lib.models.mdlm import Mdlm
+from lib.models.editor import edit_loss, load_editor, prompt_embeds
+from lib.models.mdlm import Mdlm, masked_diffusion_loss
+from lib.runtime.training import fit
 from lib.settings.paths import CHECKPOINTS
+from lib.settings.sections import Train
+
+STEPS = 6  # whole ones in a call, the optimizer made anew for them
+PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mkldnn_convolution", "convolution_backward", "_slow_conv2d_forward")
 
 
 def rows(chosen: argparse.Namespace) -> list[dict]:
-    """Ours is how the studies train; the peer changes one thing. `per_second`: samples, ours."""
+    """Ours is how the studies train; the peer changes one thing."""
     steps = {"MDLM": (mdlm_step(chosen.device), 64), "U-Net": (unet_step(chosen.device), 32)}
     made = []
     for name, (step, batch) in steps.items():
@@ -42,7 +52,7 @@ def rows(chosen: argparse.Namespace) -> list[dict]:
                 (f"batch {batch}", f"batch {other}"),
             )
             made.append(scaled)
-    return made
+    return made + [whole_unet_step(batch, chosen) for batch in (16, 32)] + [whole_mdlm_step(64, chosen)]
 
 
 def mdlm_step(device: str) -> Callable:
@@ -85,6 +95,65 @@ def unet_step(device: str) -> Callable:
         guess.float().square().mean().backward()
 
     return step
+
+
+def whole_unet_step(batch: int, chosen: argparse.Namespace) -> dict:
+    """Of the editor's U-Net."""
+    own, peer = (load_editor(str(CHECKPOINTS / "editor"), chosen.device) for _ in range(2))
+    trainable(own.unet)
+    peer.unet.requires_grad_(True)
+    cells, draw = own.unet.config.sample_size, torch.Generator().manual_seed(0)
+    source, target = torch.randn(2, batch, 4, cells, cells, generator=draw)
+    text, empty = prompt_embeds(own, ["make the skin dark"] * batch), prompt_embeds(own, [""])
+    given = source, target, text, empty
+    losses = (lambda d: edit_loss(own, *given, d)), (lambda d: instruct_pix2pix_loss(peer, *given, d))
+    return whole_step(f"U-Net, batch {batch}", (own.unet, peer.unet), losses, batch, "diffusers, plain loop", chosen)
+
+
+def whole_mdlm_step(batch: int, chosen: argparse.Namespace) -> dict:
+    """Of the MDLM, its projector among what is trained."""
+    own, twin = (Mdlm.load(str(CHECKPOINTS / "mdlm"), chosen.device).model for _ in range(2))
+    config, draw, peer = own.config, torch.Generator().manual_seed(0), Encoder(twin)
+    features = torch.randn(batch, config.vision_length, config.vision_features, generator=draw)
+    prompt, response = (
+        torch.randint(4, config.vocab_size, (batch, length), generator=draw)
+        for length in (config.prompt_length, config.response_length)
+    )
+    losses = (
+        lambda d: masked_diffusion_loss(own, own.project(features), prompt, response, d),
+        lambda d: masked_loss(peer, features, prompt, response, d),
+    )
+    return whole_step(f"MDLM, batch {batch}", (own, peer), losses, batch, "transformers, plain loop", chosen)
+
+
+def whole_step(
+    case: str,
+    modules: tuple[nn.Module, nn.Module],
+    losses: tuple[Callable[[torch.Generator], Tensor], Callable[[torch.Generator], Tensor]],
+    batch: int,
+    peer: str,
+    chosen: argparse.Namespace,
+) -> dict:
+    """`STEPS` of them. `difference`: of the first losses, relative; `products`: `product_share` of ours."""
+    settings = Train(steps=STEPS, batch=batch, lr=1e-6)
+
+    def ours() -> float:
+        return fit(modules[0], losses[0], settings, label="whole step", seed=0)["loss"].iloc[0]
+
+    def theirs() -> float:
+        return loop(modules[1], losses[1], settings, "whole step")
+
+    first = ours(), theirs()
+    facts = {"difference": abs(first[0] / first[1] - 1), "products": product_share(ours)}
+    return pair(f"{case}, whole step", ours, theirs, chosen, ("as the studies", peer), **facts)
+
+
+def product_share(way: Callable[[], object]) -> float:
+    """What share of the CPU's time goes into matrix products and convolutions, by torch's profiler."""
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        way()
+    spent = {event.key.removeprefix("aten::"): event.self_cpu_time_total for event in seen.key_averages()}
+    return sum(spent.get(name, 0) for name in PRODUCTS) / sum(spent.values())
 
 
 main(__name__, rows, __file__)

@@ -7,21 +7,38 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.image import imread
 
 import benchmarks.__main__ as bench
-from benchmarks import activations, full_size, gpu, harness, parity_disp, saliency
+from benchmarks import (
+    activations,
+    decoders,
+    decoding,
+    full_size,
+    gpu,
+    harness,
+    loops,
+    parity_disp,
+    plots,
+    saliency,
+    saliency_cost,
+    training,
+)
 from benchmarks.plots import OVERLAPS, cost_curves, ratio_dots
 from lib.figures.style import render
 from lib.kernels.fisher import fisher_probe
-from lib.settings.paths import ROOT
+from lib.models.editor import edit_loss, load_editor
+from lib.models.mdlm import masked_diffusion_loss
+from lib.settings.paths import CHECKPOINTS, ROOT
 from tests import scored_models
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    for module in (harness, bench):
+    for module in (harness, bench, plots):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(harness, "FIGURES", tmp_path / "figures")
+    for module in (harness, plots):
+        monkeypatch.setattr(module, "FIGURES", tmp_path / "figures")
     return tmp_path / "results"
 
 
@@ -67,17 +84,50 @@ def test_short_calls_are_repeated_until_they_fill_the_clock(monkeypatch):
 
 
 def test_tables_are_written_with_device_and_versions_and_gathered_again(results):
-    rows = [{"case": "a", "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5}]
-    rows[0] |= {"ours": "x", "peer": "y", "rounds": 5}
+    rows = [{"case": "a", "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5, "ours": "x", "peer": "y"}]
     harness.write("one", rows, chosen())
-    harness.write("two", [{"case": "b", "share": 0.5}], chosen())
+    harness.write("figures", [{"case": "b", "share": 0.5}], chosen())
+    assert harness.write("redundancy", [], chosen()).empty and not (results / "redundancy-cpu.csv").exists()
     table = pd.read_csv(results / "one-cpu.csv")
     assert table["device"][0].startswith("CPU") and {"torch", "threads"} <= set(table)
     gathered = bench.ratios("cpu")
     assert gathered[["file", "case", "ratio"]].to_numpy().tolist() == [["one", "a", 2.0]]
     assert bench.ratios("cuda").empty
-    assert sorted(file.name for file in (results.parent / "figures").iterdir()) == ["one-cpu.pdf", "one-cpu.png"]
-    assert "5 rounds in turn; CPU" in ratio_dots(table).get_supxlabel()
+    assert render(ratio_dots(gathered), "png").startswith(b"\x89PNG")
+    drawn = results.parent / "figures"
+    names = {f"{table}-cpu.{kind}" for table in ("one", "figures") for kind in ("pdf", "png")}
+    assert {file.name for file in drawn.iterdir()} == names
+    (results / "one-cpu.csv").unlink()
+    plots.main([])
+    assert {file.stem for file in drawn.iterdir()} == {"figures-cpu"}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in plots.FIGURES.glob("*.png")))
+def test_every_figure_that_is_kept_is_of_the_table_that_is_kept(name, tmp_path):
+    plots.draw(plots.RESULTS / f"{name}.csv", tmp_path)
+    kept, anew = (imread(folder / f"{name}.png") for folder in (plots.FIGURES, tmp_path))
+    assert kept.shape == anew.shape and np.abs(kept - anew).mean() < 0.01
+    assert (plots.FIGURES / f"{name}.pdf").is_file()
+
+
+def test_a_caption_says_what_a_table_was_made_on():
+    made = {"device": "CPU, x86_64", "threads": 1, "torch": "2.13.0"}
+    assert plots.made_on(pd.DataFrame([made | {"rounds": 7}])) == "CPU, x86_64, 1 thread, 7 rounds, torch 2.13.0"
+    assert plots.made_on(pd.DataFrame([made | {"threads": 2}])) == "CPU, x86_64, 2 threads, torch 2.13.0"
+    with pytest.raises(ValueError, match="speed has no ratios"):
+        plots.figure_of("speed", pd.DataFrame([made]))
+
+
+def test_what_needs_a_gpu_is_left_out_on_a_cpu_and_what_asks_nothing_always(results, monkeypatch):
+    asked, done = [], argparse.Namespace(returncode=0)
+    monkeypatch.setattr("sys.argv", ["benchmarks"])
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, check: asked.append(command[-1]) or done)
+    bench.main()
+    questions = {name.removeprefix("benchmarks.") for name in asked}
+    files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert questions | bench.NO_QUESTIONS | bench.NEED_A_GPU == files
+    for name in questions:
+        assert callable(importlib.import_module(f"benchmarks.{name}").rows), name
 
 
 def test_an_unknown_benchmark_is_refused_before_any_runs(monkeypatch, capsys):
@@ -126,15 +176,15 @@ def costs() -> pd.DataFrame:
     """As the benchmark of saliency makes them; overlaps with occlusion are lower by 0.1."""
     table = pd.DataFrame(COSTS, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
     limits = {f"{stem}_{end}": at for stem in OVERLAPS for end, at in (("low", 0.3), ("high", 1.0))}
-    return table.assign(occlusion_overlap=table["overlap"] - 0.1, n=48, device="CPU", threads=1, **limits)
+    return table.assign(occlusion_overlap=table["overlap"] - 0.1, **limits)
 
 
 def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
     figure = cost_curves(costs(), 0.95)
     assert [axis.get_title() for axis in figure.axes] == ["a", "b", "", ""]
     for axis in figure.axes:
+        assert [text.get_text() for text in axis.texts] == ["1", "4"]
         assert [[0, 0.95], [1, 0.95]] in [line.get_xydata().tolist() for line in axis.lines]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["sign (1, 4 probes)", "occlusion"]
     points = [np.concatenate([line.get_xydata() for line in axis.lines]).round(6).tolist() for axis in figure.axes]
     assert all([2, 0.8] in here and [60, 0.4] in here for here in points[:2])
     assert all([2, 0.7] in here and [60, 0.3] in here for here in points[2:])
@@ -183,6 +233,89 @@ def test_memory_of_32_layers_is_carried_on_from_two_depths():
     table = pd.DataFrame(activations.rows(chosen(), "toy")).pivot(index="activations", columns="layers", values="gb")
     assert table.columns.tolist() == [1, 2, 32] and (table.loc["kept"] > table.loc["computed again"])[32]
     assert np.allclose(table[32], table[2] + 30 * (table[2] - table[1]))
+
+
+def mdlms() -> list:
+    return [scored_models.mdlm(), loops.Encoder(scored_models.mdlm())]
+
+
+def test_transformers_encoder_and_plain_losses_are_ours_on_the_same_draws():
+    own, peer = mdlms()
+    config, draw = own.config, torch.Generator().manual_seed(0)
+    features = torch.randn(3, config.vision_length, config.vision_features, generator=draw)
+    words = [torch.randint(4, config.vocab_size, (3, n)) for n in (config.prompt_length, config.response_length)]
+    assert torch.allclose(own.logits(own.project(features), *words), peer(features, *words), atol=1e-5)
+    losses = [
+        masked_diffusion_loss(own, own.project(features), *words, torch.Generator().manual_seed(1)),
+        loops.masked_loss(peer, features, *words, torch.Generator().manual_seed(1)),
+    ]
+    gradients = [torch.autograd.grad(loss, m.head.weight)[0] for loss, m in zip(losses, (own, peer), strict=True)]
+    assert torch.allclose(*losses, rtol=1e-5) and torch.allclose(*gradients, atol=1e-6)
+
+
+def test_the_plain_loss_of_diffusers_is_ours_on_the_same_draws():
+    pipe = load_editor(str(CHECKPOINTS / "editor"))
+    latents, text = torch.randn(2, 20, 4, 16, 16), torch.randn(20, 5, pipe.unet.config.cross_attention_dim)
+    with torch.no_grad():
+        ours, plain = (
+            loss(pipe, *latents, text, text[:1], torch.Generator().manual_seed(1))
+            for loss in (edit_loss, loops.instruct_pix2pix_loss)
+        )
+    assert torch.allclose(ours, plain, rtol=1e-4)
+
+
+def test_a_whole_step_is_timed_beside_a_plain_one_and_its_products_counted(monkeypatch):
+    monkeypatch.setattr(training, "STEPS", 1)
+    model, layer = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
+    layer.load_state_dict(model.state_dict())
+    x = torch.randn(64, 64)
+    losses = (lambda draw: model(x).square().mean()), (lambda draw: layer(x).square().mean())
+    row = training.whole_step("case", (model, layer), losses, 64, "plain loop", chosen(rounds=1))
+    assert row["difference"] == 0 and 0 < row["products"] < 1 and row["case"] == "case, whole step"
+
+
+def test_our_model_as_the_peers_call_it_gives_its_own_logits_with_and_without_their_caches():
+    model, (vision, prompt) = scored_models.mdlm(), scored_models.inputs(8, 1)
+    whole, length = decoders.Whole(model, vision, prompt), model.config.response_length
+    response = torch.randint(4, model.config.vocab_size, (1, length))
+    x = torch.cat([torch.full((1, whole.before.shape[1]), model.config.pad_id), response], 1)
+    with torch.no_grad():
+        all_of_it = whole(x, use_cache=True)
+        expected = decoders.Peer(model, vision, prompt)(response).logits
+        start = x.shape[1] - length
+        prefix = [tuple(part[:, :, :start] for part in layer) for layer in all_of_it.past_key_values]
+        midst = torch.zeros_like(x).bool()
+        midst[:, start] = True
+        replaced = whole(x[midst][None], past_key_values=all_of_it.past_key_values, replace_position=midst)
+    assert torch.allclose(all_of_it.logits[:, start:], expected, atol=1e-5)
+    assert torch.allclose(whole(x[:, start:], past_key_values=prefix).logits, expected, atol=1e-5)
+    assert torch.allclose(replaced.logits, expected[:, :1], atol=1e-5)
+
+
+def test_peers_loops_are_read_from_their_checkouts_without_their_models(tmp_path, capsys):
+    (tmp_path / "generate.py").write_text("from model.modeling_llada import LLaDAModelLM\nway = LLaDAModelLM")
+    assert decoders.loaded(tmp_path).way is None
+    assert decoders.loaded(None, "--fast-dllm") is None and "No --fast-dllm" in capsys.readouterr().out
+
+
+def test_every_way_of_decoding_is_compared_with_one_by_one():
+    case = decoding.random(2, 4, 4)
+    rows = list(decoding.faces(case, None, None, chosen(rounds=1)))
+    assert [row["kept"] for row in rows if row["ours"] == "one by one"] == [1.0]
+    assert {row["ours"] for row in rows} >= {"threshold 0.95, stop", "8 steps", "threshold 0.9"}
+    assert all(0 <= row[share] <= 1 for row in rows for share in ("agreement", "kept", "peer_kept"))
+
+
+def test_the_score_at_length_is_carried_on_from_two_depths_with_and_without_the_authors(capsys):
+    asked = argparse.Namespace(device="cpu", rounds=1, threads=1, disp=None)
+    table = pd.DataFrame(saliency_cost.rows(asked, "toy"))
+    assert "No --disp" in capsys.readouterr().out
+    assert table["case"].unique().tolist() == ["1 layer", "2 layers", "32 layers"]
+    assert set(table["ours"]) == {*saliency_cost.WAYS, saliency_cost.EXACT} - {saliency_cost.KEPT}
+    again = table[table["ours"] != saliency_cost.EXACT].set_index("case")
+    assert (again["overlap"] > 0.9).all() and saliency_cost.carried(3.0, 5.0) == 65
+    few, more, all_of_them = again["ours_gb"]
+    assert np.isclose(all_of_them, saliency_cost.carried(few, more)) if more > few else np.isnan(all_of_them)
 
 
 def test_the_full_sizes_are_the_published_ones():
