@@ -21,7 +21,7 @@ from lib.settings.paths import ROOT
 RESULTS, FIGURES = Path(__file__).parent / "results", ROOT / "figures" / "benchmarks"
 OVERLAPS = {"overlap": "overlap with the exact score", "occlusion_overlap": "overlap with occlusion"}
 TO_REACH = 0.95  # overlap
-CROWDED = 200  # ratios so far apart that powers of ten alone have room on their axis
+NARROW, CROWDED = 3, 200  # ratios less far apart are on a linear axis, those further have powers of ten alone on theirs
 # Of tables without ratios: which columns name a row, which is shown, and what it is.
 VALUES = {
     "activations": (["activations", "layers"], "gb", "GB beside the weights, by layers"),
@@ -87,14 +87,19 @@ def kept_curves(rows: pd.DataFrame) -> Figure:
 
 @styled
 def ratio_dots(table: pd.DataFrame) -> Figure:
-    """A benchmark's ratios with quartiles on a logarithmic axis, a row each; columns case, ours, peer, ratio, …"""
+    """A benchmark's ratios with quartiles, a row each, on a logarithmic axis where they are far apart.
+
+    Columns case, ours, peer, ratio, ratio_low, ratio_high.
+    """
     table = table.dropna(subset="ratio")
     label = table["case"] + ": " + table["ours"] + " vs " + table["peer"]
     rows = table.rename(columns={"ratio": "value", "ratio_low": "low", "ratio_high": "high"})
     rows = rows.assign(label=label, panel="peer's time / ours (median, quartiles)")
     figure = dots(rows, "label", "panel", shares=(), at=1.0)
-    log_axis(figure.axes[0], "x")
-    if table["ratio"].max() > CROWDED * table["ratio"].min():
+    spread = table["ratio"].max() / table["ratio"].min()
+    if spread > NARROW:
+        log_axis(figure.axes[0], "x")
+    if spread > CROWDED:
         figure.axes[0].xaxis.set_major_locator(LogLocator())
     return figure
 
