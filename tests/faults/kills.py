@@ -97,12 +97,12 @@ def build(checkout: Path, studies: tuple[str, ...], moments: list[float], draw: 
 
 def reached(checkout: Path, run: subprocess.Popen, moment: float) -> bool:
     """Wait for so many finished jobs, and the part of the next one's time. False where the run ended before."""
-    seconds, since = 2 * whole().seconds / whole().jobs, None
+    since = None
     while run.poll() is None:
         done = finishes(checkout).total()
         if done >= int(moment):
             since = since or time.monotonic()
-            if done > int(moment) or time.monotonic() - since >= moment % 1 * seconds:
+            if done > int(moment) or time.monotonic() - since >= moment % 1 * whole().job_seconds:
                 return True
         time.sleep(0.2)
     return False
