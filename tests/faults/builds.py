@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -73,7 +74,15 @@ def started(checkout: Path, study: str = "all", *before: str) -> subprocess.Pope
     command = [*before, "make", "figures", "PROFILE=smoke", f"STUDY={study}", "JOBS=2"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (checkout / "log").open("a") as log:
-        return subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
+        run = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
+    atexit.register(stopped, run)
+    return run
+
+
+def stopped(run: subprocess.Popen) -> None:
+    """End what still runs of it, where the tests end before."""
+    if run.poll() is None:
+        os.killpg(run.pid, signal.SIGKILL)
 
 
 def ended(run: subprocess.Popen) -> int:
@@ -81,7 +90,7 @@ def ended(run: subprocess.Popen) -> int:
     try:
         return run.wait(LONGEST)
     except subprocess.TimeoutExpired:
-        os.killpg(run.pid, 9)
+        os.killpg(run.pid, signal.SIGKILL)
         raise TimeoutError(f"make figures hung for {LONGEST} s") from None
 
 
