@@ -31,9 +31,10 @@ def main(chosen: list[str]) -> int:
                     print(f"NOT HELD  {trial.kind}: {trial.what}\n          {trial.said[:400]}", flush=True)
         except KeyboardInterrupt:
             print(f"{name}: stopped after {len(tried)}, which are kept", flush=True)
-        if tried:
-            failed += sum(not trial.held for trial in tried)
-            keep(tried)
+        finally:
+            if tried:
+                failed += sum(not trial.held for trial in tried)
+                keep(tried)
         print(f"{time.monotonic() - begun:.0f} s", flush=True)
     return 1 if failed else 0
 

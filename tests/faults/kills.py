@@ -1,10 +1,10 @@
 """`make figures PROFILE=smoke`, killed at random moments until it ends: the same tables, nothing finished made again.
 
 Builds from nothing, up to PER_BUILD kills each, KILLS (50) in all. Every kill is followed by the next run, which goes
-on and is killed in turn; the last run of a build is left to end. Builds are STUDY=all, and in turn collapse, disp and
-the rest. Every other kill takes all processes of the group, else one, drawn from all below make: Snakemake, a shell, a
-job, its kernel; the next run begins at once, beside what outlived its parent. Moments are drawn evenly over a build's
-progress: the jobs finished, and a part of the time that one takes.
+on and is killed in turn; the last run of a build is left to end. A build is STUDY=collapse, then disp, then what is left
+of all, and the next one STUDY=all. Every other kill takes all processes of the group, else one, drawn from all below
+make: Snakemake, a shell, a job, its kernel; the next run begins at once, beside what outlived its parent. Moments are
+drawn evenly over a build's progress: so many jobs finished, then a part of the time that one takes, or until one more is.
 
 A kill holds if no artifact and no job that was finished before it was made again by any later run, every later run that
 nobody killed ended well, and the build's tables are those of a build that nobody killed, byte for byte.
@@ -40,7 +40,7 @@ from builds import (
 from trial import Trial
 
 KIND, PER_BUILD = "a kill of make figures", 17
-ORDERS = (("all",), ("collapse", "disp", "all"))
+ORDERS = (("collapse", "disp", "all"), ("all",))
 PARTS = ("lib.runtime.store", "snakemake", "lib.studies", "papermill", "ipykernel", "bash", "sh")
 
 
@@ -97,12 +97,12 @@ def build(checkout: Path, studies: tuple[str, ...], moments: list[float], draw: 
 
 def reached(checkout: Path, run: subprocess.Popen, moment: float) -> bool:
     """Wait for so many finished jobs, and the part of the next one's time. False where the run ended before."""
-    since = None
+    before, since = finishes(checkout).total(), None
     while run.poll() is None:
         done = finishes(checkout).total()
         if done >= int(moment):
             since = since or time.monotonic()
-            if done > int(moment) or time.monotonic() - since >= moment % 1 * whole().job_seconds:
+            if done > max(before, int(moment)) or time.monotonic() - since >= moment % 1 * whole().job_seconds:
                 return True
         time.sleep(0.2)
     return False

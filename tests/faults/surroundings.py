@@ -85,7 +85,8 @@ def begin(checkout: Path) -> None:
         if model.items() <= spec(path).items():
             shutil.rmtree(path)
     mark.unlink()
-    shutil.rmtree(build / "smoke" / "figures" / NOTEBOOK, ignore_errors=True)
+    shutil.rmtree(build / "smoke" / "figures" / NOTEBOOK)
+    (build / "smoke" / "figures" / "headline.csv").unlink()
 
 
 def spec(artifact: Path) -> dict:
