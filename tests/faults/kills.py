@@ -1,13 +1,14 @@
 """`make figures PROFILE=smoke`, killed at random moments until it ends: the same tables, nothing finished made again.
 
 Builds from nothing, up to PER_BUILD kills each, KILLS (50) in all. Every kill is followed by the next run, which goes
-on and is killed in turn; the last run of a build is left to end. A build is STUDY=collapse, then disp, then what is left
-of all, and the next one STUDY=all. Every other kill takes all processes of the group, else one, drawn from all below
-make: Snakemake, a shell, a job, its kernel; the next run begins at once, beside what outlived its parent. Moments are
-drawn evenly over a build's progress: so many jobs finished, then a part of the time that one takes, or until one more is.
+on and is killed in turn; the last run of a build is left to end. A build is STUDY=collapse, then disp, then what is
+left of all, and the next one STUDY=all. Every other kill takes all processes of the group, else one, drawn from all
+below make: Snakemake, a shell, a job, its kernel; the next run begins at once, beside what outlived its parent.
+Moments are drawn evenly over a build's progress: so many jobs finished, then a part of the time that one takes, or
+until one more is.
 
-A kill holds if no artifact and no job that was finished before it was made again by any later run, every later run that
-nobody killed ended well, and the build's tables are those of a build that nobody killed, byte for byte.
+A kill holds if no artifact and no job that was finished before it was made again by any later run, every later run
+that nobody killed ended well, and the build's tables are those of a build that nobody killed, byte for byte.
 """
 
 from __future__ import annotations
