@@ -17,15 +17,13 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -313,18 +311,23 @@ def _read_csv(file: Path) -> "pandas.DataFrame":
     return pandas.read_csv(file, keep_default_na=False, na_values=[""])
 
 
-def _run_alone(lock: Path, command: list[str]) -> int:
-    """The exit code of a command that no other process runs under this lock. A request to stop is handed on to it."""
-    with exclusive(lock, "another run is at work in this folder"):
-        child = subprocess.Popen(command)
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        with suppress(KeyboardInterrupt):  # the child has had it too
-            child.wait()
-        return child.wait()
+def _run_alone(lock: Path, command: list[str]) -> NoReturn:
+    """Become a command that no other process runs under this lock: it has it for as long as it lives."""
+    import fcntl
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(descriptor, True)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another run is at work in this folder; waiting for it to end.", file=sys.stderr, flush=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.execvp(command[0], command)
 
 
 if __name__ == "__main__":  # python -m lib.runtime.store LOCK COMMAND...: one such command at a time
     try:
-        sys.exit(_run_alone(Path(sys.argv[1]), sys.argv[2:]))
+        _run_alone(Path(sys.argv[1]), sys.argv[2:])
     except OSError as error:
         sys.exit(f"the lock {sys.argv[1]} cannot be taken ({error}): its folder must be one that can be written to")

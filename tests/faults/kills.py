@@ -1,8 +1,14 @@
-"""`make figures PROFILE=smoke`, killed at random moments: the next run ends with the same tables, and makes nothing
-that was finished again.
+"""`make figures PROFILE=smoke`, killed at random moments until it ends: the same tables, nothing finished made again.
 
-In a copy of the checkout, for hours: KILLS kills (50), the whole group of processes or one of them, at a moment drawn
-over the time that a whole run takes; every tenth from nothing, else with a third of the artifacts and all figures gone.
+Builds from nothing, up to PER_BUILD kills each, KILLS (50) in all. Every kill is followed by the next run, which goes
+on and is killed in turn; the last run of a build is left to end. A build is STUDY=collapse, then disp, then what is
+left of all, and the next one STUDY=all. Every other kill takes all processes, else one, drawn from them: make, a
+shell, Snakemake, a job, its kernel; the next run begins as soon as make has ended, beside what outlived its parent.
+Moments are drawn evenly over a build's progress: so many jobs finished, then a part of the time that one takes, or
+until one more is.
+
+A kill holds if no artifact and no job that was finished before it was made again by any later run, every later run
+that nobody killed ended well, and the build's tables are those of a build that nobody killed, byte for byte.
 """
 
 from __future__ import annotations
@@ -12,105 +18,115 @@ import random
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from builds import (
+    command,
+    copied,
+    ended,
+    finishes,
+    left_alone,
+    said,
+    stamps,
+    started,
+    tables,
+    whole,
+    within,
+)
 from trial import Trial
 
-from lib.runtime.store import CHECKSUMS
-from lib.settings.paths import ROOT
+KIND, PER_BUILD = "a kill of make figures", 17
+ORDERS = (("collapse", "disp", "all"), ("all",))
+PARTS = ("lib.runtime.store", "snakemake", "lib.studies", "papermill", "ipykernel")
 
-KIND = "a kill of make figures"
-STUDIES = ("all", "collapse", "disp")
+
+@dataclass(frozen=True)
+class Kill:
+    """What was killed, and what was finished by then."""
+
+    what: str
+    artifacts: dict[Path, int]
+    jobs: Counter[str]
 
 
 def trials() -> Iterator[Trial]:
-    draw = random.Random(0)
-    with tempfile.TemporaryDirectory() as name:
-        checkout = copied(Path(name) / "checkout")
-        begun = time.monotonic()
-        ended(started(checkout, "all"))
-        whole, expected = time.monotonic() - begun, tables(checkout)
-        for number in range(int(os.environ.get("KILLS", "50"))):
-            yield killed(checkout, draw, number, whole, expected)
+    draw, left, number = random.Random(0), int(os.environ.get("KILLS", "50")), 0
+    checkout = copied(whole().checkout.parent / "killed")
+    while left > 0:
+        moments = [draw.uniform(0, whole().jobs + 1) for _ in range(min(left, PER_BUILD))]
+        tried = build(checkout, ORDERS[number % 2], sorted(moments, reverse=True), draw)
+        left, number = left - len(tried), number + 1
+        yield from tried
 
 
-def killed(checkout: Path, draw: random.Random, number: int, whole: float, expected: dict[str, bytes]) -> Trial:
-    study, group, moment = draw.choice(STUDIES), number % 2 == 0, draw.uniform(0.02, 0.9) * whole
-    begin(checkout, draw, number % 10 == 0)
-    run = started(checkout, study)
-    with suppress(subprocess.TimeoutExpired):
-        run.wait(moment)
-    with suppress(ProcessLookupError):
-        if group:
-            os.killpg(run.pid, signal.SIGKILL)
-        else:
-            for pid in children(run.pid)[-1:]:
-                os.kill(pid, signal.SIGKILL)
-    run.wait()
-    finished = stamps(checkout)
-    ended(started(checkout, "all"))
-    found, kept = tables(checkout), stamps(checkout)
-    other = sorted(name for name in expected if found.get(name) != expected[name])
-    again = sorted(str(path) for path, stamp in finished.items() if kept.get(path) != stamp)
-    what = f"STUDY={study}, {'all processes' if group else 'one process'} after {moment:.0f} s"
-    said = f"{len(finished)} artifacts finished, made again: {again[:3]}, other tables: {other[:3]}"
-    return Trial(KIND, what, bool(expected) and not other and not again and set(found) == set(expected), said)
+def build(checkout: Path, studies: tuple[str, ...], moments: list[float], draw: random.Random) -> list[Trial]:
+    """One build from nothing, killed at these moments, the last of which comes first."""
+    for name in ("build", ".snakemake"):
+        shutil.rmtree(checkout / name, ignore_errors=True)
+    (checkout / "log").unlink(missing_ok=True)
+    kills, failed = [], []
+    for study in studies:
+        run, disturbed = started(checkout, study), False
+        while True:
+            if moments and reached(checkout, run, moments[-1]):
+                one = draw if len(kills) % 2 else None
+                kills.append(kill(checkout, study, moments.pop(), one))
+                disturbed = bool(one or ended(run))
+            elif not (code := ended(run)):
+                break
+            else:
+                if not disturbed:
+                    failed.append(f"STUDY={study} after {len(kills)} kills ended with {code}: {said(checkout)[-300:]}")
+                if len(failed) > 3:
+                    raise RuntimeError(failed[-1])
+                run, disturbed = started(checkout, study), False
+    left_alone(checkout)
+    found, kept, jobs = tables(checkout), stamps(checkout), finishes(checkout)
+    expected = whole().tables
+    other = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
+    held = [not other and not failed] * len(kills)
+    told = []
+    for number, one in enumerate(kills):
+        again = [str(path) for path, stamp in one.artifacts.items() if kept.get(path) != stamp]
+        again += [job for job in one.jobs if jobs[job] > one.jobs[job]]
+        held[number] &= not again
+        told.append(f"{len(one.artifacts)} artifacts, {len(one.jobs)} jobs; again {again[:3]}; {other[:3]}; {failed}")
+    return [Trial(KIND, one.what, good, text) for one, good, text in zip(kills, held, told, strict=True)]
 
 
-def copied(folder: Path) -> Path:
-    """What git knows of, with this checkout's .venv."""
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
-    (folder / ".venv").symlink_to(ROOT / ".venv")
-    os.utime(folder / "requirements.txt", (0, 0))  # older than the environment, which stays
-    return folder
+def reached(checkout: Path, run: subprocess.Popen, moment: float) -> bool:
+    """Wait for so many finished jobs, and the part of the next one's time. False where the run ended before."""
+    before, since = finishes(checkout).total(), None
+    while run.poll() is None:
+        done = finishes(checkout).total()
+        if done >= int(moment):
+            since = since or time.monotonic()
+            if done > max(before, int(moment)) or time.monotonic() - since >= moment % 1 * whole().job_seconds:
+                return True
+        time.sleep(0.2)
+    return False
 
 
-def begin(checkout: Path, draw: random.Random, nothing: bool) -> None:
-    """The state before a run that is to be killed."""
-    shutil.rmtree(checkout / "build" / "smoke", ignore_errors=True)
-    if nothing:
-        shutil.rmtree(checkout / "build", ignore_errors=True)
-    for path in stamps(checkout):
-        if draw.random() < 1 / 3:
-            shutil.rmtree(path)
+def kill(checkout: Path, study: str, moment: float, one: random.Random | None) -> Kill:
+    """All processes in that copy, or one, and then what was finished."""
+    victims, who = sorted(within(checkout)), "all processes"
+    if one and victims:
+        victims = [one.choice(victims)]
+        who = name(victims[0])
+    what = f"STUDY={study}: {who} killed after {moment:.1f} jobs"
+    for pid in victims:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    print(what, flush=True)
+    return Kill(what, stamps(checkout), finishes(checkout))
 
 
-def started(checkout: Path, study: str) -> subprocess.Popen:
-    command = ["make", "figures", "PROFILE=smoke", f"STUDY={study}", "JOBS=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (checkout / "log").open("a") as log:
-        return subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def ended(run: subprocess.Popen) -> None:
-    """Raises RuntimeError where a run that nobody kills does not end well."""
-    if code := run.wait():
-        raise RuntimeError(f"make figures ended with {code}: see the log in its checkout")
-
-
-def children(pid: int) -> list[int]:
-    """All processes below it, the deepest last."""
-    listed = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                listed += [int(child), *children(int(child))]
-    return listed
-
-
-def tables(checkout: Path) -> dict[str, bytes]:
-    folder = checkout / "build" / "smoke" / "figures"
-    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*.csv"))}
-
-
-def stamps(checkout: Path) -> dict[Path, int]:
-    """Every finished artifact, and when it was."""
-    store = checkout / "build" / "store"
-    return {file.parent: file.stat().st_mtime_ns for file in store.glob(f"*/[0-9a-f]*/{CHECKSUMS}")}
+def name(pid: int) -> str:
+    words = command(pid).split()
+    known = [part for part in PARTS if "python" in words[0] and part in " ".join(words[:4])] if words else []
+    return (known or [Path(words[0]).name if words else "a process that has just ended"])[0]

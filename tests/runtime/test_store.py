@@ -332,6 +332,21 @@ def test_command_under_a_lock_waits_for_the_one_before(tmp_path):
     assert sorted(said) == ["", "another run is at work in this folder; waiting for it to end.\n"]
 
 
+def test_command_under_a_lock_has_it_until_it_ends_itself(tmp_path):
+    """No process stands before it that could be killed and leave it at work without the lock."""
+    lock, line = str(tmp_path / "lock"), "echo $$; exec sleep 600"
+    begin = [sys.executable, "-m", "lib.runtime.store", lock, "sh", "-c"]
+    given = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([*begin, line], **given)
+    assert int(first.stdout.readline()) == first.pid
+    second = subprocess.Popen([*begin, "echo mine"], **given)
+    assert second.stderr.readline() == "another run is at work in this folder; waiting for it to end.\n"
+    assert second.poll() is None
+    first.kill()
+    assert second.communicate(timeout=60)[0] == "mine\n"
+    first.communicate(timeout=60)
+
+
 # Tensors and tables
 
 
