@@ -2,8 +2,8 @@
 
 Builds from nothing, up to PER_BUILD kills each, KILLS (50) in all. Every kill is followed by the next run, which goes
 on and is killed in turn; the last run of a build is left to end. A build is STUDY=collapse, then disp, then what is
-left of all, and the next one STUDY=all. Every other kill takes all processes of the group, else one, drawn from all
-below make: Snakemake, a shell, a job, its kernel; the next run begins at once, beside what outlived its parent.
+left of all, and the next one STUDY=all. Every other kill takes all processes, else one, drawn from them: make, a
+shell, Snakemake, a job, its kernel; the next run begins as soon as make has ended, beside what outlived its parent.
 Moments are drawn evenly over a build's progress: so many jobs finished, then a part of the time that one takes, or
 until one more is.
 
@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builds import (
-    children,
     command,
     copied,
     ended,
@@ -37,12 +36,13 @@ from builds import (
     started,
     tables,
     whole,
+    within,
 )
 from trial import Trial
 
 KIND, PER_BUILD = "a kill of make figures", 17
 ORDERS = (("collapse", "disp", "all"), ("all",))
-PARTS = ("lib.runtime.store", "snakemake", "lib.studies", "papermill", "ipykernel", "bash", "sh")
+PARTS = ("lib.runtime.store", "snakemake", "lib.studies", "papermill", "ipykernel")
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,20 @@ def build(checkout: Path, studies: tuple[str, ...], moments: list[float], draw: 
     (checkout / "log").unlink(missing_ok=True)
     kills, failed = [], []
     for study in studies:
+        run, disturbed = started(checkout, study), False
         while True:
-            run = started(checkout, study)
             if moments and reached(checkout, run, moments[-1]):
                 one = draw if len(kills) % 2 else None
-                kills.append(kill(checkout, run, study, moments.pop(), one))
+                kills.append(kill(checkout, study, moments.pop(), one))
+                disturbed = bool(one or ended(run))
             elif not (code := ended(run)):
                 break
             else:
-                failed.append(f"a run of {study} after {len(kills)} kills ended with {code}: {said(checkout)[-300:]}")
+                if not disturbed:
+                    failed.append(f"STUDY={study} after {len(kills)} kills ended with {code}: {said(checkout)[-300:]}")
                 if len(failed) > 3:
                     raise RuntimeError(failed[-1])
+                run, disturbed = started(checkout, study), False
     left_alone(checkout)
     found, kept, jobs = tables(checkout), stamps(checkout), finishes(checkout)
     expected = whole().tables
@@ -109,16 +112,21 @@ def reached(checkout: Path, run: subprocess.Popen, moment: float) -> bool:
     return False
 
 
-def kill(checkout: Path, run: subprocess.Popen, study: str, moment: float, one: random.Random | None) -> Kill:
-    victims = children(run.pid)
-    with suppress(ProcessLookupError):
-        if one is None or not victims:
-            victim = "all processes"
-            os.killpg(run.pid, signal.SIGKILL)
-        else:
-            pid = one.choice(victims)
-            victim = next((part for part in PARTS if part in command(pid)), command(pid))
+def kill(checkout: Path, study: str, moment: float, one: random.Random | None) -> Kill:
+    """All processes in that copy, or one, and then what was finished."""
+    victims, who = sorted(within(checkout)), "all processes"
+    if one and victims:
+        victims = [one.choice(victims)]
+        who = name(victims[0])
+    what = f"STUDY={study}: {who} killed after {moment:.1f} jobs"
+    for pid in victims:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    ended(run)
-    print(f"STUDY={study}: {victim} killed at {moment:.1f} jobs", flush=True)
-    return Kill(f"STUDY={study}, {victim} after {moment:.1f} jobs", stamps(checkout), finishes(checkout))
+    print(what, flush=True)
+    return Kill(what, stamps(checkout), finishes(checkout))
+
+
+def name(pid: int) -> str:
+    words = command(pid).split()
+    known = [part for part in PARTS if "python" in words[0] and part in " ".join(words[:4])] if words else []
+    return (known or [Path(words[0]).name if words else "a process that has just ended"])[0]
