@@ -53,9 +53,12 @@ localrules:
     headline,
 
 
+# Each file by itself: of one that is missing Snakemake asks no more where the last of all is there.
 rule all:
     input:
         f"{OUT}/headline.csv",
+        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=plan.notebooks, file=["headline.csv", "manifest.json"]),
+        expand(f"{OUT}/{{notebook}}/{{notebook}}.ipynb", notebook=plan.notebooks),
 
 
 rule run:
@@ -107,6 +110,7 @@ rule notebook:
     params:
         lambda wildcards: plan.depends(wildcards.notebook),
         running=f"{BUILD}/logs/{{notebook}}.ipynb",
+        died="The kernel of notebook {notebook} was killed, as where memory ends: the same command goes on.",
     log:
         f"{BUILD}/logs/{{notebook}}.log",
     benchmark:
@@ -119,8 +123,9 @@ rule notebook:
     message:
         "notebook {wildcards.notebook} (progress: {log})"
     shell:
-        '"$PYTHON" -m papermill {input.source:q} {params.running:q} --kernel python3 --cwd . --log-output'
+        '{{ "$PYTHON" -m papermill {input.source:q} {params.running:q} --kernel python3 --cwd . --log-output'
         ' --no-progress-bar --parameters_yaml "$PARAMETERS" >{log:q} 2>&1'
+        " || {{ grep -q DeadKernelError {log:q} && echo {params.died:q} >{log:q}; exit 1; }}; }}"
         ' && "$PYTHON" -m lib.studies.executed {params.running:q} {output.shown:q} >>{log:q} 2>&1'
         " && mv {params.running:q} {output.executed:q}"
 
