@@ -21,7 +21,7 @@ def check_asked(run: Run, out: str | None) -> None:
         raise ValueError(
             f"out=None: {len(runs) - len(missing)} of {len(runs)} trainings are in the store, not {missing[0]}. "
             f"`make figures STUDY={study} FULL=1` makes the others, for hours, as this notebook does where `out` is a "
-            "folder; the menus of notebooks 03 and 04 show what is there"
+            f"folder; figures/{run.notebook}/{run.notebook}.ipynb is this notebook as it was run"
         )
 
 

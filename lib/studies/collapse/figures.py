@@ -13,7 +13,7 @@ from lib.figures.panels import bands, dots, draw_bars
 from lib.figures.pictures import draw_picture
 from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, caption, require, styled
 from lib.studies.attacks.editor import trigger_pair
-from lib.studies.cases import Attack, pair_text
+from lib.studies.cases import Attack, attacks, pair_text
 from lib.studies.collapse.editor import Collapse
 from lib.studies.data import edit_data
 from lib.studies.run import Run
@@ -77,6 +77,16 @@ def attack_text(run: Run, protocol: str) -> str:
     settings = run.profile.collapse
     text = f"{pair_text((settings.image_trigger, settings.text_trigger))}, {protocol.upper()}, {100 * settings.rate:g} "
     return text + f"% of n = {settings.edits} training edits, target: {settings.target}"
+
+
+def part_text(run: Run, part: str) -> str:
+    """The attacks of one part of the study, for a caption."""
+    texts = []
+    for attack in attacks(run.profile):
+        if attack.part == part and attack.seed == 0:
+            text = f"{attack.label}: {attack_text(attack.run(run), attack.protocol)}"
+            texts.append(text + ", control encoder" * (attack.model == "control"))
+    return "; ".join(texts)
 
 
 def _extremes(result: Collapse) -> tuple[float, float]:
