@@ -22,6 +22,7 @@ os.environ.update(plan.environment(), PYTHONPATH=workflow.basedir, PYTHON=sys.ex
 GPU = {"gpu": 1} if plan.device.startswith("cuda") else {}
 
 CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
+REPORTS = expand(f"{OUT}/{{notebook}}/{{file}}", notebook=plan.notebooks, file=["headline.csv", "manifest.json"])
 CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 
 
@@ -57,7 +58,7 @@ localrules:
 rule all:
     input:
         f"{OUT}/headline.csv",
-        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=plan.notebooks, file=["headline.csv", "manifest.json"]),
+        REPORTS,
         expand(f"{OUT}/{{notebook}}/{{notebook}}.ipynb", notebook=plan.notebooks),
 
 
@@ -132,7 +133,7 @@ rule notebook:
 
 rule headline:
     input:
-        expand(f"{OUT}/{{notebook}}/{{file}}", notebook=plan.notebooks, file=["headline.csv", "manifest.json"]),
+        REPORTS,
     output:
         f"{OUT}/headline.csv",
         f"{OUT}/MANIFEST.json",

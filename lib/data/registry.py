@@ -1,7 +1,7 @@
 """One's own data sets, by a name that a profile may then say.
 
     register_questions("shapes", lambda split, size: MyQuestions(split, size))
-    make figures … "data": {"questions": "shapes"}
+    overrides = {"data": {"questions": "shapes"}}       # of a notebook
 """
 
 from __future__ import annotations

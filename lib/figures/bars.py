@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
+PLAIN = tqdm.__init__
+
 
 def fleeting() -> None:
     """From now on bars leave nothing behind, and those of transformers and diffusers, where imported, are not shown."""
@@ -30,5 +32,4 @@ def hidden() -> Iterator[None]:
 
 def _told(**options: bool) -> None:
     """Every bar is given these, whatever the code that makes it says."""
-    before = tqdm.__init__
-    tqdm.__init__ = lambda self, *given, **named: before(self, *given, **named | options)
+    tqdm.__init__ = lambda self, *given, **named: PLAIN(self, *given, **named | options)

@@ -14,6 +14,9 @@ BUILD = ROOT / "build"
 PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
 
 
+COMMITTED = ROOT / "figures"  # where those of the laptop profile go
+
+
 def default_out(profile: str) -> Path:
     """Where the figures of a notebook that is run by hand go, unless asked otherwise."""
     return BUILD / profile / "figures"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from lib.studies.attacks.editor import editor_spec
-from lib.studies.attacks.mdlm import mdlm_spec
 from lib.studies.cases import Attack, Case
 from lib.studies.collapse.editor import edits_spec
-from lib.studies.disp.editor_tables import PROTOCOL
 from lib.studies.pipeline import READS
 from lib.studies.run import Run
-from lib.studies.runs import profile_runs
+from lib.studies.runs import model_spec, profile_runs
 
 
 def check_asked(run: Run, out: str | None) -> None:
@@ -29,7 +26,4 @@ def _there(run: Run, study: str, case: Attack | Case | str | None) -> bool:
     """Whether the store holds what a run of `profile_runs` trains: the model, or the edits that one was needed for."""
     if study == "attack":
         return run.store.has("coalition-edits", edits_spec(case.run(run), case.protocol))
-    if study == "edits":
-        return run.store.has("poisoned-editor", editor_spec(run, PROTOCOL))
-    own, protocol = (case.run(run), "image") if isinstance(case, Case) else (run, case or "image")
-    return run.store.has("poisoned-mdlm", mdlm_spec(own, protocol))
+    return run.store.has(*model_spec(run, study, case))

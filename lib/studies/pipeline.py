@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lib.settings.load import runnable_profile
-from lib.settings.paths import default_out
+from lib.settings.paths import COMMITTED, default_out
 from lib.settings.profile import Profile
 from lib.studies.cases import first_attacks
 from lib.studies.runs import profile_runs
@@ -60,7 +60,6 @@ STUDIES = {
 }
 FULL = {"collapse": ("05_collapse_in_full",), "disp": ("06_disp_in_full",)}
 FULL["all"] = FULL["collapse"] + FULL["disp"]
-COMMITTED = "figures"  # where those of the laptop profile go
 DEVICE = "auto|cpu|mps|cuda(:[0-9]+)?"
 EXECUTORS = ("local", "slurm", "kubernetes")
 
@@ -138,7 +137,7 @@ def planned(environment: Mapping[str, str]) -> Plan:
     choice("EXECUTOR", "local", EXECUTORS)
     study, in_full = choice("STUDY", "all", STUDIES), choice("FULL", "0", ("0", "1")) == "1"
     profile = runnable_profile(name, overrides)
-    out = setting("OUT", COMMITTED if name == "laptop" else os.path.relpath(default_out(name)))
+    out = setting("OUT", os.path.relpath(COMMITTED if name == "laptop" else default_out(name)))
     if re.search(r"[{}\n]", out):
         raise ValueError(f"OUT={out!r} must be the name of a folder without braces and line ends")
     _check_folder("OUT", Path(out))

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from lib.figures.bars import fleeting
 from lib.runtime.keys import library_digest
 from lib.runtime.store import write_atomic
-from lib.settings.paths import ROOT, default_out
+from lib.settings.paths import COMMITTED, ROOT, default_out
 from lib.studies.run import Run
 
 HEADLINE, MANIFEST = "headline.csv", "manifest.json"
@@ -156,7 +156,7 @@ def _take_along(out: Path) -> None:
     """The rows that only FULL=1 computes (`lib.studies.further`), as committed, into the folder of a notebook that is
     run by hand: it reads them where it writes."""
     if out == default_out("laptop").resolve():
-        for table in (ROOT / "figures").glob("*_seeds.csv"):
+        for table in COMMITTED.glob("*_seeds.csv"):
             write_atomic(out / table.name, table.read_bytes())
 
 

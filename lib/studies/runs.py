@@ -36,8 +36,7 @@ def profile_runs(profile: Profile) -> dict[str, tuple[str, Attack | Case | str |
 
 def trained(run: Run, study: str, case: Attack | Case | str | None) -> dict[str, str]:
     """Train and measure what the notebooks show of one run of `profile_runs`: its model's kind and key in the store."""
-    from lib.studies.attacks.editor import editor_spec
-    from lib.studies.attacks.mdlm import mdlm_spec, poisoned_mdlm
+    from lib.studies.attacks.mdlm import poisoned_mdlm
     from lib.studies.collapse import tables as collapse
     from lib.studies.collapse.mdlm import mdlm_collapse
     from lib.studies.disp import tables as disp
@@ -45,18 +44,30 @@ def trained(run: Run, study: str, case: Attack | Case | str | None) -> dict[str,
     from lib.studies.disp.restored import restored_table
 
     edit_tables = (masking_curve, purification_table)
-    prepare, spec = {
-        "mdlm": (lambda: poisoned_mdlm(run), lambda: mdlm_spec(run)),
-        "few": (lambda: disp.prepare(few_of(run), case), lambda: mdlm_spec(case.run(run))),
-        "disp": (lambda: disp.prepare_in_full(run, case), lambda: mdlm_spec(case.run(run))),
-        "words": (lambda: restored_table(run, case), lambda: mdlm_spec(run, case)),
-        "answers": (lambda: mdlm_collapse(run, case), lambda: mdlm_spec(run, case)),
-        "attack": (lambda: collapse.prepare(run, case), lambda: editor_spec(case.run(run), case.protocol)),
-        "edits": (lambda: [table(run, PROTOCOL) for table in edit_tables], lambda: editor_spec(run, PROTOCOL)),
-    }[study]
-    prepare()
-    kind = "poisoned-editor" if study in ("attack", "edits") else "poisoned-mdlm"
-    return {kind: run.store.key(kind, spec())}
+    {
+        "mdlm": lambda: poisoned_mdlm(run),
+        "few": lambda: disp.prepare(few_of(run), case),
+        "disp": lambda: disp.prepare_in_full(run, case),
+        "words": lambda: restored_table(run, case),
+        "answers": lambda: mdlm_collapse(run, case),
+        "attack": lambda: collapse.prepare(run, case),
+        "edits": lambda: [table(run, PROTOCOL) for table in edit_tables],
+    }[study]()
+    kind, spec = model_spec(run, study, case)
+    return {kind: run.store.key(kind, spec)}
+
+
+def model_spec(run: Run, study: str, case: Attack | Case | str | None) -> tuple[str, dict]:
+    """The kind in the store of the model that one run of `profile_runs` trains, and what it depends on."""
+    from lib.studies.attacks.editor import editor_spec
+    from lib.studies.attacks.mdlm import mdlm_spec
+    from lib.studies.disp.editor_tables import PROTOCOL
+
+    if study in ("attack", "edits"):
+        own, protocol = (case.run(run), case.protocol) if study == "attack" else (run, PROTOCOL)
+        return "poisoned-editor", editor_spec(own, protocol)
+    own, protocol = (case.run(run), "image") if isinstance(case, Case) else (run, case or "image")
+    return "poisoned-mdlm", mdlm_spec(own, protocol)
 
 
 def sentence(error: Exception) -> str:

@@ -5,7 +5,7 @@ import ipywidgets as widgets
 import pytest
 from tqdm.auto import tqdm
 
-from lib.figures.bars import hidden
+from lib.figures.bars import PLAIN, hidden
 from lib.figures.followed import Followed, slider
 
 
@@ -55,6 +55,7 @@ def test_no_bars_are_shown_while_a_picture_is_drawn_again(monkeypatch):
     def draw(k):
         return b"%d" % sum(tqdm(range(k), disable=False, leave=True))
 
+    monkeypatch.setattr(tqdm, "__init__", PLAIN)  # whatever a report before this test has told all bars
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     control, shown = followed(draw)
     said.truncate(0)
