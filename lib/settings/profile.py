@@ -193,6 +193,7 @@ class DispGrid(Section):
 
     main: defences of the main table, all of them by default. methods: what scores the tokens in figure 2, or "oracle";
     other_methods: likewise for other triggers, attackers and trigger sizes.
+    attack_seeds: of every rate, target, trigger and attacker.
     sizes: of the profile's image trigger, which the phase diagram is made of, every seed each.
     defences: those shown against the poison rate. always: those tried on every target, trigger and attacker, and
     rivals: beside these on every strong one. attackers: attacks made against DiSP. datasets: what the main table and
@@ -202,6 +203,7 @@ class DispGrid(Section):
     """
 
     seeds: Positive
+    attack_seeds: Positive = 1
     main: tuple[DefenceName, ...] = Field(default_factory=lambda: tuple(DEFENCES))
     methods: tuple[MethodName, ...] = (*TOKEN_SCORES, "oracle")
     other_methods: tuple[MethodName, ...] = ("directional", "attention", "random", "oracle")

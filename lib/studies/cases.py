@@ -134,20 +134,22 @@ def attacks(profile: Profile) -> list[Attack]:
 
 def cases(profile: Profile) -> list[Case]:
     """Seeds of the profile's own attack, that on other data, its unattacked fine-tune, rates, every target with every
-    seed (part "headline"), targets, triggers, their sizes with every seed (part "phase"), attackers, ablations."""
+    seed (part "headline"), targets, triggers, their sizes with every seed (part "phase"), attackers, ablations. Rates,
+    targets, triggers and attackers are tried with `attack_seeds` seeds each."""
     disp, grid = profile.disp, profile.disp_grid
+    tried = range(grid.attack_seeds)
     listed = [Case("seed", f"seed {seed}", seed, {}) for seed in range(grid.seeds)]
     listed += [Case("data", data.label, seed, data.settings) for data in grid.datasets for seed in range(data.seeds)]
-    listed += [Case("rate", f"{share:g}", 0, {"rate": share}) for share in (0.0, *grid.rates)]
+    listed += [Case("rate", f"{share:g}", seed, {"rate": share}) for share in (0.0, *grid.rates) for seed in tried]
     targets = tuple(dict.fromkeys((disp.target, *grid.targets)))
     listed += [Case("headline", name, seed, {"target": name}) for name in targets for seed in range(grid.seeds)]
-    listed += [Case("target", name, 0, {"target": name}) for name in targets]
+    listed += [Case("target", name, seed, {"target": name}) for name in targets for seed in tried]
     if grid.triggers:
         names = dict.fromkeys((disp.image_trigger, *grid.triggers))
-        listed += [Case("trigger", name, 0, {"image_trigger": name}) for name in names]
+        listed += [Case("trigger", name, seed, {"image_trigger": name}) for name in names for seed in tried]
     sized = [(f"{size:g}", {"trigger_size": size, "trigger_pixels": None}) for size in grid.sizes]
     listed += [Case("phase", label, seed, settings) for label, settings in sized for seed in range(grid.seeds)]
-    listed += [Case("attacker", attacker.label, 0, attacker.settings) for attacker in grid.attackers]
+    listed += [Case("attacker", one.label, seed, one.settings) for one in grid.attackers for seed in tried]
     return listed + [Case("ablation", ablation.label, 0, ablation.settings) for ablation in grid.ablations]
 
 

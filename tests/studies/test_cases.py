@@ -103,6 +103,9 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     assert [case.seed for case in parts["seed"]] == [0, 1, 2] and not any(case.settings for case in parts["seed"])
     wanted = [(data.label, seed) for data in profile.disp_grid.datasets for seed in range(data.seeds)]
     assert [(case.label, case.seed) for case in parts["data"]] == wanted and ("easy-VQA", 0) in wanted
+    for part in ("rate", "target", "trigger", "attacker"):
+        assert [case.seed for case in parts[part]] == [0, 1, 2] * (len(parts[part]) // 3)
+        parts[part] = parts[part][::3]
     assert [case.settings["rate"] for case in parts["rate"]] == [0.0, *profile.disp_grid.rates]
     targets = [case.settings["target"] for case in parts["target"]]
     assert targets == ["insertion", "refusal", "a smile as a sad mouth"]

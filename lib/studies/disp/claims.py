@@ -13,7 +13,7 @@ SHARE, LOST = 0.45, 0.02  # of the tokens masked, and of clean performance lost 
 
 
 def claims(defences: pd.DataFrame, rates: pd.DataFrame, measures: pd.DataFrame, rate: float) -> str:
-    """Whether each claim holds. Tables as of `main_table`, `case_table` of the rates and `clean_measures`.
+    """Whether each claim holds. Tables as of `main_table`, `over_attacks` of the rates and `clean_measures`.
 
     rate: that of the main table's attack.
     """
@@ -27,13 +27,14 @@ def claims(defences: pd.DataFrame, rates: pd.DataFrame, measures: pd.DataFrame, 
     done = wide[(wide[METRICS[0]] < LOW) & (wide[METRICS[2]] > after[METRICS[2]])].index
     if len(done):
         text.append(f"As clean, and with more of the clean performance left: {', '.join(done)}.")
-    asr = rates[rates["metric"] == METRICS[0]].pivot_table("value", "rate", "defence", sort=True)
-    asr = asr[asr.index > 0]
-    strong = asr[asr["no defence"] >= STRONG]
-    learnt = ", ".join(f"{100 * one:g} %" for one in strong.index) or "none"
-    text.append(f"Of the poison rates {', '.join(f'{100 * one:g} %' for one in asr.index)} an attack at {learnt}")
+    asr = rates[(rates["metric"] == METRICS[0]) & (rates["rate"] > 0)].sort_values("rate")
+    before, after = (asr[asr["defence"] == name].set_index("rate") for name in ("no defence", "DiSP"))
+    strong = before[before["attacks"] > 0]
+    learnt = [f"{100 * row.Index:g} % ({row.attacks} of {row.seeds} seeds)" for row in strong.itertuples()]
+    tried = ", ".join(f"{100 * one:g} %" for one in before.index)
+    text.append(f"Of the poison rates {tried} an attack at {', '.join(learnt) or 'none'}")
     if len(strong):
-        text[-1] += f"; after DiSP the highest ASR of these is {strong['DiSP'].max():.3f}"
+        text[-1] += f"; after DiSP the highest ASR of these is {after.loc[strong.index, 'highest'].max():.3f}"
     text[-1] += "."
     some = measures[(measures["ratio"] == SHARE) & (measures["method"].str.startswith("directional"))]
     for row in some.itertuples():

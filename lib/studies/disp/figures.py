@@ -18,7 +18,7 @@ from lib.metrics.intervals import OVER_CLUSTERS
 from lib.poisoning.plans import COALITIONS
 from lib.settings.names import IMAGE_TRIGGERS
 from lib.studies.disp.mmmu import MMMU
-from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS, STRONG
+from lib.studies.disp.outcomes import KEYWORD_METRICS, METRICS
 from lib.studies.run import Run
 
 SHOWN = (METRICS[0], METRICS[2], MMMU)
@@ -47,12 +47,6 @@ def masked_text(models: pd.Series) -> pd.Series:
     return models.where(models == "before", "masked: " + models.replace("joint", "vision and prompt"))
 
 
-def failed(table: pd.DataFrame, by: str) -> set:
-    """The values of the column `by` whose attacks were not learnt: without defence their ASR is below STRONG."""
-    weak = table["value"].astype(float) < STRONG
-    return set(table[by][weak & (table["metric"] == METRICS[0]) & (table["defence"] == "no defence")])
-
-
 def over_pictures(table: pd.DataFrame) -> str:
     """What the lines of numbers of one model are: shares are Wilson's, the agreement of free answers is not."""
     if not np.isfinite(table["low"]).any():
@@ -65,6 +59,25 @@ def over_seeds(table: pd.DataFrame) -> str:
     """What the lines of means over the column `seeds` are."""
     seeds = table["seeds"].max()
     return f"95 % t-intervals over {seeds} seeds" if seeds > 1 else f"{over_pictures(table)}, one seed"
+
+
+def seed_ends(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The table with lines from the lowest to the highest seed, where there are several, and what the lines are.
+
+    Columns seeds, lowest, highest and those of NUMBER.
+    """
+    require(table, "seeds", "lowest", "highest", *NUMBER)
+    several = table["seeds"] > 1
+    low, high = (table[name].mask(several, table[end]) for name, end in (("low", "lowest"), ("high", "highest")))
+    if not several.any():
+        return table, f"Lines: {over_pictures(table)}, one seed"
+    return table.assign(low=low, high=high), f"Means and lines from the lowest to the highest of {seeds_text(table)}"
+
+
+def seeds_text(table: pd.DataFrame) -> str:
+    """How many seeds the rows are means over: "3 seeds", "1 to 3 seeds"."""
+    fewest, most = table["seeds"].min(), table["seeds"].max()
+    return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
 
 
 def before_after(table: pd.DataFrame) -> Figure:
@@ -125,29 +138,31 @@ def editor_dots(table: pd.DataFrame) -> Figure:
 
 
 def attack_dots(table: pd.DataFrame, note: str = "") -> Figure:
-    """A line an attack, a mark a defence, a panel a metric of SHOWN: value and 95 % interval; of failed attacks no ASR.
+    """A line an attack, a mark a defence, a panel a metric of SHOWN, with the ends of the seeds; of attacks that failed
+    with every seed no ASR.
 
-    Columns label, defence and those of NUMBER.
+    Columns label, defence, attacks and those of `seed_ends`, as `over_attacks` makes them.
     """
-    require(table, "label", "defence", *NUMBER)
-    rows = table[table["metric"].isin(SHOWN)]
-    void = rows["label"].isin(failed(rows, "label")) & (rows["metric"] == METRICS[0])
+    require(table, "label", "defence", "attacks")
+    rows, lines = seed_ends(table[table["metric"].isin(SHOWN)])
+    void = (rows["attacks"] == 0) & (rows["metric"] == METRICS[0])
     rows = rows.assign(label=titled(rows["label"]), value=rows["value"].mask(void))
+    note = f"{note} {lines}, {counts(rows)} in all; defences on the seeds whose attack succeeded.".strip()
     return dots(rows, "label", "metric", "defence", missing="failed attack", note=note)
 
 
 @styled
 def rate_curves(table: pd.DataFrame) -> Figure:
-    """ASR with trigger against the poison rate, a line a defence, with its 95 % intervals (DiSP figure 3). Of a failed
-    attack no defence is shown.
+    """ASR with trigger against the poison rate, a line a defence, with the ends of the seeds (DiSP figure 3). Where the
+    attack failed with every seed no defence is shown.
 
-    Columns defence, rate, seed and those of NUMBER.
+    Columns defence, rate, attacks and those of `seed_ends`, as `over_attacks` makes them.
     """
-    require(table, "defence", "rate", "seed", *NUMBER)
-    table = table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)]
-    note = f"Lines: {over_pictures(table)}, n = {table['n'].max()} triggered questions a point, "
-    note += f"seed {', '.join(map(str, sorted(table['seed'].unique())))}."
-    weak, rates = failed(table, "rate"), sorted(table["rate"].unique())
+    require(table, "defence", "rate", "attacks")
+    table, lines = seed_ends(table[(table["metric"] == METRICS[0]) & (table["rate"] > 0)])
+    note = f"{lines}, n = {table['n'].max()} triggered questions a point in all. "
+    note += "Defences on the seeds whose attack succeeded."
+    weak, rates = set(table["rate"][table["attacks"] == 0]), sorted(table["rate"].unique())
     table = table[~table["rate"].isin(weak) | (table["defence"] == "no defence")]
     layout = {"xlabel": "poison rate", "ylabel": METRICS[0], "whiskers": True, "nested": True}
     figure = bands(table, "rate", "defence", note=note, **layout)

@@ -7,6 +7,8 @@ table = case_table(run, "target", ("no defence", "DiSP"))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -85,10 +87,10 @@ def prepare_in_full(run: Run, case: Case) -> None:
     """As `prepare`, and what else notebook 06 shows of the case."""
     prepare(run, case)
     case_run = case.run(run)
-    if case.part in ATTACKS:
+    if case.part in ATTACKS and case.seed == 0:
         ratio_gains(case_run, poisoned_mdlm(case_run)[0])
         input_detection(case_run)
-    if case.part == "target":
+    if case.part == "target" and case.seed == 0:
         ratio_study(case_run, poisoned_mdlm(case_run)[0], ("directional",), split="train")
     if filters_shown(run, case):
         filtered(case_run)
@@ -108,7 +110,7 @@ def curve_cases(run: Run, part: str) -> list[Case]:
     """The cases of a part that figure 2 is drawn for: targets, triggers, other data, attackers who plant first; and all
     of the phase diagram."""
     if part == "attacker":
-        return [case for case in chosen(run, part) if "plant" in case.settings]
+        return [case for case in first_seeds(run, part) if "plant" in case.settings]
     if part == "phase":
         return chosen(run, part)
     return first_seeds(run, part) if part in ("target", "trigger", "data") else []
@@ -128,14 +130,14 @@ def attack_parts(run: Run) -> list[str]:
 def case_table(run: Run, part: str) -> pd.DataFrame:
     """`defence_rows` of every case of a part.
 
-    Columns label, seed, rate, defence, knows, metric, value, low, high, n, interval.
+    Columns part, label, seed, rate, defence, knows, metric, value, low, high, n, interval.
     """
     rows = []
     for case in tqdm(chosen(run, part), desc=f"cases, {part}", leave=False):
         case_run = case.run(run)
-        labels = {"label": case.label, "seed": case_run.seed, "rate": case_run.profile.disp.rate}
+        labels = {"part": part, "label": case.label, "seed": case_run.seed, "rate": case_run.profile.disp.rate}
         rows += [defence_rows(case_run, name).assign(**labels) for name in defences_of(run, case)]
-    columns = ["label", "seed", "rate", "defence", "knows", "metric", *NUMBER]
+    columns = ["part", "label", "seed", "rate", "defence", "knows", "metric", *NUMBER]
     return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
 
 
@@ -149,19 +151,14 @@ def ablation_table(run: Run) -> pd.DataFrame:
     return pd.concat([rows.assign(label=rows["defence"]), case_table(run, "ablation")], ignore_index=True)
 
 
-def main_table(run: Run, part: str = "seed") -> pd.DataFrame:
-    """Defences of `disp_grid.main`: means over the seeds, with the lowest and the highest seed's value.
+def main_table(run: Run, strength: pd.DataFrame, part: str = "seed") -> pd.DataFrame:
+    """Defences of `disp_grid.main`: `over_attacks`, with a column data in place of part, label and rate.
 
     part  "seed", the profile's own data, or "data": the other data sets, whose labels the column data then has.
-
-    Columns data, defence, knows, metric, value, low, high (t over seeds; of a single seed its own, over pictures), n,
-    interval, seeds, lowest, highest.
     """
-    rows, table = [], case_table(run, part)
+    table = case_table(run, part)
     table["data"] = titles(run)[1] if part == "seed" else table["label"]
-    for key, group in table.groupby(["data", "defence", "knows", "metric"], sort=False):
-        rows.append(dict(zip(("data", "defence", "knows", "metric"), key, strict=True)) | over_seeds_of(group))
-    return pd.DataFrame(rows)
+    return over_attacks(table, strength, by=("data",))
 
 
 def attack_strength(run: Run) -> pd.DataFrame:
@@ -171,7 +168,7 @@ def attack_strength(run: Run) -> pd.DataFrame:
     asr_with_trigger, asr_without_trigger, clean_performance, clean_lost (against that fine-tune), succeeds, n.
     """
     parts = [part for part in ("seed", "data", "rate", "phase", *ATTACKS) if chosen(run, part)]
-    table = pd.concat([case_table(run, part).assign(part=part) for part in parts], ignore_index=True)
+    table = pd.concat([case_table(run, part) for part in parts], ignore_index=True)
     table = table[(table["defence"] == "no defence") & (table["rate"] > 0)]
     wide = table.pivot_table("value", ["part", "label", "seed"], "metric", sort=False)
     counts = table[table["metric"] == METRICS[2]].set_index(["part", "label", "seed"])["n"]
@@ -189,6 +186,27 @@ def attack_strength(run: Run) -> pd.DataFrame:
         }
     )
     return table.reset_index()
+
+
+def over_attacks(
+    rows: pd.DataFrame, strength: pd.DataFrame, by: Sequence[str] = ("part", "label", "rate")
+) -> pd.DataFrame:
+    """Rows of `case_table` as means over the seeds: under a defence over those whose attack succeeded, if any did.
+
+    strength  `attack_strength`, which says so. by: the columns that tell attacks apart.
+
+    Columns those of `by`, defence, knows, metric, value, low, high (t over seeds; of a single seed its own, over
+    pictures), n, interval, seeds, lowest, highest, attacks (seeds whose attack succeeded).
+    """
+    case = ["part", "label", "seed"]
+    succeeded = strength.set_index(case)["succeeds"]
+    rows = rows.assign(is_attack=succeeded.reindex(pd.MultiIndex.from_frame(rows[case]), fill_value=False).to_numpy())
+    columns, lines = [*by, "defence", "knows", "metric"], []
+    for key, group in rows.groupby(columns, sort=False):
+        attacks = int(group["is_attack"].sum())
+        judged = group if attacks == 0 or group["defence"].iloc[0] == "no defence" else group[group["is_attack"]]
+        lines.append(dict(zip(columns, key, strict=True)) | over_seeds_of(judged) | {"attacks": attacks})
+    return pd.DataFrame(lines)
 
 
 def unattacked_performance(run: Run) -> float:
@@ -239,10 +257,10 @@ def triggered_panels(run: Run, count: int) -> tuple[tuple, Float[Tensor, "sample
 
 
 def case_by_case(run: Run, table) -> pd.DataFrame:
-    """`table(run)` of every case of `ATTACKS`, with the columns part and label before."""
+    """`table(run)` of every case of `ATTACKS` that has the run's own seed, with the columns part and label before."""
     tables = []
     for part in ATTACKS:
-        for case in chosen(run, part):
+        for case in first_seeds(run, part):
             rows = table(case.run(run))
             rows.insert(0, "label", case.label)
             rows.insert(0, "part", part)

@@ -15,7 +15,9 @@ def main(after, kept, rival=(0.0, 0.9)):
 def rates(low):
     rows = [(0.0, "no defence", 0.0), (0.01, "no defence", low), (0.01, "DiSP", 0.2), (0.1, "no defence", 1.0)]
     rows += [(0.1, "DiSP", 0.01)]
-    return pd.DataFrame(rows, columns=["rate", "defence", "value"]).assign(metric=METRICS[0])
+    table = pd.DataFrame(rows, columns=["rate", "defence", "value"]).assign(metric=METRICS[0], seeds=3)
+    learnt = table["rate"].map({0.0: 0, 0.01: 2 if low >= 0.9 else 0, 0.1: 3})
+    return table.assign(attacks=learnt, highest=table["value"] + 0.05)
 
 
 def measures(relative):
@@ -37,8 +39,9 @@ def test_each_claim_is_judged_by_its_own_number(after, kept, relative, verdicts)
 
 def test_rates_without_an_attack_are_judged_by_no_defence():
     text = claims(main(0.0, 1.0), rates(0.5), measures(1.0), 0.1)
-    assert "Of the poison rates 1 %, 10 % an attack at 10 %; after DiSP the highest ASR of these is 0.010." in text
-    assert "at 1 %, 10 %; after DiSP the highest ASR of these is 0.200" in claims(
+    assert "Of the poison rates 1 %, 10 % an attack at 10 % (3 of 3 seeds); after DiSP the highest" in text
+    assert "ASR of these is 0.060." in text
+    assert "at 1 % (2 of 3 seeds), 10 % (3 of 3 seeds); after DiSP the highest ASR of these is 0.250" in claims(
         main(0.0, 1.0), rates(0.95), measures(1.0), 0.1
     )
 

@@ -16,6 +16,7 @@ from lib.studies.disp.figures import (
     rate_curves,
     ratio_curves,
     restored_dots,
+    seed_ends,
     target_curves,
 )
 from lib.studies.disp.outcomes import METRICS
@@ -26,10 +27,16 @@ def rows(**columns):
     return [columns | numbers | {"metric": metric} for metric in (METRICS[0], METRICS[2])]
 
 
+SEEDS = {"seeds": 3, "lowest": 0.3, "highest": 0.7, "attacks": 3}  # as `over_attacks` has them
 TABLES = {
     defence_dots: [row | {"label": label} for label in ("none", "DiSP") for row in rows()],
     ablation_dots: [row | {"label": label, "rate": 0.1} for label in ("none", "DiSP") for row in rows()],
-    attack_dots: [r for d in ("none", "DiSP") for label in ("warp", "blend") for r in rows(defence=d, label=label)],
+    attack_dots: [
+        row | SEEDS
+        for defence in ("none", "DiSP")
+        for label in ("warp", "blend")
+        for row in rows(defence=defence, label=label)
+    ],
     ratio_curves: [r for m in ("directional", "random") for ratio in (0.0, 0.5) for r in rows(method=m, ratio=ratio)],
     restored_dots: [
         row | {"metric": metric, "coalition": coalition}
@@ -38,7 +45,12 @@ TABLES = {
         for row in rows(model="before", protocol="and")[:1]
     ],
     editor_dots: [row | {"metric": f"ASR, {name}"} for name in ("none", "both") for row in rows(model="before")[:1]],
-    rate_curves: [r for d in ("none", "DiSP") for share in (0, 0.05, 0.1) for r in rows(defence=d, rate=share, seed=0)],
+    rate_curves: [
+        row | SEEDS
+        for defence in ("none", "DiSP")
+        for share in (0, 0.05, 0.1)
+        for row in rows(defence=defence, rate=share)
+    ],
     target_curves: [
         row
         for target in ("insertion", "refusal")
@@ -125,16 +137,29 @@ def test_every_line_is_named_with_the_chosen_ratio():
 
 def test_of_a_failed_attack_no_defence_is_shown():
     asr = {"no defence": {"warp": 0.1, "blend": 1.0}, "DiSP": {"warp": 0.0, "blend": 0.2}}
-    table = pd.DataFrame([r | {"value": asr[d][a]} for d in asr for a in asr[d] for r in rows(defence=d, label=a)])
+    learnt = {"warp": SEEDS | {"attacks": 0}, "blend": SEEDS | {"attacks": 2}}
+    cells = [(r | learnt[a] | {"value": asr[d][a]}) for d in asr for a in asr[d] for r in rows(defence=d, label=a)]
+    table = pd.DataFrame(cells)
     left, right = attack_dots(table).axes
     assert [text.get_text() for text in left.texts] == ["failed attack"] and not right.texts
     drawn = [x for line in left.lines if line.get_marker() in MARKERS for x in line.get_xdata()]
     assert [x for x in drawn if x == x] == [1.0, 0.2]
-    rates = table.assign(rate=table["label"].map({"warp": 0.01, "blend": 0.1}), seed=0)
+    rates = table.assign(rate=table["label"].map({"warp": 0.01, "blend": 0.1}))
     (axis,) = rate_curves(rates).axes
     assert [text.get_text() for text in axis.texts] == ["failed attack"]
     lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines if line.get_marker() in MARKERS}
     assert lines == {"no defence": [0.1, 1.0], "DiSP": [0.2]}
+
+
+def test_lines_go_from_the_lowest_to_the_highest_seed_where_there_are_several():
+    table = pd.DataFrame(TABLES[attack_dots])
+    drawn, said = seed_ends(table)
+    assert said == "Means and lines from the lowest to the highest of 3 seeds"
+    assert drawn[["low", "high"]].drop_duplicates().to_numpy().tolist() == [[0.3, 0.7]]
+    table.loc[0, "seeds"] = 1
+    drawn, said = seed_ends(table)
+    assert said.endswith("of 1 to 3 seeds") and drawn.loc[0, ["low", "high"]].tolist() == [0.4, 0.6]
+    assert seed_ends(table.assign(seeds=1))[1].endswith("Wilson intervals over pictures, one seed")
 
 
 def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
@@ -152,7 +177,7 @@ def test_every_defence_has_its_mark_beside_the_attack_it_was_tried_on():
 
 def test_a_legend_of_many_long_names_stays_in_the_figure():
     names = load_profile("laptop").disp_grid.defences
-    table = pd.DataFrame([r for d in names for s in (0.05, 0.1) for r in rows(defence=d, rate=s, seed=0)])
+    table = pd.DataFrame([row | SEEDS for d in names for s in (0.05, 0.1) for row in rows(defence=d, rate=s)])
     figure = rate_curves(table.assign(value=1.0))
     render(figure, "png")
     figure.set_dpi(DPI["png"])

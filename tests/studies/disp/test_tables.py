@@ -103,31 +103,55 @@ def test_a_table_holds_the_rows_of_its_cases(run):
     assert disp_grid.case_table(run, "ablation")["defence"].unique().tolist() == ["DiSP"]
 
 
+def outcome(value, **columns):
+    numbers = {"value": value, "low": value - 0.01, "high": value + 0.02, "n": 1000, "interval": "Wilson over clusters"}
+    common = {"part": "seed", "label": "", "rate": 0.1, "defence": "DiSP", "knows": "nothing", "metric": METRICS[0]}
+    return common | columns | numbers
+
+
+def strength(rows, failed=()):
+    table = pd.DataFrame(rows)[["part", "label", "seed"]].drop_duplicates()
+    return table.assign(succeeds=[cell not in failed for cell in table[["label", "seed"]].itertuples(index=False)])
+
+
 def test_the_main_table_is_of_the_seeds_means(monkeypatch, run):
-    values = {0: 0.5, 1: 0.5, 2: 0.6}
-    rows = [
-        {"label": "", "seed": seed, "rate": 0.1, "defence": "DiSP", "knows": "nothing", "metric": METRICS[0]}
-        | {"value": value, "low": value - 0.01, "high": value + 0.02, "n": 1000, "interval": "Wilson over clusters"}
-        for seed, value in values.items()
-    ]
+    rows = [outcome(value, seed=seed) for seed, value in enumerate((0.5, 0.5, 0.6))]
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows))
-    (row,) = disp_grid.main_table(run).to_dict("records")
-    assert (row["n"], row["seeds"], row["lowest"], row["highest"]) == (3000, 3, 0.5, 0.6)
+    (row,) = disp_grid.main_table(run, strength(rows)).to_dict("records")
+    assert (row["n"], row["seeds"], row["lowest"], row["highest"], row["attacks"]) == (3000, 3, 0.5, 0.6, 3)
     half = 4.30265 * (0.01 / 3) ** 0.5 / 3**0.5  # Student's with two degrees of freedom, and the seeds' deviation
     assert [row["value"], row["low"], row["high"]] == pytest.approx([1.6 / 3, 1.6 / 3 - half, 1.6 / 3 + half])
     assert row["interval"] == "t over seeds" and row["data"] == "faces: questions"
-    two = [row | {"label": label} for row in rows[:2] for label in ("here", "there")][:3]
+    two = [outcome(0.5, seed=seed, label=label) for label, seed in (("here", 0), ("there", 0), ("here", 1))]
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(two))
-    table = disp_grid.main_table(run, "data").set_index("data")
+    table = disp_grid.main_table(run, strength(two), "data").set_index("data")
     assert table["seeds"].to_dict() == {"here": 2, "there": 1}
     alone = table.loc["there", ["value", "low", "high", "n", "interval"]].tolist()
     assert alone == [0.5, 0.49, 0.52, 1000, "Wilson over clusters"]  # of one seed its own
 
 
+def test_a_defence_is_judged_on_the_seeds_whose_attack_succeeded():
+    found = {("warp", "no defence"): (0.95, 0.2, 1.0), ("warp", "DiSP"): (0.1, 0.0, 0.3)}
+    found |= {("blend", "no defence"): (0.1, 0.2, 0.3), ("blend", "DiSP"): (0.1, 0.2, 0.3)}
+    rows = [
+        outcome(value, label=label, defence=defence, seed=seed)
+        for (label, defence), values in found.items()
+        for seed, value in enumerate(values)
+    ]
+    failed = {("warp", 1), *(("blend", seed) for seed in range(3))}
+    table = disp_grid.over_attacks(pd.DataFrame(rows), strength(rows, failed)).set_index(["label", "defence"])
+    assert table["value"].to_dict() == pytest.approx(
+        {("warp", "no defence"): 2.15 / 3, ("warp", "DiSP"): 0.2, ("blend", "no defence"): 0.2, ("blend", "DiSP"): 0.2}
+    )
+    assert table["seeds"].tolist() == [3, 2, 3, 3] and table["attacks"].tolist() == [2, 2, 0, 0]
+    plain = pd.DataFrame([outcome(0.0, label="0", rate=0.0, defence="no defence", seed=0)])
+    assert disp_grid.over_attacks(plain, strength(rows))["attacks"].tolist() == [0]  # no attack at all
+
+
 def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):
     cells = {"good": (0.95, 0.015, 0.965), "weak": (0.8, 0, 0.98), "loud": (1, 0.03, 0.98), "costly": (1, 0, 0.95)}
     rows = [
-        {"label": label, "seed": 0, "rate": 0.1, "defence": "no defence", "metric": metric, "value": value, "n": 50}
+        outcome(value, label=label, seed=0, defence="no defence", metric=metric)
         for label, values in cells.items()
         for metric, value in zip(METRICS, values, strict=True)
     ]
@@ -145,7 +169,7 @@ def test_an_attack_on_other_data_loses_accuracy_against_the_fine_tune_there(monk
         labels = {"data": [("other", 0), ("other", 1)], "seed": [("seed 0", 0)]}.get(part, [])
         cells = [(label, seed, m, v) for label, seed in labels for m, v in zip(METRICS, (1, 0, 0.9), strict=True)]
         made = pd.DataFrame(cells, columns=["label", "seed", "metric", "value"])
-        return made.assign(rate=0.1, defence="no defence", n=50)
+        return made.assign(part=part, rate=0.1, defence="no defence", n=50)
 
     plain = {20: 0.95, 24: 0.905}  # by how many questions are fine-tuned on
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: rows(part))
