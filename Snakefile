@@ -11,19 +11,22 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
+from lib.studies.clock import check_clock, settle
 from lib.studies.pipeline import READS, planned
 
+CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
+CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 try:
     plan = planned(os.environ)
+    check_clock([*CODE, *CHECKPOINTS, *(f"notebooks/{notebook}.ipynb" for notebook in plan.notebooks)])
 except ValueError as error:
     sys.exit(f"make figures: {error}")
+settle([plan.build, *(f"{plan.out}/{part}" for part in (*plan.notebooks, "headline.csv", "MANIFEST.json"))])
 OUT, BUILD, profile = plan.out, plan.build, plan.profile
 os.environ.update(plan.environment(), PYTHONPATH=workflow.basedir, PYTHON=sys.executable)
 GPU = {"gpu": 1} if plan.device.startswith("cuda") else {}
 
-CODE = sorted(str(file) for file in Path("lib").rglob("*.py"))
 REPORTS = expand(f"{OUT}/{{notebook}}/{{file}}", notebook=plan.notebooks, file=["headline.csv", "manifest.json"])
-CHECKPOINTS = sorted(str(file) for file in Path("data/checkpoints").rglob("*.*") if file.suffix != ".md")
 
 
 def asks(job):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -16,6 +16,18 @@ Position = tuple[Fraction, Fraction]  # shares of the free room to the left and 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Raises ValueError, in one line, naming the field, the value given and what is allowed."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            name = type(self).__name__
+            refused = (re.sub("^profile is refused: ", "", sentence(one)) for one in error.errors())
+            raise ValueError(f"{name}: " + "; ".join(refused)) from None
+
+    # What is read from a profile does not pass here: its sections stay part of one validation, which names them all.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 AnySection = TypeVar("AnySection", bound=Section)

@@ -147,10 +147,10 @@ def two_of_one_store(checkout: Path) -> Disturbed:
 
 
 def clock_back(checkout: Path) -> Disturbed:
-    """Before the times of the checkout's own files: Snakemake says so. The clock is libfaketime's, for dates alone."""
+    """Before the times of the checkout's own files. The clock is libfaketime's, for dates alone."""
     plain = ("NO_FAKE_STAT=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1")
     code = ended(started(checkout, STUDY, "env", *plain, "faketime", "-f", "-400d"))
-    return disturbed(checkout, "a clock set back", "before the code", "has older modification time", code=code)
+    return disturbed(checkout, "a clock set back", "before the code", "set the clock", code=code)
 
 
 def from_the_future(checkout: Path) -> Disturbed:
