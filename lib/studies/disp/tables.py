@@ -7,8 +7,6 @@ table = case_table(run, "target", ("no defence", "DiSP"))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
@@ -22,9 +20,9 @@ from lib.saliency.by_name import directional
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, test_questions, training_questions
 from lib.studies.cases import Case, cases
 from lib.studies.data import titles
+from lib.studies.disp.compared import over_attacks
 from lib.studies.disp.defences import defence_rows
 from lib.studies.disp.filtering import filtered
-from lib.studies.disp.headline import over_seeds_of
 from lib.studies.disp.inputs import input_detection
 from lib.studies.disp.outcomes import (
     METRICS,
@@ -186,27 +184,6 @@ def attack_strength(run: Run) -> pd.DataFrame:
         }
     )
     return table.reset_index()
-
-
-def over_attacks(
-    rows: pd.DataFrame, strength: pd.DataFrame, by: Sequence[str] = ("part", "label", "rate")
-) -> pd.DataFrame:
-    """Rows of `case_table` as means over the seeds: under a defence over those whose attack succeeded, if any did.
-
-    strength  `attack_strength`, which says so. by: the columns that tell attacks apart.
-
-    Columns those of `by`, defence, knows, metric, value, low, high (t over seeds; of a single seed its own, over
-    pictures), n, interval, seeds, lowest, highest, attacks (seeds whose attack succeeded).
-    """
-    case = ["part", "label", "seed"]
-    succeeded = strength.set_index(case)["succeeds"]
-    rows = rows.assign(is_attack=succeeded.reindex(pd.MultiIndex.from_frame(rows[case]), fill_value=False).to_numpy())
-    columns, lines = [*by, "defence", "knows", "metric"], []
-    for key, group in rows.groupby(columns, sort=False):
-        attacks = int(group["is_attack"].sum())
-        judged = group if attacks == 0 or group["defence"].iloc[0] == "no defence" else group[group["is_attack"]]
-        lines.append(dict(zip(columns, key, strict=True)) | over_seeds_of(judged) | {"attacks": attacks})
-    return pd.DataFrame(lines)
 
 
 def unattacked_performance(run: Run) -> float:

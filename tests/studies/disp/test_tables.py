@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from attacked import outcome, strength
 
 from lib.settings.profile import DispGrid
 from lib.studies.attacks.mdlm import poisoned_mdlm, poisoned_training_set, training_questions
@@ -103,17 +104,6 @@ def test_a_table_holds_the_rows_of_its_cases(run):
     assert disp_grid.case_table(run, "ablation")["defence"].unique().tolist() == ["DiSP"]
 
 
-def outcome(value, **columns):
-    numbers = {"value": value, "low": value - 0.01, "high": value + 0.02, "n": 1000, "interval": "Wilson over clusters"}
-    common = {"part": "seed", "label": "", "rate": 0.1, "defence": "DiSP", "knows": "nothing", "metric": METRICS[0]}
-    return common | columns | numbers
-
-
-def strength(rows, failed=()):
-    table = pd.DataFrame(rows)[["part", "label", "seed"]].drop_duplicates()
-    return table.assign(succeeds=[cell not in failed for cell in table[["label", "seed"]].itertuples(index=False)])
-
-
 def test_the_main_table_is_of_the_seeds_means(monkeypatch, run):
     rows = [outcome(value, seed=seed) for seed, value in enumerate((0.5, 0.5, 0.6))]
     monkeypatch.setattr(disp_grid, "case_table", lambda run, part: pd.DataFrame(rows))
@@ -128,24 +118,6 @@ def test_the_main_table_is_of_the_seeds_means(monkeypatch, run):
     assert table["seeds"].to_dict() == {"here": 2, "there": 1}
     alone = table.loc["there", ["value", "low", "high", "n", "interval"]].tolist()
     assert alone == [0.5, 0.49, 0.52, 1000, "Wilson over clusters"]  # of one seed its own
-
-
-def test_a_defence_is_judged_on_the_seeds_whose_attack_succeeded():
-    found = {("warp", "no defence"): (0.95, 0.2, 1.0), ("warp", "DiSP"): (0.1, 0.0, 0.3)}
-    found |= {("blend", "no defence"): (0.1, 0.2, 0.3), ("blend", "DiSP"): (0.1, 0.2, 0.3)}
-    rows = [
-        outcome(value, label=label, defence=defence, seed=seed)
-        for (label, defence), values in found.items()
-        for seed, value in enumerate(values)
-    ]
-    failed = {("warp", 1), *(("blend", seed) for seed in range(3))}
-    table = disp_grid.over_attacks(pd.DataFrame(rows), strength(rows, failed)).set_index(["label", "defence"])
-    assert table["value"].to_dict() == pytest.approx(
-        {("warp", "no defence"): 2.15 / 3, ("warp", "DiSP"): 0.2, ("blend", "no defence"): 0.2, ("blend", "DiSP"): 0.2}
-    )
-    assert table["seeds"].tolist() == [3, 2, 3, 3] and table["attacks"].tolist() == [2, 2, 0, 0]
-    plain = pd.DataFrame([outcome(0.0, label="0", rate=0.0, defence="no defence", seed=0)])
-    assert disp_grid.over_attacks(plain, strength(rows))["attacks"].tolist() == [0]  # no attack at all
 
 
 def test_an_attack_that_is_weak_loud_or_costly_is_listed_as_failed(monkeypatch, run):
