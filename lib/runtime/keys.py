@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -136,15 +137,28 @@ def _source_digest(what: Callable | type) -> str:
         if one in seen:
             continue
         seen.add(one)
-        try:
-            text = textwrap.dedent(inspect.getsource(one))
-        except (OSError, TypeError):
-            raise ValueError(f"{one.__qualname__} has no source to be told apart by: define it in a file.") from None
+        text = _text(one)
         parts.append(text)
         waiting += [base for base in getattr(one, "__bases__", ()) if base.__module__ == one.__module__]
         for name, value in _used(one, text):
             parts += _contribution(name, value, one.__module__, waiting)
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def _text(one: Callable | type) -> str:
+    """The source of a class or function. That of a class in a notebook's cell, which `inspect` does not find, is where
+    its methods are."""
+    try:
+        return textwrap.dedent(inspect.getsource(one))
+    except (OSError, TypeError):
+        pass
+    for method in vars(one).values() if inspect.isclass(one) else ():
+        lines = linecache.getlines(method.__code__.co_filename) if inspect.isfunction(method) else []
+        cell = compile("".join(lines), "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in cell.body:
+            if isinstance(node, ast.ClassDef) and node.name == one.__qualname__:
+                return ast.unparse(node)
+    raise ValueError(f"{one.__qualname__} has no source to be told apart by: define it in a file or a notebook's cell.")
 
 
 def _contribution(name: str, value: Any, module: str, waiting: list) -> list[str]:

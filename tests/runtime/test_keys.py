@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import tiny
+from IPython.core.interactiveshell import InteractiveShell
 
 from lib.poisoning.catalogue import IMAGE_TRIGGERS, Checker, image_trigger, text_trigger
 from lib.poisoning.registry import register
@@ -172,6 +173,47 @@ def test_what_has_no_source_is_refused():
     exec("def typed(x): return x", {"__name__": __name__}, typed)
     with pytest.raises(ValueError, match="typed has no source to be told apart by: define it in a file"):
         registered(typed["typed"])
+
+
+CELLS = [
+    """
+from dataclasses import dataclass, field
+from lib.poisoning import Sticker
+
+RADIUS = 0.25
+""",
+    """
+await nothing()
+
+@dataclass(frozen=True)
+class Dot(Sticker):
+    name: str = field(init=False, default="dot-of-a-cell")
+    size: float = 1 / 8
+    position: tuple[float, float] = (1.0, 0.0)
+
+    def shapes(self, y, x):
+        return [(x**2 + y**2 < RADIUS, (0.8, 0.05, 0.08), 1.0)]
+""",
+]
+
+
+def test_what_a_notebooks_cell_defines_has_its_source(monkeypatch):
+    """In IPython's own shell, whose module is `__main__`, as a kernel's is."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # put back afterwards
+    shell = InteractiveShell()
+    sys.modules["__main__"] = shell.user_module
+    shell.run_cell("async def nothing(): pass")
+
+    def digest(cell):
+        assert shell.run_cell(cell).success
+        return registered(shell.user_ns["Dot"]())["source"]
+
+    assert shell.run_cell(CELLS[0]).success
+    first = digest(CELLS[1])
+    assert digest("# another cell, the same class\n" + CELLS[1]) == first
+    assert digest(CELLS[1].replace("0.05", "0.06")) != first
+    shell.run_cell("RADIUS = 0.5")
+    assert digest(CELLS[1]) != first
 
 
 def test_late_imports_count_and_those_for_type_checkers_do_not(monkeypatch):
