@@ -25,7 +25,6 @@ OPTIONAL = {  # what may be left out, and what needs it
     "model.blocks": "the score attention, CleanSight, attention pruning",
     "model.config.pad_id": "masking of words, unless question_tokens is its own",
     "tokenizer": "questions, unless prompts and responses are its own",
-    "texts": "answer, self_purify",
 }
 
 
@@ -35,6 +34,8 @@ def check_mdlm(mdlm: Mdlm, batch: int = 2) -> dict[str, str]:
     Returns what it leaves out, by name, with what cannot be used without. Raises ValueError that lists every part of
     the contract (`docs/extending.md`) that is missing or gives something else.
     """
+    if isinstance(mdlm, nn.Module):
+        raise ValueError(f"{type(mdlm).__name__} is a network: give an Mdlm that holds it, as docs/template.py does")
     model = getattr(mdlm, "model", None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is {type(model).__name__}: it must be a torch module, the network of the Mdlm")
@@ -81,7 +82,7 @@ def _parts(model: nn.Module) -> Iterator[str]:
     for name in INTEGERS:
         value = getattr(getattr(model, "config", None), name, None)
         if not isinstance(value, int):
-            yield f"model.config.{name} is {value!r}: it must be an integer"
+            yield f"model.config.{name} is {'missing' if value is None else repr(value)}: it must be an integer"
     for name in CALLS:
         if not callable(getattr(model, name, None)):
             yield f"model.{name} is missing"
@@ -112,20 +113,32 @@ def _answers(mdlm: Mdlm, vision: Tensor, prompt: Tensor, response: Tensor) -> It
         yield "model.logits of a sample depend on the samples beside it"
     if isinstance(calls, str):
         yield f"model.response_logits fails ({calls})"
-        return
-    if hasattr(calls, "logits_at"):  # a `Selective` may denoise in its own way: only its shape is asked
-        rows, places = torch.arange(batch, device=model.device), torch.arange(length, device=model.device)
-        calls.start_block(places.expand(batch, -1))
-        same = calls.logits_at(response, rows, places.expand(batch, -1)).shape == logits.shape
-    else:
-        again = calls(response)
-        same = again.shape == logits.shape and torch.allclose(again.float(), logits, **CLOSE)
-    if not same:
+    elif not callable(calls) and not hasattr(calls, "logits_at"):
+        yield f"model.response_logits gives {type(calls).__name__}: it must give a call from responses to their logits"
+    elif not _agree(model, calls, response, logits):
         yield "model.response_logits gives other logits than model.logits"
-    if callable(getattr(mdlm, "texts", None)):
-        texts = mdlm.texts(response)
-        if not isinstance(texts, list) or len(texts) != batch or not all(isinstance(text, str) for text in texts):
-            yield f"texts must give one string for each of {batch} responses"
+    if not (_missing(model, "states") or _missing(model, "head")):
+        with torch.no_grad():
+            own = _tried(lambda: model.head(model.states(vision, prompt, response)).float())
+        if isinstance(own, str):
+            yield f"model.head(model.states(…)) fails ({own})"
+        elif own.shape != logits.shape or not torch.allclose(own, logits, **CLOSE):
+            yield "model.head(model.states(…)) gives other logits than model.logits"
+    texts = _tried(lambda: mdlm.texts(response))
+    if not isinstance(texts, list) or len(texts) != batch or not all(isinstance(text, str) for text in texts):
+        said = f" ({texts})" if isinstance(texts, str) else ""
+        yield f"texts must give one string for each of {batch} responses{said}"
+
+
+def _agree(model: nn.Module, calls: Any, response: Tensor, logits: Tensor) -> bool:
+    """Whether decoding is given the same logits, of a `Selective`, which may denoise in its own way, the same shape."""
+    if not hasattr(calls, "logits_at"):
+        with torch.no_grad():
+            again = _tried(lambda: calls(response).float())
+        return not isinstance(again, str) and again.shape == logits.shape and torch.allclose(again, logits, **CLOSE)
+    rows, places = (torch.arange(count, device=model.device) for count in response.shape)
+    calls.start_block(places.expand(len(rows), -1))
+    return calls.logits_at(response, rows, places.expand(len(rows), -1)).shape == logits.shape
 
 
 def _learns(mdlm: Mdlm, vision: Tensor, prompt: Tensor, response: Tensor) -> Iterator[str]:

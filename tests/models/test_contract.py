@@ -10,7 +10,7 @@ import tiny
 import torch
 from tiny_mdlms import ADAPTERS
 
-from lib.models import check_editor, check_mdlm
+from lib.models import Mdlm, check_editor, check_mdlm
 from lib.settings.paths import ROOT
 
 TEMPLATE = ROOT / "docs" / "template.py"
@@ -35,7 +35,7 @@ def mine(template):
 
 def test_the_template_says_what_it_leaves_out(mine):
     left_out = check_mdlm(mine)
-    assert left_out["model.features"] == "questions" and "texts" not in left_out and len(left_out) == 7
+    assert left_out["model.features"] == "questions" and len(left_out) == 7
 
 
 def replaced(name, call):
@@ -46,9 +46,16 @@ def removed(name):
     return lambda network: delattr(network.config, name)
 
 
+def unstated(network):
+    """Its logits stay as they are."""
+    states = network.states
+    network.logits = lambda *given: network.head(states(*given))
+    network.states = lambda *given: {}["states"]
+
+
 FAULTS = {
     "model.project is missing": replaced("project", lambda _: None),
-    "model.config.mask_id is None": removed("mask_id"),
+    "model.config.mask_id is missing: it must be an integer": removed("mask_id"),
     "model.device is missing": replaced("device", lambda _: None),
     r"float64 \[2, 2, 7\]: it must give": replaced("logits", lambda n: lambda *a: n.head(n.states(*a)).double()),
     r"gives torch.float32 \[1, 2, 7\]": replaced("logits", lambda n: lambda *a: type(n).logits(n, *a)[:1]),
@@ -56,6 +63,9 @@ FAULTS = {
     "depend on the samples beside it": replaced("logits", lambda n: lambda *a: type(n).logits(n, *a) - len(a[0])),
     r"model.logits fails \(KeyError: 'vision'\)": replaced("logits", lambda _: lambda *a: {}["vision"]),
     "other logits than": replaced("response_logits", lambda n: lambda *a: lambda r: 1 + n.logits(*a, r)),
+    "gives Tensor: it must give a call": replaced("response_logits", lambda n: lambda *a: torch.zeros(2, 2, 7)),
+    r"head\(model.states\(…\)\) gives other logits": replaced("logits", lambda n: lambda *a: 2 * type(n).logits(n, *a)),
+    r"head\(model.states\(…\)\) fails \(KeyError": unstated,
     "reaches the vision tokens": replaced("logits", lambda n: lambda v, *a: type(n).logits(n, v.detach(), *a)),
     "reaches a parameter": replaced("states", lambda n: lambda *a: type(n).states(n, *a).detach() * 0),
 }
@@ -78,6 +88,21 @@ def test_a_loss_of_a_row_per_sample_is_refused(mine):
     mine.loss = lambda model, vision, *_: model.project(torch.zeros(len(vision), 8, 5)).sum((1, 2))
     with pytest.raises(ValueError, match=r"loss gives \[2\]: it must give one finite number"):
         check_mdlm(mine)
+
+
+def test_texts_that_are_none_are_named(mine, template):
+    mine.texts = lambda responses: responses
+    with pytest.raises(ValueError, match=r"texts must give one string for each of 2 responses\.$"):
+        check_mdlm(mine)
+    untold = object.__new__(type("Untold", (Mdlm,), {}))
+    untold.model = mine.model
+    with pytest.raises(ValueError, match=r"one string for each of 2 responses \(AttributeError: .*eos_id"):
+        check_mdlm(untold)
+
+
+def test_a_bare_network_is_to_be_wrapped(mine, untyped):
+    with pytest.raises(ValueError, match="Network is a network: give an Mdlm that holds it"):
+        check_mdlm(mine.model)
 
 
 def test_what_is_no_network_is_refused(mine):
