@@ -1,6 +1,6 @@
-"""A model of your own, from which to start: fill in the network and how ids read, then `python docs/template.py`.
+"""A model of your own, from which to start: fill in the network and how ids read.
 
-It is checked, attacked and purified as it stands: eight vision tokens, the last of which is the trigger's.
+`PYTHONPATH=. python docs/template.py` checks, attacks and purifies it: eight vision tokens, the last the trigger's.
 """
 
 from types import SimpleNamespace
