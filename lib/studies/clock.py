@@ -13,9 +13,10 @@ AHEAD = 60.0  # seconds, by which the clocks of one cluster may differ
 
 
 def check_clock(sources: Iterable[str]) -> None:
-    """Raises ValueError where one of these files is of a time to come: all that is made from it would look older."""
+    """Raises ValueError where one of these files, as far as they are there, is of a time to come: all that is made from
+    it would look older."""
     now = time.time()
-    for file in sources:
+    for file in filter(os.path.exists, sources):
         if (made := Path(file).stat().st_mtime) > now + AHEAD:
             says, of = (datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M") for at in (now, made))
             raise ValueError(f"the clock says {says} and {file} is of {of}: set the clock, or touch the file")

@@ -17,6 +17,7 @@ def test_a_source_of_a_time_to_come_is_refused_by_name(tmp_path):
     fine = [str(dated(tmp_path / "past.py", -1e6)), str(dated(tmp_path / "now.py", AHEAD / 2))]
     check_clock(fine)
     check_clock([])
+    check_clock([str(tmp_path / "nowhere.py")])
     ahead = str(dated(tmp_path / "ahead.py", 2 * AHEAD))
     with pytest.raises(ValueError, match=rf"{ahead} is of .*: set the clock, or touch the file"):
         check_clock([*fine, ahead])
