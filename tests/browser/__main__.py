@@ -21,8 +21,9 @@ WIDE, NARROW = (1400, 1000), (900, 1000)
 
 
 def written():
-    """When each committed file was last written."""
+    """When each committed file was last written; Jupyter's own copies are none of them."""
     files = [file for folder in COMMITTED for file in (ROOT / folder).rglob("*") if file.is_file()]
+    files = [file for file in files if file.parent.name != ".ipynb_checkpoints"]
     return {file: file.stat().st_mtime_ns for file in files}
 
 
