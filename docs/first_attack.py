@@ -30,7 +30,7 @@ class BlueTriangle(Sticker):
 register(BlueTriangle())
 
 
-def main(people=(1000, 100), steps=(150, 40), batch=32):
+def main(people=(1000, 100), steps=(300, 40), batch=32):
     """`people`: of training and test. `steps`: of the attack and of the purification."""
     trigger, goal = image_trigger(TRIGGER), target(TARGET)
     faces = make_faces(64, *people)
