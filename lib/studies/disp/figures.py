@@ -70,7 +70,7 @@ def seed_ends(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     several = table["seeds"] > 1
     low, high = (table[name].mask(several, table[end]) for name, end in (("low", "lowest"), ("high", "highest")))
     if not several.any():
-        return table, f"Lines: {over_pictures(table)}, one seed"
+        return table, f"Lines: {over_seeds(table)}"
     return table.assign(low=low, high=high), f"Means and lines from the lowest to the highest of {seeds_text(table)}"
 
 
