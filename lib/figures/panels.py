@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lib.figures.style import (
     WIDTH,
     Figure,
-    bar_style,
     caption,
     legend,
     line_style,
@@ -25,7 +23,6 @@ from lib.figures.style import (
     reach,
     require,
     share_axis,
-    signed,
     styled,
     wrapped,
 )
@@ -249,43 +246,6 @@ def _loss_axis(axis: Axes) -> None:
     line.set(color="0.2", linewidth=1, marker="o" if len(line.get_xdata()) == 1 else "")
     if min(line.get_ydata()) > 0:
         log_axis(axis)
-
-
-@styled
-def bars(table: pd.DataFrame, group: str, series: str, *, ylabel: str = "", note: str = "") -> Figure:
-    """Shares: a group of bars per value of the column `group`, a bar per value of `series`, its value written above."""
-    require(table, group, series, "value", "low", "high")
-    groups, names = table[group].unique(), table[series].unique()
-    figure = Figure(figsize=(WIDTH, 2.1))
-    axis = figure.subplots()
-    wide = 0.84 / len(names)
-    for style, name in enumerate(names):
-        rows = table[table[series] == name]
-        twice = rows[group][rows[group].duplicated()]
-        if len(twice):
-            raise ValueError(f"table has two rows for {group} {twice.iloc[0]!r} of one {series}.")
-        place = np.arange(len(groups)) + (style - (len(names) - 1) / 2) * wide
-        draw_bars(axis, place, rows.set_index(group).reindex(groups), wide * 0.9, style=style, digits=3)
-    axis.set_xticks(range(len(groups)), [wrapped(name, 72 // len(groups)) for name in groups])
-    axis.tick_params(axis="x", length=0)
-    axis.set(ylim=(0, 1.12), yticks=[0, 0.25, 0.5, 0.75, 1], ylabel=ylabel)
-    legend(figure, [Patch(**bar_style(style)) for style in range(len(names))], list(names))
-    caption(figure, note)
-    return figure
-
-
-def draw_bars(axis: Axes, place: np.ndarray, rows: pd.DataFrame, width: float, *, style: int, digits: int) -> None:
-    """Bars with their intervals and, beyond those, their values."""
-    value, low, high = (rows[column].to_numpy(float) for column in ("value", "low", "high"))
-    axis.bar(place, value, width, **bar_style(style))
-    axis.errorbar(place, value, reach(rows), fmt="none", ecolor="black", elinewidth=0.9, capsize=2, capthick=0.9)
-    axis.axhline(0, color="black", linewidth=0.6)
-    for x, v, bottom, top in zip(place, value, low, high, strict=True):
-        if math.isfinite(v):
-            end, side = (np.nanmin([v, bottom]), -3) if v < 0 else (np.nanmax([v, top]), 3)
-            where = {"textcoords": "offset points", "ha": "center", "va": "top" if v < 0 else "bottom"}
-            axis.annotate(signed(v, digits), (x, end), (0, side), fontsize=6.5, **where)
-    axis.margins(y=0.15)
 
 
 def _renamed(table: pd.DataFrame, **columns: str) -> pd.DataFrame:

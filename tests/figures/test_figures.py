@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib import font_manager
 
-from lib.figures.panels import bands, bars, dots, training_curves
+from lib.figures.panels import bands, dots, training_curves
 from lib.figures.pictures import image_grid, saliency_maps
 from lib.figures.style import (
     DIAMOND,
@@ -54,8 +54,8 @@ def shares():
     return pd.DataFrame(rows, columns=["model", "metric", "value", "low", "high"])
 
 
-def grouped(table):
-    return bars(table, "metric", "model")
+def dotted(table):
+    return dots(table, "model", "metric")
 
 
 def maps(k=2, tokens=16, credit=""):
@@ -66,10 +66,6 @@ def maps(k=2, tokens=16, credit=""):
 def curve(**watched):
     steps = {"step": [10, 20, 30], "loss": [1.0, 0.3, 0.1], "lr": [1e-3] * 3}
     return pd.DataFrame(steps | {name: [np.nan, 0.5, 1.0] for name in watched})
-
-
-def heights(axis):
-    return [patch.get_height() for patch in axis.patches]
 
 
 def ticks(axis):
@@ -253,28 +249,14 @@ def test_saliency_maps_show_scores_relative_to_the_pictures_highest():
     assert np.allclose(first, [[0.001, 0.25], [0.5, 1]]) and np.allclose(second, 0.001)
 
 
-def test_bars_stand_in_groups():
-    figure = grouped(shares().iloc[::-1].assign(value=np.arange(6) / 10))
-    (axis,) = figure.axes
-    assert ticks(axis) == ["clean accuracy", "ASR with trigger"] and legend(figure) == [
-        "purified",
-        "poisoned",
-        "base",
-    ]
-    assert heights(axis) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert [text.get_text() for text in axis.texts] == ["0.000", "0.100", "0.200", "0.300", "0.400", "0.500"]
-    assert len({(patch.get_hatch(), patch.get_facecolor()) for patch in axis.patches}) == 3
-
-
 @pytest.mark.filterwarnings("error")
-def test_one_row_and_missing_intervals_and_bars_are_drawn():
+def test_one_row_and_missing_intervals_are_drawn():
     missing = {"low": np.nan, "high": np.nan}
     figures = [
         image_grid({"a": torch.rand(1, 3, 8, 8)}, ["b"]),
         curves(ratios().assign(**missing).iloc[:1]),
         dots(shares().assign(**missing).iloc[:1], "model", "metric"),
         maps(k=1, tokens=1),
-        grouped(shares().assign(**missing).iloc[:4]),
     ]
     for figure in figures:
         assert render(figure, "png").startswith(b"\x89PNG")
@@ -284,7 +266,7 @@ def test_one_row_and_missing_intervals_and_bars_are_drawn():
 
 
 def test_caption_adds_a_wrapped_line():
-    figure = grouped(shares())
+    figure = dotted(shares())
     caption(figure, "first")
     caption(figure, "word " * 50)
     lines = figure.get_supxlabel().splitlines()
@@ -300,7 +282,7 @@ def test_nothing_of_it_stays_in_matplotlibs_settings_or_pyplot():
     import matplotlib.pyplot
 
     settings = {name: value for name, value in matplotlib.rcParams.items() if name != "backend"}
-    render(grouped(shares()), "pdf")
+    render(dotted(shares()), "pdf")
     assert {name: matplotlib.rcParams[name] for name in settings} == settings
     assert not matplotlib.pyplot.get_fignums()
 
@@ -328,12 +310,12 @@ def test_a_file_is_the_same_in_another_process():
 def digest():
     import hashlib
 
-    return hashlib.sha256(render(grouped(shares()), "pdf")).hexdigest()
+    return hashlib.sha256(render(dotted(shares()), "pdf")).hexdigest()
 
 
 def test_a_figure_shows_itself_in_a_notebook():
-    png, size = grouped(shares())._repr_png_()
-    assert png.startswith(b"\x89PNG") and size == {"width": 605, "height": 258}
+    png, size = dotted(shares())._repr_png_()
+    assert png.startswith(b"\x89PNG") and size == {"width": 605, "height": 132}
 
 
 # Refusals
@@ -345,8 +327,7 @@ def test_a_figure_shows_itself_in_a_notebook():
     [
         (lambda: curves(ratios().drop(columns=["metric", "low"])), "lacks metric, low"),
         (lambda: dots(shares().drop(columns="high"), "model", "metric"), "lacks high"),
-        (lambda: grouped(shares().iloc[:0]), "no row"),
-        (lambda: grouped(shares().assign(model="base")), "two rows for metric 'ASR with trigger'"),
+        (lambda: dotted(shares().iloc[:0]), "no row"),
         (lambda: training_curves({}, {}), "curves is empty"),
         (
             lambda: training_curves({"a": curve().drop(columns="loss")}, {}),
@@ -362,7 +343,7 @@ def test_a_figure_shows_itself_in_a_notebook():
             lambda: saliency_maps(torch.rand(1, 3, 4, 4), -torch.ones(1, 4), torch.ones(1, 4).bool(), ["a"]),
             "negative",
         ),
-        (lambda: render(grouped(shares()), "svg"), "kind is 'svg'"),
+        (lambda: render(dotted(shares()), "svg"), "kind is 'svg'"),
     ],
 )
 def test_refusals_say_what_is_wrong(draw, message):
@@ -371,8 +352,8 @@ def test_refusals_say_what_is_wrong(draw, message):
 
 
 def test_styles_do_not_run_out():
-    many = pd.concat([shares().iloc[:2].assign(model=f"model {i}") for i in range(12)])
-    render(grouped(many), "png")
+    many = pd.concat([ratios().assign(method=f"method {i}") for i in range(12)])
+    render(curves(many), "png")
     assert line_style(30)["marker"] in MARKERS
 
 

@@ -8,7 +8,7 @@ import papermill
 import pytest
 import worker
 from launches import TASKS
-from pipeline import EXECUTED, FEWER, IN_FULL, Smoke, snakemake
+from pipeline import EXECUTED, FEWER, IN_FULL, Smoke, figures
 
 from lib.runtime import store
 from lib.settings.paths import ROOT
@@ -21,7 +21,7 @@ def smoke(tmp_path_factory) -> Smoke:
     `FEWER` questions and attacks."""
     folder = tmp_path_factory.mktemp("smoke")
     out, executed, parameters = folder / "figures", {}, {}
-    snakemake(out)
+    figures(out)
     for path in NOTEBOOKS:
         given = {"profile": "smoke", "seed": 0, "device": "cpu", "out": str(out), "overrides": {}}
         executed[path.stem] = EXECUTED / path.name

@@ -5,13 +5,12 @@ What follows from the settings alone is tested in tests/studies/test_pipeline.py
 
 import json
 import os
-import re
 import subprocess
 
 import pandas as pd
 from headline import SMOKE
 from other_process import python
-from pipeline import IN_FULL, jobs, snakemake
+from pipeline import IN_FULL, jobs, snakemake, to_do
 
 from lib.settings.paths import ROOT
 from lib.studies.pipeline import READS, planned
@@ -61,8 +60,7 @@ def test_a_second_run_finds_nothing_to_do_also_where_a_cluster_is_asked_for_more
 
 def dry(out, **settings):
     """The jobs that Snakemake would run, and the plan that it has."""
-    told = snakemake(out, "--dry-run", **settings)
-    return set(re.findall(r"(?:training|notebook) ([\w.-]+) \(", told)), planned({"PROFILE": "smoke"} | settings)
+    return to_do(out, **settings), planned({"PROFILE": "smoke"} | settings)
 
 
 def test_a_changed_setting_runs_only_what_depends_on_it(smoke):

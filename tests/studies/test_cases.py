@@ -113,7 +113,7 @@ def test_the_cases_of_disp_are_seeds_rates_targets_triggers_and_ablations():
     assert headline == [(case.label, seed) for case in parts["target"] for seed in range(3)]
     assert [case.settings["image_trigger"] for case in parts["trigger"]][0] == profile.disp.image_trigger
     assert [case.settings for case in parts["attacker"]] == [a.settings for a in profile.disp_grid.attackers]
-    assert [list(case.settings) for case in parts["attacker"]][:2] == [["image_trigger"], ["hide"]]
+    assert [list(case.settings) for case in parts["attacker"]][:3] == [["rate", "train"], ["image_trigger"], ["hide"]]
     assert [case.label for case in parts["ablation"]] == [a.label for a in profile.disp_grid.ablations]
     assert len({case.name for case in found}) == len(found)
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from torch import Tensor
 
-from lib.figures.panels import bands, dots, draw_bars
+from lib.figures.panels import bands, dots
 from lib.figures.pictures import draw_picture
-from lib.figures.style import DIAMOND, POINT, SQUARE, TICK, WIDTH, Figure, caption, require, styled
+from lib.figures.style import (
+    DIAMOND,
+    POINT,
+    SQUARE,
+    TICK,
+    WIDTH,
+    Figure,
+    bar_style,
+    caption,
+    require,
+    signed,
+    styled,
+)
 from lib.studies.attacks.editor import trigger_pair
 from lib.studies.cases import Attack, attacks, pair_text
 from lib.studies.collapse.editor import Collapse
@@ -64,12 +78,21 @@ def sample_view(result: Collapse, sample: int, title: str, credit: str) -> Figur
         zip(grid, charts.items(), _extremes(result), strict=True)
     ):
         axis = figure.add_subplot(cell)
-        rows = pd.DataFrame({"value": values, "low": np.nan, "high": np.nan})
-        draw_bars(axis, np.arange(len(values)), rows, 0.6, style=style, digits=2)
+        _draw_bars(axis, values, style)
         axis.set(xticks=range(len(labels)), xticklabels=labels.values(), ylim=(-1.25 * most, 1.25 * most))
         axis.set_ylabel(name, labelpad=1)
     figure.suptitle(f"{title}, sample {sample}\n{result.triples['instruction'].iloc[sample]}", fontsize=7.5, y=0.985)
     return figure
+
+
+def _draw_bars(axis: Axes, values: list[float], style: int) -> None:
+    """A bar each, and beyond its end its value."""
+    axis.bar(range(len(values)), values, 0.6, **bar_style(style))
+    axis.axhline(0, color="black", linewidth=0.6)
+    for x, value in enumerate(values):
+        if math.isfinite(value):
+            where = {"textcoords": "offset points", "ha": "center", "va": "top" if value < 0 else "bottom"}
+            axis.annotate(signed(value, 2), (x, value), (0, -3 if value < 0 else 3), fontsize=6.5, **where)
 
 
 def attack_text(run: Run, protocol: str) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from lib.figures.panels import bands, bars, dots
+from lib.figures.panels import bands, dots
 from lib.figures.pictures import draw_masked, draw_picture, draw_saliency
 from lib.figures.style import POINT, TICK, WIDTH, Figure, counts, require, styled
 from lib.metrics.intervals import OVER_CLUSTERS
@@ -78,12 +78,6 @@ def seeds_text(table: pd.DataFrame) -> str:
     """How many seeds the rows are means over: "3 seeds", "1 to 3 seeds"."""
     fewest, most = table["seeds"].min(), table["seeds"].max()
     return f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
-
-
-def before_after(table: pd.DataFrame) -> Figure:
-    """Shares of each model side by side, a group of bars a metric. Columns model and those of NUMBER, n optional."""
-    note = f"Lines on the bars: {over_pictures(table)}{', ' + counts(table) if 'n' in table else ''}."
-    return bars(table, "metric", "model", ylabel="share of answers", note=note)
 
 
 def defence_dots(table: pd.DataFrame, shown: tuple[str, ...] = SHOWN, note: str = "") -> Figure:

@@ -8,7 +8,6 @@ from lib.studies.disp.figures import (
     ablation_dots,
     answer_view,
     attack_dots,
-    before_after,
     defence_dots,
     editor_dots,
     gain_curves,
@@ -117,9 +116,6 @@ def test_a_caption_says_of_how_many_each_metric_is():
     assert f"n = 20 ({METRICS[0]}), n = 40 ({METRICS[2]})." in ratio_curves(table).get_supxlabel().replace("\n", " ")
     with pytest.raises(ValueError, match="lacks low, n"):
         ratio_curves(table.drop(columns=["n", "low"]))
-    models = table.drop_duplicates("metric").assign(model="base")
-    assert "n = 20" in before_after(models).get_supxlabel()
-    assert "n =" not in before_after(models.drop(columns="n")).get_supxlabel()
 
 
 def test_the_oracle_is_explained_where_it_is_shown():
