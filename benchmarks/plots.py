@@ -105,8 +105,8 @@ def cost_curves(table: pd.DataFrame, overlap: float) -> Figure:
     """Overlap with each reference (95 % intervals) against the cost in forward passes: a row of panels a reference, a
     column a kind of pictures.
 
-    Columns pictures, estimator, probes, forwards, and of each of `OVERLAPS` also …_low and …_high. The estimators with
-    several rows are curves, each point with its number of probes. Grey line: the overlap to reach.
+    Columns pictures, estimator, probes, forwards, n, and of each of `OVERLAPS` also …_low and …_high. The estimators
+    with several rows are curves, the longest with its numbers of probes. Grey line: the overlap to reach.
     """
     ends = {"value": "", "low": "_low", "high": "_high"}
     rows = pd.concat(
@@ -115,14 +115,16 @@ def cost_curves(table: pd.DataFrame, overlap: float) -> Figure:
             for stem, name in OVERLAPS.items()
         ]
     )
+    longest = rows[rows["estimator"] == rows["estimator"].mode()[0]]
+    note = f"Small numbers: probes of {longest['estimator'].iloc[0]}. Lines: 95 % intervals over n = "
+    note += f"{table['n'].max()} pictures."
     layout = {"row": "reference", "column": "pictures", "xlabel": "cost in forward passes", "whiskers": True}
-    figure = bands(rows, "forwards", "estimator", shares=(), at=overlap, **layout)
-    several = rows[rows.groupby(["reference", "pictures", "estimator"])["probes"].transform("size") > 1]
+    figure = bands(rows, "forwards", "estimator", shares=(), at=overlap, note=note, **layout)
     panels = product(OVERLAPS.values(), table["pictures"].unique())
     for axis, (reference, pictures) in zip(figure.axes, panels, strict=True):
         colours = {line.get_label(): line.get_color() for line in axis.lines}
-        here = (several["reference"] == reference) & (several["pictures"] == pictures)
-        for row in several[here].itertuples():
+        here = (longest["reference"] == reference) & (longest["pictures"] == pictures)
+        for row in longest[here].itertuples():
             place = {"xytext": (2, -7), "textcoords": "offset points", "fontsize": 5}
             axis.annotate(str(row.probes), (row.forwards, row.value), color=colours[row.estimator], **place)
         axis.set_xscale("log")

@@ -65,7 +65,7 @@ class Tried(NamedTuple):
 def estimators() -> list[Tried]:
     """All that are compared. "not detached": what the authors' code computes, see `benchmarks.parity_disp`."""
     kinds = {
-        ("sign", None): (1, 2, 4, 6, 8, 16, 32, 64),
+        ("sign", None): (1, 2, 4, 6, 8, 16, 32, 64, 96),
         ("normal", None): (2, 6, 16),
         ("sign", TOP): (2, 6, 16, 64),
         ("normal", TOP): (1, 2, 4, 6, 8, 16, 32, 64),

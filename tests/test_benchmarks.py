@@ -176,7 +176,7 @@ def costs() -> pd.DataFrame:
     """As the benchmark of saliency makes them; overlaps with occlusion are lower by 0.1."""
     table = pd.DataFrame(COSTS, columns=["pictures", "estimator", "probes", "overlap", "forwards"])
     limits = {f"{stem}_{end}": at for stem in OVERLAPS for end, at in (("low", 0.3), ("high", 1.0))}
-    return table.assign(occlusion_overlap=table["overlap"] - 0.1, **limits)
+    return table.assign(occlusion_overlap=table["overlap"] - 0.1, n=48, **limits)
 
 
 def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach():
@@ -185,6 +185,7 @@ def test_cost_curves_join_the_probes_of_an_estimator_and_mark_what_is_to_reach()
     for axis in figure.axes:
         assert [text.get_text() for text in axis.texts] == ["1", "4"]
         assert [[0, 0.95], [1, 0.95]] in [line.get_xydata().tolist() for line in axis.lines]
+    assert "probes of sign." in figure.get_supxlabel() and "n = 48 pictures" in figure.get_supxlabel()
     points = [np.concatenate([line.get_xydata() for line in axis.lines]).round(6).tolist() for axis in figure.axes]
     assert all([2, 0.8] in here and [60, 0.4] in here for here in points[:2])
     assert all([2, 0.7] in here and [60, 0.3] in here for here in points[2:])
