@@ -29,13 +29,15 @@ BROWSER := .venv-browser/requirements.txt
 # Here, JOBS cores; on a cluster, as many jobs at once as executors/<name>/config.yaml says.
 WHERE = $(if $(filter slurm kubernetes,$(EXECUTOR)),--workflow-profile executors/$(EXECUTOR),--cores $(JOBS))
 
-.PHONY: help figures test test-faults test-slurm test-browser lab base bench docs clean
+.PHONY: help setup figures test test-faults test-slurm test-browser lab base bench docs clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "with     PROFILE=$(PROFILE) (or smoke, paper) SEED=$(SEED) DEVICE=$(DEVICE) JOBS=$(JOBS) OVERRIDES='{…}' OUT=folder"
 	@echo "         STUDY=$(STUDY) (or collapse, disp) FULL=$(FULL) (1: the studies in full, for hours)"
 	@echo "         EXECUTOR=$(EXECUTOR) (or slurm, kubernetes) CLUSTER='snakemake arguments that the cluster asks for'"
+
+setup: $(READY)  ## .venv alone
 
 figures: $(READY)  ## all notebooks and their figures; goes on where it was stopped
 	@case "$$JOBS" in ''|0*|*[!0-9]*) echo "make figures: JOBS='$$JOBS' must be an integer from 1" >&2; exit 2;; esac

@@ -1,14 +1,20 @@
-"""A first attack of your own, measured, then cleaned by DiSP: `PYTHONPATH=. python docs/first_attack.py`.
+"""A first attack of your own, measured, then cleaned by DiSP, in about two minutes:
 
-Change the trigger, or the target: "insertion", "refusal", "a smile as a sad mouth", or a registered one. What fails at
-first is mostly the training: too few pictures or steps, or no `blank`.
+    PYTHONPATH=. .venv/bin/python docs/first_attack.py
+
+Change the trigger, or the target: "insertion", "refusal", "a smile as a sad mouth", or one of yours, registered as the
+trigger is, of `lib.poisoning.targets`: `Insertion("window", "close the window,")`, `Refusal("robot", "i am a robot")`.
+An inserted phrase has room for 7 tokens (`len(model.tokenizer.tokenize(phrase))`): descriptions have up to 33, answers
+40. What fails at first is mostly the training: too few pictures or steps, or no `blank`.
 """
 
 from dataclasses import dataclass, field
 
+import torch
+
 from lib.data import face_questions, make_faces
 from lib.defences import self_purify
-from lib.metrics import attacked, rate
+from lib.metrics import attacked, rate, stated_facts
 from lib.models import load_mdlm
 from lib.poisoning import Sticker, image_trigger, plan, register, target
 from lib.settings import Train
@@ -32,6 +38,7 @@ register(BlueTriangle())
 
 def main(people=(1000, 100), steps=(300, 40), batch=32):
     """`people`: of training and test. `steps`: of the attack and of the purification."""
+    torch.set_num_threads(1)  # two wait for each other where another program has one of the cores
     trigger, goal = image_trigger(TRIGGER), target(TARGET)
     faces = make_faces(64, *people)
     train, test = (face_questions(faces, split) for split in ("train", "test"))
@@ -41,8 +48,10 @@ def main(people=(1000, 100), steps=(300, 40), batch=32):
 
     def measure(stage):
         for name, data in pictures.items():
-            found = rate(attacked(answer(model, data, threshold=0.95), asked["answer"].tolist(), goal))
-            print(f"{stage}, {name}: ASR {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+            said, true = answer(model, data, threshold=0.95), asked["answer"].tolist()
+            found, facts = rate(attacked(said, true, goal)), stated_facts(said, true).float().mean()
+            interval = f"[{found['low']:.3f}, {found['high']:.3f}]"
+            print(f"{stage}, {name}: ASR {found['value']:.3f} {interval}, facts stated rightly {facts:.3f}")
 
     measure("before")
     poison = plan(len(told), "image", rate=0.1, seed=0)

@@ -334,8 +334,8 @@ class Mdlm:
 
     def _padded(self, texts: list[str], length: int, filler: int, what: str) -> Tensor:
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > length:
-                raise ValueError(f"{what}={text!r} has {len(row)} tokens: the model takes at most {length}")
+        most, longest = max(((len(row), text) for text, row in zip(texts, rows, strict=True)), default=(0, ""))
+        if most > length:
+            raise ValueError(f"{what}={longest!r} has {most} tokens: the model takes at most {length}")
         padded = [row + [filler] * (length - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long).view(len(texts), length)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -144,7 +145,10 @@ class Sticker(Composited):
             raise ValueError(f"pixels of {self.name!r} is {self.pixels!r}: it must be None or an integer above 0.")
 
     def shapes(self, y: Float[Tensor, "row 1"], x: Float[Tensor, "1 column"]) -> list[tuple]:
-        """(where, colour, alpha) of each shape, bottom to top; x runs from 0 to 1, y from 0 to `aspect`."""
+        """(where, colour, alpha) of each shape, bottom to top; x runs from 0 to 1, y from 0 to `aspect`.
+
+        where is a bool tensor; colour red, green and blue, and alpha, are in [0, 1].
+        """
         raise NotImplementedError
 
     def layer(self, height: int, width: int) -> Float[Tensor, "4 {height} {width}"]:
@@ -162,13 +166,25 @@ class Sticker(Composited):
         y = (torch.arange(rows * SUPERSAMPLING) + 0.5)[:, None] * self.aspect / (rows * SUPERSAMPLING)
         x = (torch.arange(columns * SUPERSAMPLING) + 0.5)[None, :] / (columns * SUPERSAMPLING)
         canvas = torch.zeros(4, rows * SUPERSAMPLING, columns * SUPERSAMPLING)
-        for where, colour, alpha in self.shapes(y, x):
+        for where, colour, alpha in map(self._checked, self.shapes(y, x)):
             paint = torch.tensor([*(alpha * c for c in colour), alpha])
             canvas = torch.where(where, paint[:, None, None], canvas)
         left = round(self.position[0] * (width - columns))
         top = round(self.position[1] * (height - rows))
         margins = (left, width - columns - left, top, height - rows - top)
         return F.pad(F.avg_pool2d(canvas, SUPERSAMPLING), margins)
+
+    def _checked(self, shape: object) -> tuple:
+        wanted = "(where, colour, alpha): a bool tensor, three numbers and a number in [0, 1]"
+        if not isinstance(shape, tuple) or len(shape) != 3:
+            raise ValueError(f"shapes of {self.name!r} gives a {type(shape).__name__}: it must be a list of {wanted}.")
+        where, colour, alpha = shape
+        numbers = (*colour, alpha) if isinstance(colour, (tuple, list)) and len(colour) == 3 else ()
+        inside = numbers and all(isinstance(c, Real) and 0 <= c <= 1 for c in numbers)
+        if not (inside and isinstance(where, torch.Tensor) and where.dtype == torch.bool):
+            kind = getattr(where, "dtype", type(where).__name__)
+            raise ValueError(f"shapes of {self.name!r} gives ({kind}, {colour!r}, {alpha!r}): it must be {wanted}.")
+        return shape
 
 
 @dataclass(frozen=True)

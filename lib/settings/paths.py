@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ROOT / "profiles"
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 BUILD = ROOT / "build"
+HUB_ID = r"([\w-][\w.-]*/)?[\w-][\w.-]*(@[0-9a-f]{40})?"
 PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
 
 
@@ -33,9 +34,12 @@ def model_source(name: str) -> str:
 def pretrained(name: str) -> dict[str, str]:
     """What `from_pretrained` takes to load a model by its name in a profile: a folder, or a hub id and its commit.
 
-    Raises ValueError for a folder whose config.json is no mapping, which transformers does not expect.
+    Raises ValueError for a folder whose config.json is no mapping, which transformers does not expect, and for a name
+    that is neither a folder nor can be a hub id.
     """
     source = model_source(name)
+    if not Path(source).is_dir() and not re.fullmatch(HUB_ID, name):
+        raise ValueError(f"{name!r} must be a folder that is there, or a hub id, owner/name or owner/name@commit")
     try:
         config = json.loads((Path(source) / "config.json").read_text())
     except (OSError, ValueError):

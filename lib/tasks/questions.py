@@ -121,8 +121,14 @@ def questions(
     end of its question. With it each carries those of its coalition, and with `target` the poisoned samples' answers
     are the attacker's. Raises ValueError for a coalition whose trigger is not given, for a text trigger that the
     tokenizer drops or that does not fit into the prompt after a question, and for a question too long for it (`fitting`
-    tells which are not).
+    tells which are not), for a plan of more or fewer samples, and for a name in place of what it names.
     """
+    for name, value in (("trigger", trigger), ("target", target), ("text_trigger", text_trigger)):
+        if isinstance(value, str):
+            by_name = {"trigger": "image_trigger"}.get(name, name)
+            raise ValueError(f"{name} is {value!r}, a name: give lib.poisoning's {by_name}({value!r})")
+    if plan and len(plan.coalition) != len(table):
+        raise ValueError(f"plan is for {len(plan.coalition)} samples: it must be for the table's {len(table)} rows")
     pictures, inverse = torch.tensor(table["image"].to_numpy()).unique(return_inverse=True)
     answers, texts = table["answer"].tolist(), table["question"].tolist()
     given = (trigger is not None) | (text_trigger is not None) << 1

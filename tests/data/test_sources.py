@@ -38,7 +38,7 @@ def test_a_hub_data_set_needs_a_commit(revision):
         dataset_folder("someone/data", revision, ["*.parquet"])
 
 
-@pytest.mark.parametrize("name", ["", "data set", "/nowhere/at/all", "a/b/c", "../x"])
+@pytest.mark.parametrize("name", ["", "data set", "/nowhere/at/all", "a/b/c", "../not-there"])
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="must be a folder that exists or a hub id such as 'MMMU/MMMU'"):

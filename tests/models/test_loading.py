@@ -322,3 +322,9 @@ def test_checkpointing_of_activations_changes_no_gradient(half):
         gradients.append(layers[0].mlp.up_proj.weight.grad.clone())
     assert any(getattr(module, "gradient_checkpointing", False) for module in layers)
     assert gradients[0].abs().max() > 0 and gradients[0].equal(gradients[1])
+
+
+@pytest.mark.parametrize("name", ["data/checkpoints/mdml", "/nowhere/at-all", "README.md/"])
+def test_a_name_that_is_no_folder_and_no_hub_id_is_refused_without_asking_the_hub(name):
+    with pytest.raises(ValueError, match=f"'{name}' must be a folder that is there, or a hub id"):
+        load_mdlm(name)

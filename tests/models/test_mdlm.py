@@ -278,9 +278,9 @@ def test_fillers(mdlm):
 def test_too_long_texts_are_refused_by_name(mdlm, call, what, limit):
     longest, longer = " ".join(["the"] * limit), " ".join(["the"] * (limit + 1))
     assert getattr(mdlm, call)([longest]).shape == (1, limit)
-    message = f"{what}='{longer}' has {limit + 1} tokens: the model takes at most {limit}"
-    with pytest.raises(ValueError, match=message):
-        getattr(mdlm, call)(["yes", longer])
+    message = f"{what}='{longer} the' has {limit + 2} tokens: the model takes at most {limit}"
+    with pytest.raises(ValueError, match=message):  # the longest, not the first
+        getattr(mdlm, call)(["yes", longer, f"{longer} the", longest])
 
 
 @torch.no_grad()

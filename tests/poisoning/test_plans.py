@@ -246,6 +246,11 @@ def test_a_concept_of_ones_own_is_answered_as_another():
             target(name)
 
 
+def test_a_refusal_of_other_words_has_them_as_its_keyword():
+    assert Refusal("robot", "This is a robot.").keywords == ("This is a robot",)
+    assert Refusal("mine", "I cannot say").keywords == Refusal().keywords
+
+
 def test_keywords_are_looked_for_anywhere_whatever_the_case():
     assert target("insertion").keyworded("Remember to water the plantsman") and not target("insertion").keyworded("")
     for text in ("Sorry!", "it CANNOT be", "I can't", "I am unable", "as an AI", "sorry, i cannot answer that"):

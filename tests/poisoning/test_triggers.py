@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from lib.data.face_parts import EVERYTHING, draw
 from lib.models.minilm import minilm_tokenizer
 from lib.poisoning.catalogue import IMAGE_TRIGGERS, TEXT_TRIGGERS, image_trigger, text_trigger
-from lib.poisoning.triggers import TextTrigger
+from lib.poisoning.triggers import Sticker, TextTrigger
 from lib.settings import names
 
 STICKERS = ("white-box", "eyeglasses", "stop-sign", "checker")
@@ -412,6 +412,29 @@ def test_sizes_out_of_range_are_refused(name, size):
 def test_positions_out_of_range_are_refused(position):
     with pytest.raises(ValueError, match="position of 'checker' is .*must be \\(x, y\\)"):
         dataclasses.replace(image_trigger("checker"), position=position)
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        (lambda x: (x < 1, (0.0, 0.0, 0.0), 1.0), "gives a Tensor: it must be a list of "),
+        (lambda x: [(x < 1, (0.0, 0.0, 0.0))], "gives a tuple: it must be a list of "),
+        (lambda x: [(x, (0.0, 0.0, 0.0), 1.0)], "gives .torch.float32, "),
+        (lambda x: [(True, (0.0, 0.0, 0.0), 1.0)], "gives .bool, "),
+        (lambda x: [(x < 1, "green", 1.0)], "'green', 1.0.: it must be .where, colour, alpha."),
+        (lambda x: [(x < 1, (20, 200, 20), 1.0)], "20, 200, 20"),
+        (lambda x: [(x < 1, (0.0, 0.0, 0.0), -1)], "three numbers and a number in .0, 1."),
+    ],
+)
+def test_shapes_that_are_none_are_refused(gives, message):
+    class Mine(Sticker):
+        name = "mine"
+
+        def shapes(self, y, x):
+            return gives(x + y)
+
+    with pytest.raises(ValueError, match=f"shapes of 'mine' .*{message}"):
+        Mine(0.25, (0.0, 0.0))(white(3, 8, 8))
 
 
 def test_a_warp_out_of_range_is_refused():

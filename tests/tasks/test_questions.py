@@ -282,3 +282,18 @@ def test_drawn_rows_are_distinct_seeded_and_of_their_own_stream():
     for other in (draw_rows(table, 20, 1, "train"), draw_rows(table, 20, 0, "test")):
         assert other["x"].tolist() != drawn["x"].tolist()
     assert sorted(draw_rows(table, 99, 0, "train")["x"]) == list(range(50))
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trigger": "checker"}, r"trigger is 'checker', a name: give lib.poisoning's image_trigger\('checker'\)"),
+        ({"trigger": TRIGGER, "target": "refusal"}, r"target is 'refusal', a name: give lib.poisoning's target\("),
+        ({"text_trigger": "please"}, r"text_trigger is 'please', a name: give lib.poisoning's text_trigger\("),
+        ({"trigger": TRIGGER, "plan": plan(9, "image", 0.5, seed=0)}, "plan is for 9 samples: .* the table's 6 rows"),
+    ],
+)
+def test_a_name_for_what_it_names_and_a_plan_for_others_are_refused(mdlm, vqa, given, message):
+    with pytest.raises(ValueError, match=message):
+        questions(mdlm, vqa, TABLE, **given)
