@@ -48,12 +48,10 @@ def to_do(out: Path, **settings: str) -> set[str]:
 def figures(out: Path) -> None:
     """`make figures`, but that all runs other than `BY_ITSELF` are made by this process, which has imported all that a
     process of their own would first import."""
-    plan, left = planned({"PROFILE": "smoke"}), to_do(out)
+    plan = planned({"PROFILE": "smoke"})
     mark = {run: f"{plan.build}/runs/{run}.json" for run in plan.known}
-    alone = [name for name in BY_ITSELF if name in left]
-    if alone:
-        snakemake(out, "--", *(mark[name] for name in alone))
-    here = sorted(left & mark.keys() - {*BY_ITSELF})
+    snakemake(out, "--", *(mark[name] for name in BY_ITSELF))
+    here = sorted(to_do(out) & mark.keys())
     for name in here:
         with patch("sys.argv", ["runs", name, "--profile", "smoke", "--mark", str(ROOT / mark[name])]):
             runs.main()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.settings.paths import ROOT
+from lib.settings.paths import COMMIT, HUB_ID, ROOT
 
 
 def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Path:
@@ -21,9 +21,9 @@ def dataset_folder(name: str, revision: str | None, files: Sequence[str]) -> Pat
     for folder in (ROOT / name, Path(name)):
         if name and folder.is_dir():
             return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if not re.fullmatch(HUB_ID, name):
         raise ValueError(f"data set {name!r} must be a folder that exists or a hub id such as 'MMMU/MMMU'")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    if not re.fullmatch(COMMIT, revision or ""):
         raise ValueError(
             f"revision={revision!r} of the hub data set {name!r} must be a commit, 40 hexadecimal digits, "
             "and if a local folder is meant, it does not exist"

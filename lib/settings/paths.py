@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ROOT / "profiles"
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 BUILD = ROOT / "build"
-HUB_ID = r"([\w-][\w.-]*/)?[\w-][\w.-]*(@[0-9a-f]{40})?"
-PINNED = r"[\w-][\w.-]*/[\w-][\w.-]*@[0-9a-f]{40}"
+NAME, COMMIT = r"[\w-][\w.-]*", r"[0-9a-f]{40}"
+HUB_ID = f"{NAME}/{NAME}"
+PINNED = f"{HUB_ID}@{COMMIT}"
 
 
 COMMITTED = ROOT / "figures"  # where those of the laptop profile go
@@ -38,7 +39,7 @@ def pretrained(name: str) -> dict[str, str]:
     that is neither a folder nor can be a hub id.
     """
     source = model_source(name)
-    if not Path(source).is_dir() and not re.fullmatch(HUB_ID, name):
+    if not Path(source).is_dir() and not re.fullmatch(f"({NAME}/)?{NAME}(@{COMMIT})?", name):
         raise ValueError(f"{name!r} must be a folder that is there, or a hub id, owner/name or owner/name@commit")
     try:
         config = json.loads((Path(source) / "config.json").read_text())
